@@ -1,0 +1,201 @@
+// commands: what may be asked of an actor, and how a command is read off a message.
+//
+// The tenant and the actor come from the subject, never from the body. A message is decoded to a value or to a refusal;
+// nothing in it can make decoding throw.
+import { unpack } from "msgpackr";
+import { z } from "zod";
+import { type ErrorBody, errorBody } from "./errors.ts";
+import { type ActorKind, ID_PATTERN } from "./ids.ts";
+import type { Json } from "./json.ts";
+import { COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX } from "./limits.ts";
+import type { CommandChannel } from "./subjects.ts";
+
+export const HEADER_IDEMPOTENCY_KEY = "Idempotency-Key";
+export const HEADER_REPLY_TO = "Troupe-Reply-To";
+export const HEADER_CONTENT_TYPE = "Content-Type";
+export const HEADER_TRACEPARENT = "traceparent";
+/** `{process nonce}.{n}` on every append: tells one's own write from a rival's. */
+export const HEADER_COMMIT = "Troupe-Commit";
+/** On the last, empty message of a replay. */
+export const HEADER_DONE = "Troupe-Done";
+
+const id = z.string().regex(ID_PATTERN, "1 to 64 of A-Z a-z 0-9 _ -");
+const reason = z.object({ reason: z.string().max(1000).optional() });
+
+const textPart = z.object({ type: z.literal("text"), text: z.string() });
+export const messageContent = z.union([z.string().min(1), z.array(textPart).min(1).max(100)]);
+export type MessageContent = z.infer<typeof messageContent>;
+
+/** The text of a message, its parts run together. */
+export function contentText(content: MessageContent): string {
+  return typeof content === "string" ? content : content.map((part) => part.text).join("");
+}
+
+const modelName = z.string().regex(/^[a-z0-9_-]{1,32}\/[\x21-\x7e]{1,128}$/, "{provider}/{model}");
+
+/** What an agent is. A version of it is frozen into each session that is created from it. */
+export const agentConfig = z.object({
+  model: modelName,
+  instructions: z.string().max(200_000).default(""),
+  tools: z.array(id).max(128).default([]),
+  mode: z.enum(["multi", "single"]).default("multi"),
+  max_loops: z.int().min(1).max(LOOPS_MAX).optional(),
+  max_output_tokens: z.int().min(1).max(1_000_000).optional(),
+  temperature: z.number().min(0).max(2).optional(),
+  /** How long an idle session lives, and a paused or hibernated one (AR-F50). Milliseconds. */
+  idle_ttl_ms: z.int().min(1000).optional(),
+  suspended_ttl_ms: z.int().min(1000).optional(),
+});
+export type AgentConfig = z.infer<typeof agentConfig>;
+
+const sessionOverrides = z.object({
+  model: modelName.optional(),
+  instructions: z.string().max(200_000).optional(),
+  max_loops: z.int().min(1).max(LOOPS_MAX).optional(),
+  max_output_tokens: z.int().min(1).max(1_000_000).optional(),
+  temperature: z.number().min(0).max(2).optional(),
+});
+
+/** SHA-256 in hex. */
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+
+/** Every command type: where it may be said, and its body. Unknown fields of a body are dropped; unknown types are refused by name. */
+export const COMMANDS = {
+  session: {
+    "session.create": {
+      channels: ["command", "control"],
+      body: z.object({
+        agent: id,
+        external_id: z.string().min(1).max(256).optional(),
+        user: z.string().min(1).max(256).optional(),
+        mode: z.enum(["multi", "single"]).optional(),
+        overrides: sessionOverrides.optional(),
+        metadata: z.record(z.string().max(64), z.string().max(1024)).optional(),
+      }),
+    },
+    "message.send": {
+      channels: ["command", "control"],
+      body: z.object({ content: messageContent, on_busy: z.enum(["enqueue", "reject", "interrupt"]).optional() }),
+    },
+    "turn.cancel": { channels: ["command", "control"], body: reason },
+    "session.pause": { channels: ["command", "control"], body: reason },
+    "session.resume": { channels: ["command", "control"], body: reason },
+    "session.hibernate": { channels: ["command", "control"], body: reason },
+    "session.terminate": { channels: ["command", "control"], body: reason },
+  },
+  tenant: {
+    "tenant.create": { channels: ["control"], body: z.object({ name: z.string().max(256).optional() }) },
+    "tenant.suspend": { channels: ["control"], body: reason },
+    "tenant.resume": { channels: ["control"], body: reason },
+    "key.create": {
+      channels: ["control"],
+      body: z.object({ key_id: id, hash: sha256, scopes: z.array(z.string().max(64)).max(32).default([]), label: z.string().max(256).optional() }),
+    },
+    "key.revoke": { channels: ["control"], body: z.object({ key_id: id, reason: z.string().max(1000).optional() }) },
+    "agent.put": { channels: ["control"], body: z.object({ agent: id, config: agentConfig }) },
+  },
+  worker: {
+    "worker.drain": { channels: ["control"], body: reason },
+    "worker.undrain": { channels: ["control"], body: reason },
+  },
+  budget: {},
+  workflow: {},
+} as const satisfies Record<ActorKind, Record<string, { channels: readonly CommandChannel[]; body: z.ZodType }>>;
+
+/** A command as an actor's mailbox takes it. `body` has passed its schema. */
+export interface Command {
+  readonly channel: CommandChannel;
+  readonly type: string;
+  readonly body: { readonly [key: string]: Json };
+  /** The sender's Idempotency-Key, if any. */
+  readonly key?: string;
+  readonly trace?: string;
+}
+
+export type CommandDecoding = { readonly kind: "command"; readonly command: Command } | { readonly kind: "refused"; readonly error: ErrorBody; readonly type?: string };
+
+/** How deep a body may nest. Ours nest four deep; JSON of 1 MiB can nest half a million deep. */
+const DEPTH_MAX = 32;
+
+/** The JSON pointer and fault of the first string that cannot rest everywhere (NUL, lone surrogates), or of nesting too deep. */
+function faultIn(value: unknown): { pointer: string; fault: string } | undefined {
+  const pending: { value: unknown; pointer: string; depth: number }[] = [{ value, pointer: "", depth: 0 }];
+  for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
+    const { value: item, pointer, depth } = next;
+    if (depth > DEPTH_MAX) return { pointer: pointer.slice(0, 200), fault: `nested deeper than ${DEPTH_MAX}` };
+    if (typeof item === "string") {
+      if (item.includes("\u0000")) return { pointer, fault: "contains a NUL character" };
+      if (!item.isWellFormed()) return { pointer, fault: "contains a lone surrogate" };
+    } else if (typeof item === "number") {
+      if (!Number.isFinite(item)) return { pointer, fault: "is not a finite number" };
+    } else if (Array.isArray(item)) {
+      item.forEach((child, index) => pending.push({ value: child, pointer: `${pointer}/${index}`, depth: depth + 1 }));
+    } else if (item !== null && typeof item === "object") {
+      if (Object.getPrototypeOf(item) !== Object.prototype && Object.getPrototypeOf(item) !== null) return { pointer, fault: "is not plain data" };
+      for (const [key, child] of Object.entries(item)) {
+        const at = `${pointer}/${key.slice(0, 64).replaceAll("~", "~0").replaceAll("/", "~1")}`;
+        if (key.includes("\u0000") || !key.isWellFormed()) return { pointer: at, fault: "has a key that is not well-formed text" };
+        pending.push({ value: child, pointer: at, depth: depth + 1 });
+      }
+    } else if (item !== null && typeof item !== "boolean" && item !== undefined) {
+      return { pointer, fault: "is not JSON" };
+    }
+  }
+  return undefined;
+}
+
+const refused = (error: ErrorBody, type?: string): CommandDecoding => (type === undefined ? { kind: "refused", error } : { kind: "refused", error, type });
+
+function parseBytes(data: Uint8Array, contentType: string): { value: unknown } | { fault: string } {
+  const media = contentType.split(";")[0]?.trim().toLowerCase() ?? "";
+  try {
+    if (media === "application/msgpack") return { value: unpack(data) };
+    if (media !== "application/json" && media !== "") return { fault: `content type '${media.slice(0, 64)}' is neither application/json nor application/msgpack` };
+    return { value: JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data)) };
+  } catch (error) {
+    return { fault: `the body is not ${media === "application/msgpack" ? "msgpack" : "JSON in UTF-8"}: ${error instanceof Error ? error.message.slice(0, 200) : "unreadable"}` };
+  }
+}
+
+/**
+ * Reads a command off a message that arrived on a subject of `kind` and `channel`.
+ *
+ * Refuses: `too_large` over COMMAND_BYTES_MAX; `invalid` for unreadable bytes, wrong shapes (with JSON pointers in
+ * `details.errors`), unknown types, hostile text; `forbidden` for a type that may not be said on this channel.
+ */
+export function decodeCommand(kind: ActorKind, channel: CommandChannel, data: Uint8Array, header: (name: string) => string | undefined): CommandDecoding {
+  if (data.byteLength > COMMAND_BYTES_MAX) return refused(errorBody("too_large", `a command is at most ${COMMAND_BYTES_MAX} bytes`, { bytes: data.byteLength, bytes_max: COMMAND_BYTES_MAX }));
+  const parsed = parseBytes(data, header(HEADER_CONTENT_TYPE) ?? "application/json");
+  if ("fault" in parsed) return refused(errorBody("invalid", parsed.fault));
+  const fault = faultIn(parsed.value);
+  if (fault) return refused(errorBody("invalid", `${fault.pointer || "the message"} ${fault.fault}`, { errors: [{ pointer: fault.pointer, message: fault.fault }] }));
+  const envelope = z.object({ type: z.string().min(1).max(64), body: z.record(z.string(), z.unknown()).default({}) }).safeParse(parsed.value);
+  if (!envelope.success) return refused(invalidBody(envelope.error, ""));
+  const key = header(HEADER_IDEMPOTENCY_KEY);
+  if (key !== undefined && (key.length === 0 || Buffer.byteLength(key) > IDEMPOTENCY_KEY_BYTES_MAX)) return refused(errorBody("invalid", `${HEADER_IDEMPOTENCY_KEY} is 1 to ${IDEMPOTENCY_KEY_BYTES_MAX} bytes`), envelope.data.type);
+  return checkCommand(kind, channel, envelope.data.type, envelope.data.body, { key, trace: header(HEADER_TRACEPARENT) });
+}
+
+/** Checks a command's type, channel and body. For senders that already hold a value, and for decodeCommand. */
+export function checkCommand(kind: ActorKind, channel: CommandChannel, type: string, body: unknown, extra: { key?: string | undefined; trace?: string | undefined } = {}): CommandDecoding {
+  const known: Record<string, { channels: readonly CommandChannel[]; body: z.ZodType }> = COMMANDS[kind];
+  const declared = Object.hasOwn(known, type) ? known[type] : undefined;
+  if (declared === undefined) return refused(errorBody("invalid", `unknown command '${type}' for a ${kind}`, { type, known: Object.keys(known) }), type);
+  if (!declared.channels.includes(channel)) return refused(errorBody("forbidden", `'${type}' cannot be said on .${channel}`, { type, channel }), type);
+  const checked = declared.body.safeParse(body);
+  if (!checked.success) return refused(invalidBody(checked.error, "/body"), type);
+  const command: Command = {
+    channel,
+    type,
+    body: checked.data as { [key: string]: Json },
+    ...(extra.key === undefined ? {} : { key: extra.key }),
+    ...(extra.trace !== undefined && /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/.test(extra.trace) ? { trace: extra.trace } : {}),
+  };
+  return { kind: "command", command };
+}
+
+/** `invalid` with one JSON pointer per fault. */
+export function invalidBody(error: z.ZodError, root: string): ErrorBody {
+  const errors = error.issues.slice(0, 20).map((issue) => ({ pointer: `${root}/${issue.path.map(String).join("/")}`.replace(/\/$/, ""), message: issue.message.slice(0, 300) }));
+  return errorBody("invalid", errors.map((one) => `${one.pointer || "/"}: ${one.message}`).join("; ").slice(0, 500), { errors });
+}

@@ -1,0 +1,47 @@
+// limits: every bound that more than one room relies on, with the sentence that justifies it.
+import { assert } from "./assert.ts";
+
+/** A command a tenant may publish. Large enough for a long document, small enough that a shard's inbox of thousands fits memory. */
+export const COMMAND_BYTES_MAX = 1024 * 1024;
+/** What the broker takes at all: an append may carry several commands and their events. */
+export const PAYLOAD_BYTES_MAX = 4 * 1024 * 1024;
+/** What one append may hold before the host stops folding more of the mailbox into it. */
+export const APPEND_BYTES_TARGET = 1024 * 1024;
+/** Entries that one append folds. Above it latency of the first grows faster than throughput. */
+export const APPEND_ENTRIES_MAX = 64;
+assert(COMMAND_BYTES_MAX + APPEND_BYTES_TARGET < PAYLOAD_BYTES_MAX, "one command always fits an append that was not yet full");
+
+/** Outcomes of keyed commands an actor remembers: a week is longer than any sender's retry, 1,000 bounds the state. */
+export const IDEMPOTENCY_KEYS_MAX = 1000;
+export const IDEMPOTENCY_KEEP_MS = 7 * 24 * 60 * 60 * 1000;
+export const IDEMPOTENCY_KEY_BYTES_MAX = 255;
+
+/** Messages waiting in one session. A person does not queue more; a program should open more sessions. */
+export const SESSION_QUEUE_MAX = 100;
+/** Model calls in one turn before it ends as `loop_limit` (AR-F06); an agent may set its own, up to the ceiling. */
+export const LOOPS_DEFAULT = 25;
+export const LOOPS_MAX = 1000;
+
+/** Entries between snapshots: replaying this many costs under a millisecond of processor time. */
+export const SNAPSHOT_EVERY_ENTRIES = 64;
+/** And no journal tail is older than this without one (AR-F47). */
+export const SNAPSHOT_EVERY_MS = 30_000;
+
+/** An idle actor leaves memory after this. */
+export const PASSIVATE_AFTER_MS = 60_000;
+/** Timers nearer than this run in the process; farther ones, and all on passivation, are armed in TIMERS. */
+export const TIMER_IN_PROCESS_MS = 60_000;
+
+/** A worker's lease. Long enough for two missed renewals and a broker restart, short enough for a person's patience. */
+export const LEASE_TTL_MS = 5_000;
+export const LEASE_RENEW_MS = 1_000;
+assert(LEASE_TTL_MS >= 4 * LEASE_RENEW_MS, "a lease outlives three missed renewals");
+/** A planned move waits for running effects at most this long. */
+export const HANDOVER_DEADLINE_MS = 60_000;
+
+/** Partitions of the actor space; fixed per deployment. */
+export const SHARDS_EMBEDDED = 16;
+export const SHARDS_PRODUCTION = 64;
+
+/** Tokens coalesce this long after the first chunk. */
+export const TOKEN_COALESCE_MS = 20;

@@ -1,0 +1,21 @@
+// reply: what a sender that named a Troupe-Reply-To hears when its command has been decided.
+import { z } from "zod";
+import type { ErrorBody } from "./errors.ts";
+import type { JsonObject } from "./json.ts";
+
+export type Reply =
+  | { readonly ok: true; readonly actor: string; readonly seq: number; readonly state: string; readonly result: JsonObject }
+  | { readonly ok: false; readonly actor: string; readonly error: ErrorBody };
+
+const replyShape = z.union([
+  z.object({ ok: z.literal(true), actor: z.string(), seq: z.number(), state: z.string(), result: z.record(z.string(), z.unknown()) }),
+  z.object({ ok: z.literal(false), actor: z.string(), error: z.object({ code: z.string(), message: z.string(), details: z.record(z.string(), z.unknown()).optional() }) }),
+]);
+
+export function encodeReply(reply: Reply): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify(reply));
+}
+/** Reads a reply; throws on bytes that are none, since only our own hosts send them. */
+export function decodeReply(data: Uint8Array): Reply {
+  return replyShape.parse(JSON.parse(new TextDecoder().decode(data))) as Reply;
+}

@@ -1,0 +1,119 @@
+// subjects: the only file that builds or parses a NATS subject.
+//
+//   tenant.{tenant}.{kind}.{id}.{channel}     what services and tenants see
+//   live.tenant.…                             what the streams stored, as it is stored
+//   shard.{n}.tenant.…  shard.{n}.due.…       COMMANDS and TIMERS after their subject transform: a shard's inbox
+//   timer.…  due.…                            a schedule, and where it is aimed
+//   resident.{n}.{tenant}.{kind}.{id}         an actor that owes something
+//   system.…                                  between our own processes
+import { assert } from "./assert.ts";
+import { type ActorAddress, isActorKind, isId } from "./ids.ts";
+
+export const CHANNELS = ["command", "control", "event", "token", "snapshot"] as const;
+export type Channel = (typeof CHANNELS)[number];
+export type CommandChannel = Extract<Channel, "command" | "control">;
+
+export function isChannel(text: unknown): text is Channel {
+  return typeof text === "string" && (CHANNELS as readonly string[]).includes(text);
+}
+
+export function actorSubject(actor: ActorAddress, channel: Channel): string {
+  assert(isId(actor.tenant) && isId(actor.id), "a subject is built from well-formed ids");
+  return `tenant.${actor.tenant}.${actor.kind}.${actor.id}.${channel}`;
+}
+
+/** Where the live copy of what EVENTS or TOKENS stored is heard. */
+export function liveSubject(actor: ActorAddress, channel: "event" | "token"): string {
+  return `live.${actorSubject(actor, channel)}`;
+}
+
+export type SubjectParse =
+  | { readonly kind: "actor"; readonly actor: ActorAddress; readonly channel: Channel }
+  | { readonly kind: "malformed"; readonly reason: string };
+
+/** Parses `tenant.…`, `live.tenant.…` and `shard.{n}.tenant.…` alike. */
+export function parseActorSubject(subject: string): SubjectParse {
+  let tokens = subject.split(".");
+  if (tokens[0] === "live") tokens = tokens.slice(1);
+  else if (tokens[0] === "shard") tokens = tokens.slice(2);
+  const [root, tenant, kind, id, channel, ...rest] = tokens;
+  if (root !== "tenant" || rest.length > 0) return { kind: "malformed", reason: "not tenant.{tenant}.{kind}.{id}.{channel}" };
+  if (!isId(tenant)) return { kind: "malformed", reason: "the tenant is not 1 to 64 of A-Z a-z 0-9 _ -" };
+  if (!isActorKind(kind)) return { kind: "malformed", reason: `unknown kind of actor '${String(kind).slice(0, 64)}'` };
+  if (!isId(id)) return { kind: "malformed", reason: "the id is not 1 to 64 of A-Z a-z 0-9 _ -" };
+  if (!isChannel(channel)) return { kind: "malformed", reason: `unknown channel '${String(channel).slice(0, 64)}'` };
+  return { kind: "actor", actor: { tenant, kind, id }, channel };
+}
+
+/**
+ * The shard of an actor: FNV-1a (32 bit) over tenant, kind and id run together, modulo the number of shards.
+ * This is what nats-server's `{{partition(n,1,2,3)}}` computes; a contract test holds the two equal.
+ */
+export function shardOf(actor: ActorAddress, shards: number): number {
+  let hash = 0x811c9dc5;
+  for (const byte of Buffer.from(actor.tenant + actor.kind + actor.id)) {
+    hash ^= byte;
+    hash = Math.imul(hash, 0x01000193);
+  }
+  return (hash >>> 0) % shards;
+}
+
+/** Kinds that live in shards. Workers do not: the leading supervisor hosts them itself. */
+export const SHARDED_KINDS = ["session", "workflow", "tenant", "budget"] as const;
+
+/** What the owner of shard n reads from COMMANDS. One filter a kind, because workers' commands are the leader's. */
+export function shardCommandFilters(shard: number): string[] {
+  return SHARDED_KINDS.map((kind) => `shard.${shard}.tenant.*.${kind}.*.*`);
+}
+/** What the owner of shard n reads from TIMERS. */
+export const shardDueFilter = (shard: number): string => `shard.${shard}.due.>`;
+/** What the leading supervisor reads from COMMANDS. */
+export const WORKER_COMMAND_FILTER = "shard.*.tenant.*.worker.*.*";
+
+/** One schedule per actor: arming again replaces it. */
+export function timerSubject(actor: ActorAddress): string {
+  return `timer.${actor.tenant}.${actor.kind}.${actor.id}`;
+}
+/** Where an actor's schedule is aimed; the stream's transform puts the shard before it. */
+export function dueSubject(actor: ActorAddress): string {
+  return `due.tenant.${actor.tenant}.${actor.kind}.${actor.id}`;
+}
+export function parseDueSubject(subject: string): ActorAddress | undefined {
+  const tokens = subject.split(".");
+  const [root, of, tenant, kind, id] = tokens[0] === "shard" ? tokens.slice(2) : tokens;
+  if (root !== "due" || of !== "tenant" || !isId(tenant) || !isActorKind(kind) || !isId(id)) return undefined;
+  return { tenant, kind, id };
+}
+
+export function residentSubject(shard: number, actor: ActorAddress): string {
+  return `resident.${shard}.${actor.tenant}.${actor.kind}.${actor.id}`;
+}
+export function parseResidentSubject(subject: string): { shard: number; actor: ActorAddress } | undefined {
+  const [root, shard, tenant, kind, id] = subject.split(".");
+  if (root !== "resident" || !/^\d+$/.test(shard ?? "") || !isId(tenant) || !isActorKind(kind) || !isId(id)) return undefined;
+  return { shard: Number(shard), actor: { tenant, kind, id } };
+}
+
+/** Where a tenant asks for history, and what gateways listen on. */
+export const replaySubject = (tenant: string): string => `tenant.${tenant}.replay`;
+export const REPLAY_FILTER = "tenant.*.replay";
+export function parseReplaySubject(subject: string): string | undefined {
+  const [root, tenant, verb, ...rest] = subject.split(".");
+  return root === "tenant" && isId(tenant) && verb === "replay" && rest.length === 0 ? tenant : undefined;
+}
+
+/** Where answers to a tenant's clients may go. */
+export const tenantInboxPrefix = (tenant: string): string => `_INBOX_${tenant}.`;
+/** Where answers to our own processes go; no tenant may subscribe there. */
+export const RUNTIME_INBOX_PREFIX = "_INBOX.";
+
+/** A literal subject: no wildcard, no empty token, no white space, of a length that fits a header. */
+export function isLiteralSubject(subject: string): boolean {
+  return subject.length <= 255 && /^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject);
+}
+
+/** May a command for `tenant` be answered on `subject`? Only under that tenant's own inbox prefix, or our own. */
+export function isReplyAllowed(tenant: string, subject: string): boolean {
+  if (!isLiteralSubject(subject)) return false;
+  return subject.startsWith(tenantInboxPrefix(tenant)) || subject.startsWith(RUNTIME_INBOX_PREFIX);
+}
