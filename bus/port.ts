@@ -101,7 +101,10 @@ export interface BucketEntry {
   readonly revision: number;
 }
 export type BucketChange = { readonly kind: "put"; readonly entry: BucketEntry } | { readonly kind: "gone"; readonly key: string; readonly revision: number };
-export type CasOutcome = { readonly kind: "ok"; readonly revision: number } | { readonly kind: "conflict" } | { readonly kind: "unavailable"; readonly reason: string };
+export type CasOutcome =
+  | { readonly kind: "ok"; readonly revision: number }
+  | { readonly kind: "conflict" }
+  | { readonly kind: "unavailable"; readonly reason: string };
 
 /** Last values under compare-and-set. Reads are answered by the leader: they see every write that was acknowledged. */
 export interface Bucket {

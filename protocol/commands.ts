@@ -112,7 +112,9 @@ export interface Command {
   readonly trace?: string;
 }
 
-export type CommandDecoding = { readonly kind: "command"; readonly command: Command } | { readonly kind: "refused"; readonly error: ErrorBody; readonly type?: string };
+export type CommandDecoding =
+  | { readonly kind: "command"; readonly command: Command }
+  | { readonly kind: "refused"; readonly error: ErrorBody; readonly type?: string };
 
 /** How deep a body may nest. Ours nest four deep; JSON of 1 MiB can nest half a million deep. */
 const DEPTH_MAX = 32;
@@ -150,10 +152,13 @@ function parseBytes(data: Uint8Array, contentType: string): { value: unknown } |
   const media = contentType.split(";")[0]?.trim().toLowerCase() ?? "";
   try {
     if (media === "application/msgpack") return { value: unpack(data) };
-    if (media !== "application/json" && media !== "") return { fault: `content type '${media.slice(0, 64)}' is neither application/json nor application/msgpack` };
+    if (media !== "application/json" && media !== "")
+      return { fault: `content type '${media.slice(0, 64)}' is neither application/json nor application/msgpack` };
     return { value: JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data)) };
   } catch (error) {
-    return { fault: `the body is not ${media === "application/msgpack" ? "msgpack" : "JSON in UTF-8"}: ${error instanceof Error ? error.message.slice(0, 200) : "unreadable"}` };
+    return {
+      fault: `the body is not ${media === "application/msgpack" ? "msgpack" : "JSON in UTF-8"}: ${error instanceof Error ? error.message.slice(0, 200) : "unreadable"}`,
+    };
   }
 }
 
@@ -164,20 +169,29 @@ function parseBytes(data: Uint8Array, contentType: string): { value: unknown } |
  * `details.errors`), unknown types, hostile text; `forbidden` for a type that may not be said on this channel.
  */
 export function decodeCommand(kind: ActorKind, channel: CommandChannel, data: Uint8Array, header: (name: string) => string | undefined): CommandDecoding {
-  if (data.byteLength > COMMAND_BYTES_MAX) return refused(errorBody("too_large", `a command is at most ${COMMAND_BYTES_MAX} bytes`, { bytes: data.byteLength, bytes_max: COMMAND_BYTES_MAX }));
+  if (data.byteLength > COMMAND_BYTES_MAX)
+    return refused(errorBody("too_large", `a command is at most ${COMMAND_BYTES_MAX} bytes`, { bytes: data.byteLength, bytes_max: COMMAND_BYTES_MAX }));
   const parsed = parseBytes(data, header(HEADER_CONTENT_TYPE) ?? "application/json");
   if ("fault" in parsed) return refused(errorBody("invalid", parsed.fault));
   const fault = faultIn(parsed.value);
-  if (fault) return refused(errorBody("invalid", `${fault.pointer || "the message"} ${fault.fault}`, { errors: [{ pointer: fault.pointer, message: fault.fault }] }));
+  if (fault)
+    return refused(errorBody("invalid", `${fault.pointer || "the message"} ${fault.fault}`, { errors: [{ pointer: fault.pointer, message: fault.fault }] }));
   const envelope = z.object({ type: z.string().min(1).max(64), body: z.record(z.string(), z.unknown()).default({}) }).safeParse(parsed.value);
   if (!envelope.success) return refused(invalidBody(envelope.error, ""));
   const key = header(HEADER_IDEMPOTENCY_KEY);
-  if (key !== undefined && (key.length === 0 || Buffer.byteLength(key) > IDEMPOTENCY_KEY_BYTES_MAX)) return refused(errorBody("invalid", `${HEADER_IDEMPOTENCY_KEY} is 1 to ${IDEMPOTENCY_KEY_BYTES_MAX} bytes`), envelope.data.type);
+  if (key !== undefined && (key.length === 0 || Buffer.byteLength(key) > IDEMPOTENCY_KEY_BYTES_MAX))
+    return refused(errorBody("invalid", `${HEADER_IDEMPOTENCY_KEY} is 1 to ${IDEMPOTENCY_KEY_BYTES_MAX} bytes`), envelope.data.type);
   return checkCommand(kind, channel, envelope.data.type, envelope.data.body, { key, trace: header(HEADER_TRACEPARENT) });
 }
 
 /** Checks a command's type, channel and body. For senders that already hold a value, and for decodeCommand. */
-export function checkCommand(kind: ActorKind, channel: CommandChannel, type: string, body: unknown, extra: { key?: string | undefined; trace?: string | undefined } = {}): CommandDecoding {
+export function checkCommand(
+  kind: ActorKind,
+  channel: CommandChannel,
+  type: string,
+  body: unknown,
+  extra: { key?: string | undefined; trace?: string | undefined } = {},
+): CommandDecoding {
   const known: Record<string, { channels: readonly CommandChannel[]; body: z.ZodType }> = COMMANDS[kind];
   const declared = Object.hasOwn(known, type) ? known[type] : undefined;
   if (declared === undefined) return refused(errorBody("invalid", `unknown command '${type}' for a ${kind}`, { type, known: Object.keys(known) }), type);
@@ -196,6 +210,15 @@ export function checkCommand(kind: ActorKind, channel: CommandChannel, type: str
 
 /** `invalid` with one JSON pointer per fault. */
 export function invalidBody(error: z.ZodError, root: string): ErrorBody {
-  const errors = error.issues.slice(0, 20).map((issue) => ({ pointer: `${root}/${issue.path.map(String).join("/")}`.replace(/\/$/, ""), message: issue.message.slice(0, 300) }));
-  return errorBody("invalid", errors.map((one) => `${one.pointer || "/"}: ${one.message}`).join("; ").slice(0, 500), { errors });
+  const errors = error.issues
+    .slice(0, 20)
+    .map((issue) => ({ pointer: `${root}/${issue.path.map(String).join("/")}`.replace(/\/$/, ""), message: issue.message.slice(0, 300) }));
+  return errorBody(
+    "invalid",
+    errors
+      .map((one) => `${one.pointer || "/"}: ${one.message}`)
+      .join("; ")
+      .slice(0, 500),
+    { errors },
+  );
 }

@@ -100,7 +100,8 @@ const SHARED_TEXT_MIN = 48;
 function textsOf(events: readonly ActorEvent[]): Map<string, string> {
   const found = new Map<string, string>();
   events.forEach((event, index) => {
-    for (const [key, value] of Object.entries(event)) if (typeof value === "string" && value.length >= SHARED_TEXT_MIN && !found.has(value)) found.set(value, `#/events/${index}/${key}`);
+    for (const [key, value] of Object.entries(event))
+      if (typeof value === "string" && value.length >= SHARED_TEXT_MIN && !found.has(value)) found.set(value, `#/events/${index}/${key}`);
   });
   return found;
 }

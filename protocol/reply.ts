@@ -9,7 +9,11 @@ export type Reply =
 
 const replyShape = z.union([
   z.object({ ok: z.literal(true), actor: z.string(), seq: z.number(), state: z.string(), result: z.record(z.string(), z.unknown()) }),
-  z.object({ ok: z.literal(false), actor: z.string(), error: z.object({ code: z.string(), message: z.string(), details: z.record(z.string(), z.unknown()).optional() }) }),
+  z.object({
+    ok: z.literal(false),
+    actor: z.string(),
+    error: z.object({ code: z.string(), message: z.string(), details: z.record(z.string(), z.unknown()).optional() }),
+  }),
 ]);
 
 export function encodeReply(reply: Reply): Uint8Array {
