@@ -1,0 +1,95 @@
+// definition: what a kind of actor is made of: a machine that is data, and what the host must know to run it.
+//
+// A machine never sends, sleeps, reads a clock or draws an id. It says three things to the world, by `emit`:
+//   tell    an event of WIRE §3, for whoever listens
+//   send    a message to another actor
+//   answer  the result that the sender of the present command gets
+// and names its effects by `invoke` and `spawnChild`: typed inert logic that the host performs.
+import { type AnyStateMachine, fromPromise, type NonReducibleUnknown, type PromiseActorLogic } from "xstate";
+import type { Command } from "../protocol/commands.ts";
+import type { ErrorBody } from "../protocol/errors.ts";
+import type { ActorAddress, ActorKind } from "../protocol/ids.ts";
+import type { ActorEvent, EffectError, Entry } from "../protocol/journal.ts";
+import type { Json, JsonObject } from "../protocol/json.ts";
+
+/** What a machine may emit. */
+export type Emitted =
+  | { readonly type: "tell"; readonly event: ActorEvent }
+  | { readonly type: "send"; readonly to: string; readonly command: string; readonly body: JsonObject }
+  | { readonly type: "answer"; readonly result: JsonObject };
+
+/** The entry being applied, as every machine sees it: `context.now`. The only clock there is. */
+export interface Now {
+  readonly seq: number;
+  /** Milliseconds since 1970, never before the last entry's. */
+  readonly at_ms: number;
+}
+
+/** Every machine's context has at least this. Plain JSON, `null` and never `undefined`. */
+export interface BaseContext {
+  readonly now: Now;
+}
+
+/** What the host gives to a machine when its actor is created. */
+export interface CreationInput {
+  readonly actor: ActorAddress;
+  readonly now: Now;
+  readonly body: JsonObject;
+}
+
+/** A command as the machine sees it: its event type is the command's type. */
+export interface CommandEvent<T extends string = string, B = JsonObject> {
+  readonly type: T;
+  readonly body: B;
+}
+
+/** An effect is declared, never run, by the machine. */
+export const effect = <I extends NonReducibleUnknown, O>(): PromiseActorLogic<O, I> =>
+  fromPromise<O, I>(() => {
+    throw new Error("effects are performed by the host");
+  });
+
+/**
+ * What a lost attempt of an effect means after a take-over:
+ * `retry`      safe to repeat with the same inst: begin again as the next attempt
+ * `ambiguous`  it may have acted: it comes back to the machine as `fail{ambiguous}` and is not run again
+ */
+export type LostAttempt = "retry" | "ambiguous";
+
+export interface EffectKind {
+  /** May depend on the input: a tool that is idempotent is retried, another is ambiguous. */
+  lost(input: Json): LostAttempt;
+  /** The event that tells readers of a stream that what attempt `attempt` said is void. */
+  superseded?(input: Json, attempt: number): ActorEvent;
+}
+
+export interface ActorDefinition {
+  readonly kind: ActorKind;
+  /** `id` and `version` make the name in the journal: `session@1`. */
+  readonly machine: AnyStateMachine;
+  /** The command type that brings such an actor into being. */
+  readonly creates: string;
+  /** By the effect's `src` name. Complete: lint compares it with the machine. */
+  readonly effects: Readonly<Record<string, EffectKind>>;
+  /** A finer refusal than `illegal_transition` for a command the state does not take, or takes only with conditions. Pure. */
+  refuse?(view: ActorView, command: Command): ErrorBody | undefined;
+  /** Why the actor does nothing right now, in words for people; undefined while it works (A6). */
+  waits(view: ActorView): string | undefined;
+  /** The event that tells of a change of the outer state (`session.state`, `worker.state`); it comes after what the machine tells itself. */
+  moved?(change: { before: ActorView; after: ActorView; entry: Entry }): ActorEvent;
+  /** The event that tells of a take-over; it comes first. */
+  claimed?(claim: { epoch: number; from: string | null; to: string; reason: string }): ActorEvent;
+}
+
+/** What refuse and waits may look at. */
+export interface ActorView {
+  /** The outer state. */
+  readonly state: string;
+  readonly context: JsonObject;
+  readonly final: boolean;
+  /** ids of the effects in flight. */
+  readonly running: readonly string[];
+}
+
+/** As an effect's failure reaches `onError`: `event.error`. */
+export type { EffectError };

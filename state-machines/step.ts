@@ -1,0 +1,430 @@
+// step: one pure step of an actor: (state, entry) → (state, outputs). No clock, no randomness, no I/O.
+//
+//   entry ──▶ event of the machine ──▶ machine.transition ──▶ executable actions ──▶ ledger of effects and timers,
+//                                                                                      events, outgoing messages, answer
+//
+// This is the only file that knows XState's own action and event names (`xstate.*`), so that its successor is one file.
+//
+// Invariants:
+//   S1. Equal state and entry give equal outputs; nothing else is read.
+//   S2. An effect that got its `done` or `fail` leaves the ledger in that very step; a stale result changes nothing (A3).
+//   S3. A finished actor has no effects and no timers.
+//   S4. The input of an effect is fixed when it begins; attempts differ only in their number.
+import { type AnyActorScope, type AnyMachineSnapshot, createActor, type ExecutableActionObject } from "xstate";
+import { assert, unreachable } from "../protocol/assert.ts";
+import { type ErrorBody, ERRORS, errorBody } from "../protocol/errors.ts";
+import type { ActorAddress } from "../protocol/ids.ts";
+import type { ActorEvent, CommandSource, Entry, OutMessage } from "../protocol/journal.ts";
+import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
+import { IDEMPOTENCY_KEEP_MS, IDEMPOTENCY_KEYS_MAX } from "../protocol/limits.ts";
+import type { CommandChannel } from "../protocol/subjects.ts";
+import type { ActorDefinition, ActorView, Emitted } from "./definition.ts";
+
+/** An effect that must be going on. */
+export interface Running {
+  /** `{seq of the entry that began it}:{effect id}`; with the actor's path the idempotency key of whoever performs it. */
+  readonly inst: string;
+  readonly src: string;
+  readonly input: Json;
+  /** 1 + how often a take-over lost it. */
+  readonly attempt: number;
+}
+
+export interface Timer {
+  readonly inst: string;
+  readonly due_ms: number;
+  readonly event: { readonly type: string };
+}
+
+export type Outcome = { readonly ok: true; readonly seq: number; readonly state: string; readonly result: JsonObject } | { readonly ok: false; readonly error: ErrorBody };
+
+/** The remembered outcome of one keyed command. */
+interface Remembered {
+  readonly key: string;
+  readonly hash: string;
+  readonly at_ms: number;
+  readonly outcome: Outcome;
+}
+
+/** What an actor knows of the commands it has decided. */
+interface Seen {
+  /** Oldest first; at most IDEMPOTENCY_KEYS_MAX, none older than IDEMPOTENCY_KEEP_MS. */
+  readonly keys: readonly Remembered[];
+  /** `{stream}@{incarnation}` → the highest sequence decided. Only the newest incarnation of a stream is kept. */
+  readonly marks: Readonly<Record<string, number>>;
+}
+
+export interface ActorState {
+  readonly actor: ActorAddress;
+  readonly seq: number;
+  readonly at_ms: number;
+  readonly epoch: number;
+  readonly snapshot: AnyMachineSnapshot;
+  readonly running: Readonly<Record<string, Running>>;
+  readonly timers: Readonly<Record<string, Timer>>;
+  readonly seen: Seen;
+  /** Hash of the body it was created with: creating again with the same body answers with the existing one. */
+  readonly created_hash: string;
+}
+
+/** What an entry is applied under: fixed by the commit that holds it. */
+export interface EntryFrame {
+  readonly seq: number;
+  readonly at_ms: number;
+  readonly epoch: number;
+  readonly worker: string;
+}
+
+export interface Step {
+  readonly state: ActorState;
+  readonly events: readonly ActorEvent[];
+  readonly out: readonly OutMessage[];
+  /** For commands: what their sender hears. */
+  readonly outcome: Outcome | undefined;
+}
+
+/** The state as it rests in a snapshot. */
+export interface SavedState {
+  readonly machine: string;
+  readonly actor: ActorAddress;
+  readonly seq: number;
+  readonly at_ms: number;
+  readonly epoch: number;
+  readonly value: Json;
+  readonly context: Json;
+  readonly status: string;
+  readonly output: Json;
+  readonly error: Json;
+  readonly history: Json;
+  readonly children: Readonly<Record<string, string>>;
+  readonly running: Readonly<Record<string, Running>>;
+  readonly timers: Readonly<Record<string, Timer>>;
+  readonly seen: Seen;
+  readonly created_hash: string;
+}
+
+/** What a command must show of itself to be recognised. */
+export interface Identity {
+  readonly channel: CommandChannel;
+  readonly key?: string | undefined;
+  readonly source?: CommandSource | undefined;
+  readonly type: string;
+  /** Of {type, body}. */
+  readonly hash: string;
+}
+
+export type Recognition =
+  /** Not decided before. */
+  | { readonly kind: "new" }
+  /** Decided before: this is what its sender heard, and hears again. Without a key only the fact is known. */
+  | { readonly kind: "repeat"; readonly outcome: Outcome | undefined }
+  /** The key was used with another body. */
+  | { readonly kind: "conflict"; readonly error: ErrorBody };
+
+export const commandHash = (type: string, body: JsonObject): string => hashOf({ type, body });
+
+/** The outer state: the only part of the value that is a word of the wire. */
+export function outerState(snapshot: AnyMachineSnapshot): string {
+  const { value } = snapshot as { value: unknown };
+  if (typeof value === "string") return value;
+  const [outer] = Object.keys(value as object);
+  assert(outer !== undefined, "a state value names a state");
+  return outer;
+}
+
+export function viewOf(state: ActorState): ActorView {
+  return { state: outerState(state.snapshot), context: state.snapshot.context as JsonObject, final: state.snapshot.status !== "active", running: Object.keys(state.running) };
+}
+
+/** Has this command been decided? A sequence mark is trusted only because the inbox delivers without gaps. */
+export function recognise(state: ActorState, identity: Identity): Recognition {
+  if (identity.key !== undefined) {
+    const key = `${identity.channel}:${identity.key}`;
+    const known = state.seen.keys.findLast((remembered) => remembered.key === key);
+    if (known !== undefined) {
+      if (known.hash !== identity.hash) return { kind: "conflict", error: errorBody("conflict", `the Idempotency-Key was used with another body`, { key: identity.key }) };
+      return { kind: "repeat", outcome: known.outcome };
+    }
+    return { kind: "new" };
+  }
+  if (identity.source !== undefined) {
+    const mark = state.seen.marks[`${identity.source.stream}@${identity.source.incarnation}`];
+    if (mark !== undefined && identity.source.seq <= mark) return { kind: "repeat", outcome: undefined };
+  }
+  return { kind: "new" };
+}
+
+const NO_SEEN: Seen = { keys: [], marks: {} };
+
+function remember(seen: Seen, at_ms: number, identity: Identity, outcome: Outcome): Seen {
+  let { keys, marks } = seen;
+  if (identity.key !== undefined && (outcome.ok || !ERRORS[outcome.error.code].transient)) {
+    const fresh = keys.length >= IDEMPOTENCY_KEYS_MAX || (keys[0] !== undefined && keys[0].at_ms < at_ms - IDEMPOTENCY_KEEP_MS);
+    const kept = fresh ? keys.filter((remembered, index) => index > keys.length - IDEMPOTENCY_KEYS_MAX && remembered.at_ms >= at_ms - IDEMPOTENCY_KEEP_MS) : keys;
+    keys = [...kept, { key: `${identity.channel}:${identity.key}`, hash: identity.hash, at_ms, outcome }];
+  }
+  if (identity.source !== undefined) {
+    const { stream, incarnation, seq } = identity.source;
+    const others = Object.entries(marks).filter(([name]) => !name.startsWith(`${stream}@`));
+    const mark = `${stream}@${incarnation}`;
+    marks = { ...Object.fromEntries(others), [mark]: Math.max(marks[mark] ?? 0, seq) };
+  }
+  return { ...seen, keys, marks };
+}
+
+const asSnapshot = (value: unknown): AnyMachineSnapshot => value as AnyMachineSnapshot;
+
+/** The pure core of one kind of actor. Made once per definition and process. */
+export interface Core {
+  readonly definition: ActorDefinition;
+  /** `session@1` */
+  readonly machine_name: string;
+  /** Would the machine take this command now? Answers the refusal, or undefined. */
+  refusal(state: ActorState, type: string, body: JsonObject, channel: CommandChannel): ErrorBody | undefined;
+  /** Is this effect result or timer still awaited? */
+  awaits(state: ActorState, entry: Entry): boolean;
+  apply(state: ActorState | undefined, actor: ActorAddress, entry: Entry, frame: EntryFrame): Step;
+  save(state: ActorState): SavedState;
+  load(saved: SavedState): ActorState;
+}
+
+export function coreOf(definition: ActorDefinition): Core {
+  const { machine } = definition;
+  const machineName = `${machine.id}@${machine.version ?? "0"}`;
+  // Never started: it is there only because the protocol of XState's actor logic asks for a scope. One per machine instead of
+  // one per event, which halves the time and quarters the memory of a step.
+  const self = createActor(machine, { input: { actor: { tenant: "-", kind: definition.kind, id: "-" }, now: { seq: 0, at_ms: 0 }, body: {} } } as never);
+
+  function withActions<T>(run: (scope: AnyActorScope) => T): [T, ExecutableActionObject[]] {
+    const actions: ExecutableActionObject[] = [];
+    const scope = {
+      self,
+      id: "",
+      sessionId: "",
+      system: self.system,
+      logger() {},
+      defer() {},
+      stopChild() {},
+      emit() {},
+      actionExecutor: (action: ExecutableActionObject) => void actions.push(action),
+    } as unknown as AnyActorScope;
+    return [run(scope), actions];
+  }
+
+  /** Reads effects, timers and emitted messages off the actions that the pure step names. */
+  function interpret(actions: readonly ExecutableActionObject[], frame: EntryFrame, running: Record<string, Running>, timers: Record<string, Timer>): { events: ActorEvent[]; out: OutMessage[]; result: JsonObject | undefined } {
+    const events: ActorEvent[] = [];
+    const out: OutMessage[] = [];
+    let result: JsonObject | undefined;
+    for (const action of actions) {
+      // biome-ignore lint: XState's own types leave the parameters of built-in actions open.
+      const params = action.params as any;
+      switch (action.type as string) {
+        case "xstate.spawnChild": {
+          const id: unknown = params.actorRef?.id;
+          assert(typeof id === "string" && typeof params.src === "string", "an effect has an id and is named, not inline");
+          running[id] = { inst: `${frame.seq}:${id}`, src: params.src, input: (params.input ?? null) as Json, attempt: 1 };
+          break;
+        }
+        case "xstate.stopChild":
+          if (params) delete running[params.id ?? params.actorRef?.id];
+          break;
+        case "xstate.raise":
+          // Without a delay it was already consumed by the step itself.
+          if (typeof params.delay === "number") {
+            const id = params.id ?? `raise.${params.event.type}`;
+            timers[id] = { inst: `${frame.seq}:${id}`, due_ms: frame.at_ms + params.delay, event: { type: params.event.type } };
+          }
+          break;
+        case "xstate.cancel":
+          delete timers[params.sendId];
+          break;
+        case "xstate.emit": {
+          const emitted = params.event as Emitted;
+          if (emitted.type === "tell") events.push(emitted.event);
+          else if (emitted.type === "send") out.push({ id: `${frame.seq}.${out.length}`, to: emitted.to, type: emitted.command, body: emitted.body });
+          else if (emitted.type === "answer") result = { ...result, ...emitted.result };
+          else unreachable(emitted, "what a machine emits");
+          break;
+        }
+        case "xstate.log":
+          break;
+        default:
+          assert(false, `action '${action.type}' of ${machineName} is data (assign, raise, cancel, emit, log, spawnChild, stopChild)`);
+      }
+    }
+    return { events, out, result };
+  }
+
+  interface Moved {
+    readonly state: ActorState;
+    readonly events: ActorEvent[];
+    readonly out: OutMessage[];
+    readonly result: JsonObject | undefined;
+  }
+
+  /** Sends one event through the machine. */
+  function move(state: ActorState, event: { type: string }, frame: EntryFrame, running: Record<string, Running>, timers: Record<string, Timer>): Moved {
+    const before = { ...state.snapshot, context: { ...(state.snapshot.context as object), now: { seq: frame.seq, at_ms: frame.at_ms } } };
+    const [snapshot, actions] = withActions((scope) => asSnapshot(machine.transition(before as never, event as never, scope as never)));
+    const told = interpret(actions, frame, running, timers);
+    return { ...told, state: settle({ ...state, snapshot, running, timers }, frame) };
+  }
+
+  /** S3, and the frame's marks on the state. */
+  function settle(state: ActorState, frame: EntryFrame): ActorState {
+    const over = state.snapshot.status !== "active";
+    assert(state.snapshot.status !== "error", `a machine of ours ends in a final state, not in an error: ${JSON.stringify(state.snapshot.error)?.slice(0, 500)}`);
+    return { ...state, seq: frame.seq, at_ms: frame.at_ms, epoch: frame.epoch, running: over ? {} : state.running, timers: over ? {} : state.timers };
+  }
+
+  const idOf = (ledger: Readonly<Record<string, { inst: string }>>, inst: string): string | undefined => Object.keys(ledger).find((id) => ledger[id]?.inst === inst);
+
+  function applyClaim(state: ActorState, entry: Extract<Entry, { t: "claim" }>, frame: EntryFrame): Step {
+    const events: ActorEvent[] = [];
+    const out: OutMessage[] = [];
+    const claimed = definition.claimed?.({ epoch: frame.epoch, from: entry.from, to: frame.worker, reason: entry.reason });
+    if (claimed) events.push(claimed);
+    let current = settle(state, frame);
+    for (const inst of entry.lost) {
+      const id = idOf(current.running, inst);
+      const effect = id === undefined ? undefined : current.running[id];
+      if (id === undefined || effect === undefined) continue;
+      const kind = definition.effects[effect.src];
+      assert(kind !== undefined, `effect '${effect.src}' of ${machineName} is declared`);
+      const superseded = kind.superseded?.(effect.input, effect.attempt);
+      if (superseded) events.push(superseded);
+      if (kind.lost(effect.input) === "retry") {
+        current = { ...current, running: { ...current.running, [id]: { ...effect, attempt: effect.attempt + 1 } } };
+        continue;
+      }
+      const running = { ...current.running };
+      delete running[id];
+      const error = { code: "ambiguous", message: "the worker was lost while this ran; it may have acted" };
+      const moved = move(current, { type: `xstate.error.actor.${id}`, actorId: id, error } as { type: string }, frame, running, { ...current.timers });
+      // Ids of outgoing messages count over the whole entry.
+      out.push(...moved.out.map((message, index) => ({ ...message, id: `${frame.seq}.${out.length + index}` })));
+      events.push(...moved.events);
+      current = moved.state;
+    }
+    return { state: current, events, out, outcome: undefined };
+  }
+
+  /** A step, and the event that says the outer state changed. */
+  function apply(state: ActorState | undefined, actor: ActorAddress, entry: Entry, frame: EntryFrame): Step {
+    const step = applyEntry(state, actor, entry, frame);
+    if (state === undefined || definition.moved === undefined) return step;
+    const before = viewOf(state);
+    const after = viewOf(step.state);
+    if (before.state === after.state) return step;
+    return { ...step, events: [...step.events, definition.moved({ before, after, entry })] };
+  }
+
+  function applyEntry(state: ActorState | undefined, actor: ActorAddress, entry: Entry, frame: EntryFrame): Step {
+    if (entry.t === "init") {
+      assert(state === undefined, "an actor is created once");
+      const now = { seq: frame.seq, at_ms: frame.at_ms };
+      const [snapshot, actions] = withActions((scope) => asSnapshot(machine.getInitialSnapshot(scope as never, { actor, now, body: entry.body } as never)));
+      const running: Record<string, Running> = {};
+      const timers: Record<string, Timer> = {};
+      const told = interpret(actions, frame, running, timers);
+      const hash = commandHash(entry.type, entry.body);
+      const created = settle({ actor, seq: 0, at_ms: 0, epoch: 0, snapshot, running, timers, seen: NO_SEEN, created_hash: hash }, frame);
+      const outcome: Outcome = { ok: true, seq: frame.seq, state: outerState(snapshot), result: { created: true, ...told.result } };
+      return { events: told.events, out: told.out, outcome, state: { ...created, seen: remember(NO_SEEN, frame.at_ms, { ...entry, hash }, outcome) } };
+    }
+    assert(state !== undefined, "a journal begins with init");
+    assert(frame.seq === state.seq + 1, "J1: seq counts entries without gaps");
+    assert(frame.at_ms >= state.at_ms, "J2: time in a journal never falls");
+    assert(frame.epoch >= state.epoch, "A2: epochs in one journal only rise");
+    const nothing: Step = { state: settle(state, frame), events: [], out: [], outcome: undefined };
+    switch (entry.t) {
+      case "command": {
+        const running = { ...state.running };
+        const moved = move(state, { type: entry.type, body: entry.body } as { type: string }, frame, running, { ...state.timers });
+        const outcome: Outcome = { ok: true, seq: frame.seq, state: outerState(moved.state.snapshot), result: moved.result ?? {} };
+        const seen = remember(state.seen, frame.at_ms, { ...entry, hash: commandHash(entry.type, entry.body) }, outcome);
+        return { state: { ...moved.state, seen }, events: moved.events, out: moved.out, outcome };
+      }
+      case "refused": {
+        const outcome: Outcome = { ok: false, error: entry.error };
+        return { ...nothing, outcome, state: { ...nothing.state, seen: remember(state.seen, frame.at_ms, entry, outcome) } };
+      }
+      case "done":
+      case "fail": {
+        const id = state.snapshot.status === "active" ? idOf(state.running, entry.inst) : undefined;
+        if (id === undefined) return nothing; // S2
+        const running = { ...state.running };
+        delete running[id];
+        const event =
+          entry.t === "done" ? { type: `xstate.done.actor.${id}`, actorId: id, output: entry.output } : { type: `xstate.error.actor.${id}`, actorId: id, error: entry.error };
+        return { ...move(state, event, frame, running, { ...state.timers }), outcome: undefined };
+      }
+      case "timer": {
+        const id = state.snapshot.status === "active" ? idOf(state.timers, entry.inst) : undefined;
+        const timer = id === undefined ? undefined : state.timers[id];
+        if (id === undefined || timer === undefined) return nothing;
+        const timers = { ...state.timers };
+        delete timers[id];
+        return { ...move(state, timer.event, frame, { ...state.running }, timers), outcome: undefined };
+      }
+      case "claim":
+        return applyClaim(state, entry, frame);
+      case "upgrade":
+        assert(entry.to === machineName, `an upgrade leads to a machine this process knows, not ${entry.to}`);
+        return nothing;
+      default:
+        return unreachable(entry, "an entry's tag");
+    }
+  }
+
+  return {
+    definition,
+    machine_name: machineName,
+    refusal(state, type, body, channel) {
+      const view = viewOf(state);
+      const finer = definition.refuse?.(view, { channel, type, body });
+      if (finer) return finer;
+      // XState's own transition does not refuse events in a finished snapshot.
+      const takes = !view.final && state.snapshot.can({ type, body } as never);
+      return takes ? undefined : errorBody("illegal_transition", `'${type}' is not possible while the ${definition.kind} is ${view.state}`, { state: view.state, command: type });
+    },
+    awaits(state, entry) {
+      if (state.snapshot.status !== "active") return false;
+      if (entry.t === "done" || entry.t === "fail") return idOf(state.running, entry.inst) !== undefined;
+      if (entry.t === "timer") return idOf(state.timers, entry.inst) !== undefined;
+      return true;
+    },
+    apply,
+    save(state) {
+      const persisted = machine.getPersistedSnapshot({ ...(state.snapshot as object), children: {} } as never) as unknown as { value: Json; context: Json; status: string; output?: Json; error?: Json; historyValue?: Json };
+      const children = Object.entries(state.snapshot.children as Record<string, { src?: unknown } | undefined>).filter(([, child]) => child !== undefined);
+      return {
+        machine: machineName,
+        actor: state.actor,
+        seq: state.seq,
+        at_ms: state.at_ms,
+        epoch: state.epoch,
+        value: persisted.value,
+        context: persisted.context,
+        status: persisted.status,
+        output: persisted.output ?? null,
+        error: persisted.error ?? null,
+        history: persisted.historyValue ?? {},
+        children: Object.fromEntries(children.map(([id, child]) => [id, String(child?.src)])),
+        running: state.running,
+        timers: state.timers,
+        seen: state.seen,
+        created_hash: state.created_hash,
+      };
+    },
+    load(saved) {
+      assert(saved.machine === machineName, `a snapshot is read by the machine that wrote it: ${saved.machine}, not ${machineName}`);
+      const children = Object.fromEntries(Object.entries(saved.children).map(([id, src]) => [id, { src, syncSnapshot: false, snapshot: { status: "active" } }]));
+      const resting = { status: saved.status, output: saved.output ?? undefined, error: saved.error ?? undefined, value: saved.value, context: saved.context, historyValue: saved.history, children };
+      const [snapshot] = withActions((scope) => asSnapshot(machine.restoreSnapshot(resting as never, scope as never)));
+      const { actor, seq, at_ms, epoch, running, timers, seen, created_hash } = saved;
+      return { actor, seq, at_ms, epoch, snapshot, running, timers, seen, created_hash };
+    },
+  };
+}
