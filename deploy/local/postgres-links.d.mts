@@ -1,0 +1,1 @@
+export function linkPostgres(node_modules: string): number;
