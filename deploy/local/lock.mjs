@@ -42,7 +42,8 @@ export async function withLock(path, say, work) {
       continue;
     }
     if (!waited) say(`another process (pid ${theirs.pid}) is installing; waiting for it`);
-    if (Date.now() - began_ms > PATIENCE_MS) throw new Error(`${path} has been held by pid ${theirs.pid} for too long; if that process is stuck, end it and delete the file`);
+    if (Date.now() - began_ms > PATIENCE_MS)
+      throw new Error(`${path} has been held by pid ${theirs.pid} for too long; if that process is stuck, end it and delete the file`);
     await new Promise((resolve) => setTimeout(resolve, 200));
   }
   const touching = setInterval(() => touch(path), TOUCH_MS);

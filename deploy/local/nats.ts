@@ -101,7 +101,15 @@ export async function startLocalNats(options: LocalNatsOptions): Promise<LocalNa
   const launch = async (): Promise<"ready" | "port taken"> => {
     writeConfig();
     end_is_wanted = false;
-    const started = startServer({ name: "nats-server", file: options.binary, args: ["-c", config_file], cwd: directory, env: { PATH: "/usr/bin:/bin" }, log_file, record_file });
+    const started = startServer({
+      name: "nats-server",
+      file: options.binary,
+      args: ["-c", config_file],
+      cwd: directory,
+      env: { PATH: "/usr/bin:/bin" },
+      log_file,
+      record_file,
+    });
     server = started;
     const ready = await until(async () => !started.is_running() || (await isHealthy(`http://127.0.0.1:${monitor_port}`)), READY_PATIENCE_MS);
     if (ready && started.is_running()) {
@@ -117,7 +125,10 @@ export async function startLocalNats(options: LocalNatsOptions): Promise<LocalNa
 
   const start = async (): Promise<void> => {
     if (server?.is_running()) return;
-    if ((await launch()) === "port taken") throw new SetupFault(`Port ${port} or ${monitor_port} on 127.0.0.1 is taken by another program; end it, or set TROUPE_NATS_PORT and TROUPE_NATS_MONITOR_PORT.`);
+    if ((await launch()) === "port taken")
+      throw new SetupFault(
+        `Port ${port} or ${monitor_port} on 127.0.0.1 is taken by another program; end it, or set TROUPE_NATS_PORT and TROUPE_NATS_MONITOR_PORT.`,
+      );
   };
 
   for (let tries = 1; ; tries++) {

@@ -7,7 +7,21 @@
 //   G1. It listens on 127.0.0.1 only, and on no socket file.
 //   G2. What a transaction committed is on disk: fsync and synchronous_commit stay on.
 //   G3. A lock file is removed only when no process works in the data folder any more.
-import { accessSync, chmodSync, chownSync, constants, existsSync, mkdirSync, readFileSync, readdirSync, readlinkSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  chmodSync,
+  chownSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { spawnSync } from "node:child_process";
 import { createRequire } from "node:module";
 import { delimiter, dirname, join } from "node:path";
@@ -173,7 +187,9 @@ async function clearLockFile(data: string): Promise<void> {
   }
   const free = await until(() => workersIn(data).length === 0, LEFTOVER_PATIENCE_MS, 50);
   if (!free) {
-    throw new SetupFault(`A Postgres already works on ${data} (process ${workersIn(data).join(", ")}). End it (kill -INT ${pid}) and start again, or set TROUPE_HOME to another folder.`);
+    throw new SetupFault(
+      `A Postgres already works on ${data} (process ${workersIn(data).join(", ")}). End it (kill -INT ${pid}) and start again, or set TROUPE_HOME to another folder.`,
+    );
   }
   rmSync(join(data, "postmaster.pid"), { force: true });
 }
@@ -216,7 +232,8 @@ function initialise(binaries: Binaries, run_as: RunAs, directory: string, data: 
       ...(uid === undefined ? {} : { uid }),
       ...(gid === undefined ? {} : { gid }),
     });
-    if (done.status !== 0) throw new SetupFault(`Postgres could not be set up: ${file} failed.\n${done.error?.message ?? ""}${done.stderr ?? ""}${done.stdout ?? ""}`.trim());
+    if (done.status !== 0)
+      throw new SetupFault(`Postgres could not be set up: ${file} failed.\n${done.error?.message ?? ""}${done.stderr ?? ""}${done.stdout ?? ""}`.trim());
   };
   try {
     // Postgres' own locale where it has one: the same order of text on every machine, whatever its C library.
@@ -230,7 +247,8 @@ function initialise(binaries: Binaries, run_as: RunAs, directory: string, data: 
 }
 
 function renameData(fresh: string, data: string): void {
-  if (existsSync(data) && readdirSync(data).length > 0) throw new SetupFault(`${data} holds something that is not a database of Troupe; move it away and start again.`);
+  if (existsSync(data) && readdirSync(data).length > 0)
+    throw new SetupFault(`${data} holds something that is not a database of Troupe; move it away and start again.`);
   rmSync(data, { recursive: true, force: true });
   renameSync(fresh, data);
 }
@@ -274,7 +292,11 @@ function packagedFolder(): string | undefined {
 function systemFolders(): string[] {
   const debian = "/usr/lib/postgresql";
   const versions = existsSync(debian) ? readdirSync(debian).sort((a, b) => Number(b) - Number(a)) : [];
-  return [...versions.map((version) => join(debian, version, "bin")), ...(process.env.PATH ?? "").split(delimiter).filter((folder) => folder !== ""), "/opt/homebrew/opt/postgresql@18/bin"];
+  return [
+    ...versions.map((version) => join(debian, version, "bin")),
+    ...(process.env.PATH ?? "").split(delimiter).filter((folder) => folder !== ""),
+    "/opt/homebrew/opt/postgresql@18/bin",
+  ];
 }
 
 function makeExecutable(file: string): void {
@@ -289,7 +311,10 @@ function chooseUser(data: string, binaries: Binaries): RunAs {
   if (process.getuid?.() !== 0) return { kind: "ourselves" };
   const owner = existsSync(data) ? statSync(data) : undefined;
   // Data that exists stays with the user who has it, even if the machine got a user `postgres` since.
-  const user = owner !== undefined && owner.uid !== 0 ? { uid: owner.uid, gid: owner.gid } : (systemUser("postgres") ?? systemUser("nobody") ?? { uid: 65_534, gid: 65_534 });
+  const user =
+    owner !== undefined && owner.uid !== 0
+      ? { uid: owner.uid, gid: owner.gid }
+      : (systemUser("postgres") ?? systemUser("nobody") ?? { uid: 65_534, gid: 65_534 });
   if ([dirname(data), binaries.postgres].every((path) => canWalkTo(path, user.uid, user.gid))) return { kind: "user", ...user };
   const passage: RunAs = { kind: "user_with_passage", ...user };
   const probe = asUser(passage, binaries.postgres, ["--version"]);
