@@ -1,0 +1,78 @@
+// servers: real brokers and databases for tests. Each ends with the test file that asked for it; a guard ends what a killed run left.
+//
+//   const nats = await freshNats();            // own nats-server, about 50 ms
+//   const { url } = await freshDatabase();     // own empty database on the run's one Postgres, about 30 ms (the first asks for the server: 0.7 s)
+//   const postgres = await freshPostgres();    // own Postgres, to be killed and restarted, about 0.7 s
+import { randomBytes } from "node:crypto";
+import { chmodSync, mkdtempSync } from "node:fs";
+import { join } from "node:path";
+import pg from "pg";
+import { inject } from "vitest";
+import { startLocalNats } from "../../deploy/local/nats.ts";
+import type { LocalNats } from "../../deploy/local/nats.ts";
+import { startLocalPostgres } from "../../deploy/local/postgres.ts";
+import type { LocalPostgres } from "../../deploy/local/postgres.ts";
+import { atEndOfFile } from "./endings.ts";
+
+export interface FreshNats extends LocalNats {
+  /** Of the operator, who may do everything in the runtime's account. */
+  readonly user: string;
+  readonly password: string;
+}
+
+/** A nats-server of one's own, with the accounts and settings of `npm start`. */
+export async function freshNats(options: { tenants?: readonly string[] } = {}): Promise<FreshNats> {
+  const binary = await ask("/nats-server");
+  const nats = await startLocalNats({ home: freshFolder("nats"), binary, tenants: options.tenants ?? [], say: () => undefined });
+  atEndOfFile(() => nats.stop());
+  return { ...nats, user: nats.operator.user, password: nats.operator.password };
+}
+
+export interface FreshDatabase {
+  /** Of the superuser, as `npm start` hands it out. */
+  readonly url: string;
+  drop(): Promise<void>;
+}
+
+/** An empty database on the Postgres that all files of this run share. */
+export async function freshDatabase(): Promise<FreshDatabase> {
+  const shared = await ask("/postgres");
+  const name = `test_${randomBytes(6).toString("hex")}`;
+  await onServer(shared, `CREATE DATABASE ${name}`);
+  const url = new URL(shared);
+  url.pathname = `/${name}`;
+  const drop = (): Promise<void> => onServer(shared, `DROP DATABASE IF EXISTS ${name} WITH (FORCE)`);
+  atEndOfFile(drop);
+  return { url: url.href, drop };
+}
+
+/** A Postgres of one's own. */
+export async function freshPostgres(): Promise<LocalPostgres> {
+  const postgres = await startLocalPostgres({ home: freshFolder("postgres"), say: () => undefined });
+  atEndOfFile(() => postgres.stop());
+  return postgres;
+}
+
+/** A folder of one's own under the run's; removed with it. */
+export function freshFolder(name: string): string {
+  const folder = mkdtempSync(join(inject("run_directory"), `${name}-`));
+  chmodSync(folder, 0o755); // Postgres may run as another user than ours
+  return folder;
+}
+
+async function onServer(url: string, sql: string): Promise<void> {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  try {
+    await client.query(sql);
+  } finally {
+    await client.end();
+  }
+}
+
+async function ask(path: string): Promise<string> {
+  const answer = await fetch(new URL(path, inject("harness_url")), { signal: AbortSignal.timeout(180_000) });
+  const text = await answer.text();
+  if (!answer.ok) throw new Error(text);
+  return text;
+}
