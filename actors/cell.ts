@@ -1,0 +1,592 @@
+// cell: one resident actor: its mailbox, its state, and the loop that takes one to the other.
+//
+//   mailbox ──▶ decide ──▶ pure steps ──▶ mark debt ──▶ ONE append ──▶ publish out ──▶ reply ──▶ acknowledge ──▶ effects, timers
+//                 │                          │
+//                 └─ refused / repeated      ├─ committed    go on
+//                                            ├─ superseded   ask who owns the shard: mine → reload and decide again; lost → stop
+//                                            └─ unavailable  the same append again, until it is known
+//
+// One step at a time, in mailbox order; several entries share an append when the mailbox is full.
+//
+// Invariants:
+//   C1. Nothing is acknowledged, answered, published or begun before the append that makes it durable (A1).
+//   C2. Every append carries the sequence of the journal's last message: only one owner's can succeed (A2).
+//   C3. Before an append that leaves something owing (effects, timers, outgoing messages) the actor's resident mark is durable.
+//   C4. An item of the mailbox leaves it decided, or stays unacknowledged; none is dropped.
+//   C5. An actor that had effects in flight under another owner is claimed before anything else happens to it.
+import type { AppendOutcome, Bus } from "../bus/port.ts";
+import { assert } from "../protocol/assert.ts";
+import type { Command } from "../protocol/commands.ts";
+import { type ErrorBody, errorBody } from "../protocol/errors.ts";
+import { type ActorAddress, actorPath, parseActorPath } from "../protocol/ids.ts";
+import type { ActorEvent, CommandSource, Entry, JournalMessage, OutMessage } from "../protocol/journal.ts";
+import { encodeJournal } from "../protocol/journal.ts";
+import type { JsonObject } from "../protocol/json.ts";
+import { APPEND_BYTES_TARGET, APPEND_ENTRIES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_EVERY_ENTRIES, SNAPSHOT_EVERY_MS, TIMER_IN_PROCESS_MS } from "../protocol/limits.ts";
+import { errorFields, type Log } from "../protocol/log.ts";
+import { actorSubject } from "../protocol/subjects.ts";
+import { pause, timestamp, type World } from "../protocol/world.ts";
+import { type ActorState, commandHash, type Core, outerState, recognise, type Outcome } from "../state-machines/step.ts";
+import { createEffectRunner, type EffectRunner } from "./effect-runner.ts";
+import type { EntryCache } from "./entry-cache.ts";
+import type { Performers } from "./performer.ts";
+import { type CommitHead, encodeSnapshot, type Restored, type Restorer } from "./restore.ts";
+import { createTokenWriter } from "./token-writer.ts";
+
+/** What the mailbox holds: a command or its refusal at the door, or news of the actor's own effects and timers. */
+export type MailItem =
+  | {
+      readonly kind: "command";
+      readonly command: Command;
+      readonly source?: CommandSource;
+      /** Told exactly once when the command has been decided and that is durable. */
+      readonly decided: (outcome: Outcome) => void;
+    }
+  | { readonly kind: "refused"; readonly error: ErrorBody; readonly type: string; readonly channel: Command["channel"]; readonly source?: CommandSource; readonly decided: (outcome: Outcome) => void }
+  | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" }> };
+
+export interface CellObserver {
+  committed?(entries: number, ms: number): void;
+  decided?(outcome: Outcome, type: string): void;
+  effect?(what: "started" | "done" | "failed" | "aborted", src: string): void;
+  first_token?(): void;
+  events?(actor: ActorAddress, events: readonly ActorEvent[]): void;
+}
+
+/** What a cell needs of the process it lives in. */
+export interface CellDeps {
+  readonly actor: ActorAddress;
+  readonly core: Core;
+  readonly bus: Bus;
+  readonly world: World;
+  readonly log: Log;
+  readonly restorer: Restorer;
+  readonly performers: Performers;
+  readonly entries: EntryCache;
+  readonly worker: string;
+  /** The epoch of the ownership this process acts under. */
+  readonly epoch: number;
+  readonly next_commit_id: () => string;
+  /** By the owner's own clock: is its lease still good? Asked before each append and each start of an effect. */
+  may_act(): boolean;
+  /** While the shard is leaving: steps go on, new effects begin at the next owner. */
+  holding(): boolean;
+  /** A fence refused us, or the journal knows a later owner. Asks who owns the actor now, from the leader. */
+  conflict(): Promise<"mine" | "lost">;
+  /** A command that the actor's own state cannot judge: is the tenant active, does the agent exist? */
+  admit?(command: Command): Promise<ErrorBody | undefined>;
+  /** Makes the actor's debt durable before it exists; undefined for actors outside the shards. */
+  mark?(): Promise<void>;
+  /** Why the previous owner is not ours: stands in the claim. */
+  readonly claim_reason: string;
+  /** Told when an actor with work in flight goes on here. */
+  resumed?(resumed: { actor: ActorAddress; entries: number; replay_ms: number }): void;
+  observer?: CellObserver;
+}
+
+export type CellPhase = "loading" | "active" | "stopped";
+
+/** Refusals an actor journals in a burst, and then per second: enough for an audit, too few to fill a disk. */
+const REFUSED_BURST = 20;
+const REFUSED_PER_S = 1;
+/** Waits between repeats of what the bus could not take; the last one repeats. */
+const RETRY_MS = [20, 50, 100, 250, 500, 1000] as const;
+
+interface Decided {
+  readonly item: MailItem;
+  readonly outcome: Outcome | undefined;
+}
+
+export class ActorCell {
+  readonly #deps: CellDeps;
+  readonly #effects: EffectRunner;
+  readonly #mailbox: MailItem[] = [];
+  readonly #clocks = new Map<string, () => void>();
+  #phase: CellPhase = "loading";
+  #state: ActorState | undefined;
+  #last_sequence = 0;
+  #head: CommitHead | undefined;
+  #snapshot_seq = 0;
+  #snapshot_at_ms: number;
+  #running_loop: Promise<void> | undefined;
+  #needs_load = true;
+  #touched_at_ms: number;
+  #refused_tokens = REFUSED_BURST;
+  #refused_at_ms: number;
+  #trace: string | undefined;
+  #armed_due_ms: number | undefined;
+  readonly #unanswered = new Set<(outcome: Outcome) => void>();
+
+  constructor(deps: CellDeps) {
+    this.#deps = deps;
+    this.#touched_at_ms = deps.world.monotonic_ms();
+    this.#refused_at_ms = this.#touched_at_ms;
+    this.#snapshot_at_ms = this.#touched_at_ms;
+    const { bus, world, log, actor } = deps;
+    this.#effects = createEffectRunner({
+      performers: deps.performers,
+      log,
+      post: (entry) => this.push({ kind: "entry", entry }),
+      observe: (what, src) => deps.observer?.effect?.(what, src),
+      scope: (effect, signal) => ({
+        actor,
+        inst: effect.inst,
+        attempt: effect.attempt,
+        epoch: deps.epoch,
+        idempotency_key: `${actorPath(actor)}/${effect.inst}`,
+        signal,
+        trace: this.#trace,
+        entries: (seqs) => deps.entries.get(actor, seqs),
+        tokens: (place) => createTokenWriter(actor, { ...place, attempt: effect.attempt, epoch: deps.epoch }, { bus, world, log, on_first: () => deps.observer?.first_token?.() }),
+      }),
+    });
+  }
+
+  get actor(): ActorAddress {
+    return this.#deps.actor;
+  }
+  get phase(): CellPhase {
+    return this.#phase;
+  }
+  /** Effects that are working right now. */
+  get working(): number {
+    return this.#effects.working();
+  }
+  get state(): ActorState | undefined {
+    return this.#state;
+  }
+  /** Nothing waits, nothing runs, the loop rests. */
+  get idle(): boolean {
+    return this.#running_loop === undefined && this.#mailbox.length === 0 && this.#effects.live().size === 0;
+  }
+  /** For how long nothing has been put in. */
+  idle_ms(): number {
+    return this.#deps.world.monotonic_ms() - this.#touched_at_ms;
+  }
+
+  push(item: MailItem): void {
+    if (this.#phase === "stopped") return; // unacknowledged: it comes again to whoever owns the actor then (C4)
+    this.#touched_at_ms = this.#deps.world.monotonic_ms();
+    this.#mailbox.push(item);
+    this.#wake();
+  }
+
+  /** Restores the actor now, so that what it owes goes on. Resolves when that is done or the cell stopped. */
+  async load(): Promise<void> {
+    this.#wake();
+    await this.#running_loop;
+  }
+
+  /** A command from within this process, for actors whose host says their commands itself. */
+  command(command: { type: string; body: JsonObject; key?: string }): Promise<Outcome> {
+    if (this.#phase === "stopped") return Promise.resolve({ ok: false, error: errorBody("unavailable", "the actor has left this process") });
+    return new Promise((resolve) => {
+      const decided = (outcome: Outcome): void => {
+        this.#unanswered.delete(decided);
+        resolve(outcome);
+      };
+      this.#unanswered.add(decided);
+      this.push({ kind: "command", command: { channel: "control", ...command }, decided });
+    });
+  }
+
+  /** The inbox begins again from its first unacknowledged message: what waits here of it will come again. */
+  forget_commands(): void {
+    const kept = this.#mailbox.filter((item) => item.kind === "entry" || item.source === undefined);
+    this.#mailbox.splice(0, this.#mailbox.length, ...kept);
+  }
+
+  /** Ends everything at once. Nothing more is appended, answered or acknowledged. */
+  stop(): void {
+    this.#phase = "stopped";
+    this.#effects.stop();
+    this.#stopClocks();
+    this.#mailbox.length = 0;
+    for (const tell of this.#unanswered) tell({ ok: false, error: errorBody("unavailable", "the actor left this process before it decided") });
+    this.#unanswered.clear();
+  }
+
+  #stopClocks(): void {
+    for (const cancel of this.#clocks.values()) cancel();
+    this.#clocks.clear();
+  }
+
+  /** Resolves when the present run of the loop has ended. */
+  async settled(): Promise<void> {
+    await this.#running_loop;
+  }
+
+  #wake(): void {
+    if (this.#running_loop !== undefined || this.#phase === "stopped") return;
+    if (this.#mailbox.length === 0 && !this.#needs_load) return;
+    this.#running_loop = this.#run()
+      .catch((error: unknown) => {
+        this.#deps.log.error("actor loop broke; the actor starts over from its journal", { actor: actorPath(this.actor), ...errorFields(error) });
+        this.#needs_load = true;
+      })
+      .finally(() => {
+        this.#running_loop = undefined;
+        // A broken loop waits before it tries again: its journal may be what breaks it.
+        if (this.#needs_load && this.#phase !== "stopped") void this.#deps.world.after(1000, () => this.#wake());
+        else this.#wake();
+      });
+  }
+
+  async #run(): Promise<void> {
+    while (this.#phase !== "stopped" && (this.#needs_load || this.#mailbox.length > 0)) {
+      if (this.#needs_load && !(await this.#restore())) {
+        await this.#backOff(0);
+        continue;
+      }
+      if (this.#mailbox.length > 0) await this.#turn();
+    }
+  }
+
+  // ── restoring ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Answers false when the cell stopped meanwhile. */
+  async #restore(): Promise<boolean> {
+    const { restorer, world, log, actor } = this.#deps;
+    const began_ms = world.monotonic_ms();
+    let restored: Restored | undefined;
+    for (let tries = 0; ; tries++) {
+      try {
+        restored = await restorer.restore(actor);
+        break;
+      } catch (error) {
+        if (this.#stopped()) return false;
+        log.warn("actor cannot be restored yet", { actor: actorPath(actor), ...errorFields(error) });
+        await this.#backOff(tries);
+      }
+    }
+    if (this.#stopped()) return false;
+    if (restored !== undefined && restored.last.epoch > this.#deps.epoch && (await this.#lost())) return false;
+    this.#state = restored?.state;
+    this.#last_sequence = restored?.last_sequence ?? 0;
+    this.#head = restored?.last;
+    this.#snapshot_seq = restored?.snapshot_seq ?? 0;
+    this.#armed_due_ms = undefined;
+    this.#phase = "active";
+    this.#needs_load = false;
+    if (restored === undefined) return true;
+    if (restored.last.out.length > 0 && !(await this.#publishOut(restored.last.out))) return false;
+    const inFlight = Object.values(restored.state.running);
+    if (inFlight.length > 0) {
+      if (!(await this.#claim(restored))) return false;
+      this.#deps.resumed?.({ actor, entries: restored.entries_replayed, replay_ms: world.monotonic_ms() - began_ms });
+    }
+    this.#reconcile(false);
+    return !this.#stopped();
+  }
+
+  /** C5. Answers false when the cell stopped, or must be loaded again. */
+  async #claim(restored: Restored): Promise<boolean> {
+    const held = new Set(restored.last.held);
+    const lost = Object.values(restored.state.running)
+      .map((effect) => effect.inst)
+      .filter((inst) => !held.has(inst));
+    const entry: Entry = { t: "claim", from: restored.last.worker, reason: this.#deps.claim_reason, lost };
+    const folded = this.#fold(restored.state, entry, this.#stamp(restored.state));
+    const outcome = await this.#commit([folded], []);
+    return outcome === "committed";
+  }
+
+  // ── deciding ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Takes from the mailbox what fits one append, steps through it, commits, and lets the world know. */
+  async #turn(): Promise<void> {
+    const taken: MailItem[] = [];
+    const decided: Decided[] = [];
+    const folds: Fold[] = [];
+    let state = this.#state;
+    const at_ms = this.#stamp(state);
+    let bytes = 0;
+    while (this.#mailbox.length > 0 && folds.length < APPEND_ENTRIES_MAX && bytes < APPEND_BYTES_TARGET) {
+      const item = this.#mailbox.shift()!;
+      taken.push(item);
+      const verdict = await this.#decide(item, state);
+      if (this.#stopped()) return;
+      if (verdict.entry !== undefined) {
+        const fold = this.#foldSafely(state, verdict.entry, at_ms);
+        folds.push(fold);
+        state = fold.state;
+        bytes += fold.bytes;
+        decided.push({ item, outcome: fold.outcome });
+      } else decided.push({ item, outcome: verdict.outcome });
+    }
+    if (folds.length === 0) {
+      this.#tell(decided);
+      return;
+    }
+    await this.#commit(folds, taken, decided);
+  }
+
+  /** What becomes of one item: an entry to append, or only an answer, or (for stale news) nothing. */
+  async #decide(item: MailItem, state: ActorState | undefined): Promise<{ entry?: Entry; outcome?: Outcome }> {
+    const { core, actor } = this.#deps;
+    if (item.kind === "entry") return state !== undefined && core.awaits(state, item.entry) ? { entry: item.entry } : {};
+    const no = (error: ErrorBody): { outcome: Outcome } => ({ outcome: { ok: false, error } });
+    if (item.kind === "refused") {
+      if (state === undefined || !this.#mayJournalRefusal()) return no(item.error);
+      const hash = commandHash(item.type, { error: item.error.message });
+      return { entry: { t: "refused", type: item.type, hash, error: item.error, channel: item.channel, ...(item.source ? { source: item.source } : {}) } };
+    }
+    const { command, source } = item;
+    const identity = { channel: command.channel, ...(command.key === undefined ? {} : { key: command.key }), ...(source === undefined ? {} : { source }), ...(command.trace === undefined ? {} : { trace: command.trace }) };
+    const hash = commandHash(command.type, command.body);
+    if (state !== undefined) {
+      const known = recognise(state, { ...identity, type: command.type, hash });
+      if (known.kind === "conflict") return no(known.error);
+      if (known.kind === "repeat") return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
+    }
+    const refused = await this.#deps.admit?.(command);
+    if (refused !== undefined) return no(refused);
+    if (state === undefined) {
+      if (command.type !== core.definition.creates) return no(errorBody("not_found", `there is no ${actor.kind} '${actor.id}'`));
+      return { entry: { t: "init", type: command.type, body: command.body, ...identity } };
+    }
+    if (command.type === core.definition.creates) {
+      if (hash === state.created_hash) return { outcome: { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { created: false } } };
+      return no(errorBody("conflict", `the ${actor.kind} '${actor.id}' exists with another body`));
+    }
+    const refusal = core.refusal(state, command.type, command.body, command.channel);
+    if (refusal === undefined) return { entry: { t: "command", type: command.type, body: command.body, ...identity } };
+    if (!this.#mayJournalRefusal()) return no(refusal);
+    return { entry: { t: "refused", type: command.type, hash, error: refusal, ...identity } };
+  }
+
+  #mayJournalRefusal(): boolean {
+    const now_ms = this.#deps.world.monotonic_ms();
+    this.#refused_tokens = Math.min(REFUSED_BURST, this.#refused_tokens + ((now_ms - this.#refused_at_ms) / 1000) * REFUSED_PER_S);
+    this.#refused_at_ms = now_ms;
+    if (this.#refused_tokens < 1) return false;
+    this.#refused_tokens -= 1;
+    return true;
+  }
+
+  /** The one clock an actor sees, the same for all entries of a commit: never before the last one's, whatever the computer's clock does. */
+  #stamp(state: ActorState | undefined): number {
+    return Math.max(Math.trunc(this.#deps.world.now_ms()), state?.at_ms ?? 0);
+  }
+
+  #fold(state: ActorState | undefined, entry: Entry, at_ms: number): Fold {
+    const { core, actor, epoch, worker } = this.#deps;
+    const step = core.apply(state, actor, entry, { seq: (state?.seq ?? 0) + 1, at_ms, epoch, worker });
+    const bytes = JSON.stringify(entry).length + JSON.stringify(step.events).length;
+    return { entry, state: step.state, events: step.events, out: step.out, outcome: step.outcome, at_ms, bytes };
+  }
+
+  /** A step that throws is a bug of a machine: the actor hears a failure instead, and goes on. */
+  #foldSafely(state: ActorState | undefined, entry: Entry, at_ms: number): Fold {
+    try {
+      const fold = this.#fold(state, entry, at_ms);
+      if (fold.bytes <= PAYLOAD_BYTES_MAX - APPEND_BYTES_TARGET || entry.t !== "done") return fold;
+      return this.#fold(state, { t: "fail", inst: entry.inst, error: { code: "too_large", message: `the result is larger than a journal takes (${fold.bytes} bytes)` } }, at_ms);
+    } catch (error) {
+      this.#deps.log.error("a machine broke on an entry", { actor: actorPath(this.actor), entry: entry.t, ...errorFields(error) });
+      const internal = errorBody("internal", "the actor could not take this");
+      if (entry.t === "done") return this.#fold(state, { t: "fail", inst: entry.inst, error: internal }, at_ms);
+      if (entry.t === "command" && state !== undefined) {
+        const { t: _, body, ...identity } = entry;
+        return this.#fold(state, { t: "refused", hash: commandHash(entry.type, body), error: internal, ...identity }, at_ms);
+      }
+      throw error;
+    }
+  }
+
+  // ── committing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+  async #commit(folds: readonly Fold[], taken: readonly MailItem[], decided: readonly Decided[] = []): Promise<"committed" | "again" | "stopped"> {
+    const { bus, world, core, actor, epoch, worker, observer } = this.#deps;
+    const began_ms = world.monotonic_ms();
+    const last = folds.at(-1);
+    assert(last !== undefined, "a commit has entries");
+    const { state } = last;
+    const hold = this.#deps.holding();
+    const live = this.#effects.live();
+    const held = hold ? Object.values(state.running).flatMap((effect) => (live.has(effect.inst) ? [] : [effect.inst])) : [];
+    const out = folds.flatMap((fold) => fold.out);
+    for (const message of out) assert(message.to.startsWith(`${actor.tenant}/`) || message.to.startsWith("system/"), "A4: no message leaves with another tenant");
+    const message: JournalMessage = {
+      v: 1,
+      actor,
+      seq: state.seq,
+      epoch,
+      worker,
+      machine: core.machine_name,
+      at: timestamp(last.at_ms),
+      entries: folds.map((fold) => fold.entry),
+      state: outerState(state.snapshot),
+      events: folds.flatMap((fold) => fold.events),
+      out,
+      out_confirmed_seq: this.#head?.seq ?? 0,
+      ...(held.length === 0 ? {} : { held }),
+    };
+    if (Object.keys(state.running).length > 0 || Object.keys(state.timers).length > 0 || out.length > 0) await this.#deps.mark?.(); // C3
+    const outcome = await this.#append(encodeJournal(message));
+    if (outcome === undefined) return "stopped";
+    if (outcome.kind === "superseded") {
+      this.#mailbox.unshift(...taken); // C4: decided anew against the journal as it is
+      this.#effects.reconcile({}, true);
+      this.#stopClocks();
+      this.#needs_load = true;
+      return (await this.#lost()) ? "stopped" : "again";
+    }
+    this.#state = state;
+    this.#last_sequence = outcome.sequence;
+    this.#head = { seq: message.seq, epoch, worker, at: message.at, out, held };
+    const trace = folds.findLast((fold) => "trace" in fold.entry && fold.entry.trace !== undefined)?.entry;
+    if (trace !== undefined && "trace" in trace) this.#trace = trace.trace;
+    this.#deps.entries.add(actor, message);
+    observer?.committed?.(folds.length, world.monotonic_ms() - began_ms);
+    observer?.events?.(actor, message.events);
+    if (out.length > 0 && !(await this.#publishOut(out))) return "stopped";
+    this.#tell(decided);
+    this.#reconcile(hold);
+    await this.#maybeSnapshot(bus);
+    return "committed";
+  }
+
+  /** C2. The same append until its fate is known; undefined when the cell stopped or may no longer act. */
+  async #append(data: Uint8Array): Promise<Exclude<AppendOutcome, { kind: "unavailable" }> | undefined> {
+    const { bus, actor, next_commit_id } = this.#deps;
+    const append = { subject: actorSubject(actor, "event"), data, expected_last_sequence: this.#last_sequence, commit_id: next_commit_id() };
+    for (let tries = 0; ; tries++) {
+      if (this.#stopped() || !this.#deps.may_act()) return undefined;
+      const outcome = await bus.append(append);
+      if (this.#stopped()) return undefined;
+      if (outcome.kind !== "unavailable") return outcome;
+      await this.#backOff(tries);
+    }
+  }
+
+  /** Publishes outgoing messages in order; their ids make repeats harmless. Answers false when the cell stopped. */
+  async #publishOut(out: readonly OutMessage[]): Promise<boolean> {
+    const { bus, actor } = this.#deps;
+    for (const message of out) {
+      const target = parseActorPath(message.to);
+      assert(target !== undefined, "an outgoing message names an actor");
+      const data = new TextEncoder().encode(JSON.stringify({ type: message.type, body: message.body }));
+      for (let tries = 0; ; tries++) {
+        if (this.#stopped() || !this.#deps.may_act()) return false;
+        const outcome = await bus.publish(actorSubject(target, "control"), data, { headers: { "Idempotency-Key": `${actorPath(actor)}#${message.id}` } });
+        if (outcome.kind === "stored") break;
+        await this.#backOff(tries);
+      }
+    }
+    return true;
+  }
+
+  #tell(decided: readonly Decided[]): void {
+    for (const { item, outcome } of decided) {
+      if (item.kind === "entry") continue;
+      assert(outcome !== undefined, "every command is decided to an outcome");
+      this.#deps.observer?.decided?.(outcome, item.kind === "command" ? item.command.type : item.type);
+      item.decided(outcome);
+    }
+  }
+
+  #reconcile(hold: boolean): void {
+    const { state } = this;
+    if (state === undefined || this.#stopped()) return;
+    this.#effects.reconcile(state.running, hold || !this.#deps.may_act());
+    this.#reconcileTimers(state);
+  }
+
+  #reconcileTimers(state: ActorState): void {
+    const { world } = this.#deps;
+    const wanted = new Map(Object.values(state.timers).map((timer) => [timer.inst, timer]));
+    for (const [inst, cancel] of this.#clocks) {
+      if (wanted.has(inst)) continue;
+      this.#clocks.delete(inst);
+      cancel();
+    }
+    for (const [inst, timer] of wanted) {
+      if (this.#clocks.has(inst)) continue;
+      const delay_ms = Math.max(0, timer.due_ms - world.now_ms());
+      if (delay_ms > TIMER_IN_PROCESS_MS) continue; // armed in TIMERS when the actor is quiet
+      this.#clocks.set(
+        inst,
+        world.after(delay_ms, () => {
+          this.#clocks.delete(inst);
+          this.push({ kind: "entry", entry: { t: "timer", inst } });
+        }),
+      );
+    }
+  }
+
+  /** The actor's schedule in TIMERS came due: fires what is due by now. */
+  due(): void {
+    this.#armed_due_ms = undefined;
+    const now_ms = this.#deps.world.now_ms();
+    for (const timer of Object.values(this.#state?.timers ?? {})) if (timer.due_ms <= now_ms && !this.#clocks.has(timer.inst)) this.push({ kind: "entry", entry: { t: "timer", inst: timer.inst } });
+    this.#touched_at_ms = this.#deps.world.monotonic_ms();
+    this.#wake();
+  }
+
+  // ── resting ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /**
+   * Settles what an idle actor owes: its earliest timer is armed in TIMERS, its snapshot is written.
+   * Answers true when nothing is owed any more, so that its resident mark may go and it may leave memory.
+   */
+  async rest(): Promise<boolean> {
+    if (!this.idle || this.#needs_load || this.#stopped()) return false;
+    const { bus, actor } = this.#deps;
+    const seq = this.#state?.seq ?? 0;
+    const dues = Object.values(this.#state?.timers ?? {}).map((timer) => timer.due_ms);
+    if (dues.length > 0) {
+      const due_ms = Math.min(...dues);
+      if (due_ms !== this.#armed_due_ms) {
+        const armed = await bus.schedule(actor, due_ms, new TextEncoder().encode(JSON.stringify({ due: timestamp(due_ms) })));
+        if (armed.kind !== "stored") return false;
+        this.#armed_due_ms = due_ms;
+      }
+    }
+    await this.#maybeSnapshot(bus);
+    return this.idle && !this.#stopped() && (this.#state?.seq ?? 0) === seq && Object.keys(this.#state?.running ?? {}).length === 0;
+  }
+
+  /** A snapshot is written only when every outgoing message up to it is published, which #commit has awaited. */
+  async #maybeSnapshot(bus: Bus): Promise<void> {
+    const state = this.#state;
+    const head = this.#head;
+    if (state === undefined || head === undefined) return;
+    const { world, core, actor, log } = this.#deps;
+    const entries = state.seq - this.#snapshot_seq;
+    const old = world.monotonic_ms() - this.#snapshot_at_ms >= SNAPSHOT_EVERY_MS;
+    if (entries === 0 || (entries < SNAPSHOT_EVERY_ENTRIES && !old)) return;
+    const data = encodeSnapshot(core, state, this.#last_sequence, head);
+    this.#snapshot_seq = state.seq;
+    this.#snapshot_at_ms = world.monotonic_ms();
+    const outcome = await bus.publish(actorSubject(actor, "snapshot"), data);
+    if (outcome.kind !== "stored") log.warn("snapshot not stored; the journal is replayed from the one before", { actor: actorPath(actor), outcome: outcome.kind });
+  }
+
+  #stopped(): boolean {
+    return this.#phase === "stopped";
+  }
+
+  /** Who owns us now? Stops when it is somebody else. */
+  async #lost(): Promise<boolean> {
+    if (this.#stopped()) return true;
+    const verdict = await this.#deps.conflict();
+    if (verdict === "lost") this.stop();
+    return this.#stopped();
+  }
+
+  #backOff(tries: number): Promise<void> {
+    const { world } = this.#deps;
+    return pause(world, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]! * (0.75 + world.random() / 2));
+  }
+}
+
+interface Fold {
+  readonly entry: Entry;
+  readonly state: ActorState;
+  readonly events: readonly ActorEvent[];
+  readonly out: readonly OutMessage[];
+  readonly outcome: Outcome | undefined;
+  readonly at_ms: number;
+  readonly bytes: number;
+}

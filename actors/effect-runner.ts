@@ -1,0 +1,91 @@
+// effect-runner: makes what is going on agree with an actor's ledger of effects.
+//
+// Invariants:
+//   E1. An effect starts only after the append that began it (the caller reconciles with committed states only).
+//   E2. An effect whose result is not yet journaled stays known here, so reconciling again never starts it twice (A3).
+//   E3. What the ledger no longer names is aborted, and its result is dropped.
+import type { EffectError, Entry } from "../protocol/journal.ts";
+import type { Json } from "../protocol/json.ts";
+import { errorFields, type Log } from "../protocol/log.ts";
+import type { Running } from "../state-machines/step.ts";
+import { EffectFailure, type EffectScope, type Performers } from "./performer.ts";
+
+interface Live {
+  readonly abort: AbortController;
+  readonly attempt: number;
+  settled: boolean;
+}
+
+export interface EffectRunnerDeps {
+  readonly performers: Performers;
+  readonly log: Log;
+  scope(effect: Running, signal: AbortSignal): EffectScope;
+  /** The result, to be journaled. */
+  post(entry: Extract<Entry, { t: "done" | "fail" }>): void;
+  observe?(what: "started" | "done" | "failed" | "aborted", src: string): void;
+}
+
+export interface EffectRunner {
+  /** Starts what the ledger names and is not live, aborts what is live and not named. With `hold` nothing new is started. */
+  reconcile(ledger: Readonly<Record<string, Running>>, hold: boolean): void;
+  /** insts that have been started here and are not yet journaled. */
+  live(): ReadonlySet<string>;
+  /** How many are still working (not merely waiting to be journaled). */
+  working(): number;
+  stop(): void;
+}
+
+export function createEffectRunner({ performers, log, scope, post, observe }: EffectRunnerDeps): EffectRunner {
+  const live = new Map<string, Live>();
+  let stopped = false;
+
+  function start(effect: Running): void {
+    const abort = new AbortController();
+    const me: Live = { abort, attempt: effect.attempt, settled: false };
+    live.set(effect.inst, me);
+    observe?.("started", effect.src);
+    const settle = (entry: Extract<Entry, { t: "done" | "fail" }>): void => {
+      if (stopped || abort.signal.aborted) return; // E3
+      me.settled = true;
+      observe?.(entry.t === "done" ? "done" : "failed", effect.src);
+      post(entry);
+    };
+    const perform = performers[effect.src];
+    if (perform === undefined) {
+      settle({ t: "fail", inst: effect.inst, error: { code: "internal", message: `nobody performs '${effect.src}'` } });
+      return;
+    }
+    Promise.try(() => perform(effect.input as never, scope(effect, abort.signal))).then(
+      (output: Json) => settle({ t: "done", inst: effect.inst, output }),
+      (error: unknown) => {
+        if (!(error instanceof EffectFailure) && !abort.signal.aborted) log.error("effect broke", { inst: effect.inst, src: effect.src, ...errorFields(error) });
+        const told: EffectError = error instanceof EffectFailure ? error.effect_error : { code: "internal", message: error instanceof Error ? error.message : String(error) };
+        settle({ t: "fail", inst: effect.inst, error: told });
+      },
+    );
+  }
+
+  return {
+    reconcile(ledger, hold) {
+      if (stopped) return;
+      const wanted = new Map(Object.values(ledger).map((effect) => [effect.inst, effect]));
+      for (const [inst, mine] of live) {
+        if (wanted.has(inst)) continue;
+        live.delete(inst);
+        if (!mine.settled) {
+          mine.abort.abort();
+          observe?.("aborted", inst.slice(inst.indexOf(":") + 1));
+        }
+      }
+      if (hold) return;
+      for (const [inst, effect] of wanted) if (!live.has(inst)) start(effect); // E2
+    },
+    live: () => new Set(live.keys()),
+    working: () => [...live.values()].filter((mine) => !mine.settled).length,
+    stop() {
+      stopped = true;
+      for (const mine of live.values()) if (!mine.settled) mine.abort.abort();
+      live.clear();
+    },
+  };
+}

@@ -1,0 +1,39 @@
+// call-tool: runs one tool that a model asked for. The arguments are read from the journal; the input only names where they stand.
+import type { Json, JsonObject } from "../../protocol/json.ts";
+import { pause, timestamp, type World } from "../../protocol/world.ts";
+import { BUILT_IN_TOOLS, WAIT_MS_MAX } from "../../state-machines/tools.ts";
+import { EffectFailure, type EffectScope, type Performer } from "../performer.ts";
+
+interface Input {
+  readonly call_seq: number;
+  readonly index: number;
+  readonly call_id: string;
+  readonly name: string;
+}
+
+type BuiltIn = (args: JsonObject, scope: EffectScope) => Promise<string>;
+
+/** The tools of state-machines/tools.ts, performed. A tool without a performer does not compile. */
+function builtInTools(world: World): Record<keyof typeof BUILT_IN_TOOLS, BuiltIn> {
+  return {
+    now: () => Promise.resolve(timestamp(world.now_ms())),
+    async wait_ms({ ms }, { signal }) {
+      if (typeof ms !== "number" || !Number.isInteger(ms) || ms < 0 || ms > WAIT_MS_MAX) throw new EffectFailure("invalid_args", `ms is a whole number from 0 to ${WAIT_MS_MAX}`);
+      await Promise.race([pause(world, ms), new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }))]);
+      return `waited ${ms} ms`;
+    },
+  };
+}
+
+export function callTool(world: World): Performer {
+  const tools = builtInTools(world);
+  return async ({ call_seq, index, name }: Input, scope): Promise<Json> => {
+    const run = Object.hasOwn(tools, name) ? tools[name as keyof typeof tools] : undefined;
+    if (run === undefined) throw new EffectFailure("tool_unknown", `there is no tool '${name}'`);
+    const entry = (await scope.entries([call_seq])).get(call_seq);
+    const call = entry?.t === "done" ? ((entry.output as JsonObject)["tool_calls"] as readonly JsonObject[] | undefined)?.[index] : undefined;
+    if (call === undefined) throw new EffectFailure("internal", "the journal holds no such tool call");
+    if (call["invalid_args"] !== undefined) throw new EffectFailure("invalid_args", "the arguments are not a JSON object");
+    return { text: await run((call["args"] ?? {}) as JsonObject, scope), is_error: false };
+  };
+}

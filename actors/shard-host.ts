@@ -1,0 +1,399 @@
+// shard-host: the shards this process owns, their inboxes, and the actors of theirs that are in memory.
+//
+//   take(shard) ──▶ taking ──▶ owning ──leave──▶ leaving ──▶ gone
+//                     └───────────┴─────drop───────┴──▶ gone
+//
+// Owns: the pull consumers of a shard on COMMANDS and TIMERS, its actors' resident marks, passivation.
+// Leaves to supervisors: who owns what. The journal is the fence; ownership here only says who should try.
+//
+// Invariants:
+//   H1. An actor's cell exists at most once in this process.
+//   H2. A taken shard restores every actor that has a resident mark: those and only those may owe something.
+//   H3. A mark is cleared only by compare-and-set on the very message, after the actor settled what it owed.
+import { type Bus, type Delivery, headerOf, type StoredMessage, type Subscription } from "../bus/port.ts";
+import { assert } from "../protocol/assert.ts";
+import { decodeCommand, HEADER_REPLY_TO } from "../protocol/commands.ts";
+import { errorBody } from "../protocol/errors.ts";
+import { type ActorAddress, actorPath } from "../protocol/ids.ts";
+import { PASSIVATE_AFTER_MS } from "../protocol/limits.ts";
+import { errorFields, type Log } from "../protocol/log.ts";
+import { encodeReply } from "../protocol/reply.ts";
+import { isReplyAllowed, parseActorSubject, parseDueSubject, parseResidentSubject, residentSubject, shardCommandFilters, shardDueFilter, shardOf } from "../protocol/subjects.ts";
+import { pause, type World } from "../protocol/world.ts";
+import type { Outcome } from "../state-machines/step.ts";
+import { ActorCell, type CellDeps, type CellObserver, type MailItem } from "./cell.ts";
+import { createEntryCache } from "./entry-cache.ts";
+import type { Performers } from "./performer.ts";
+import type { Cores, Restorer } from "./restore.ts";
+
+export interface Resumed {
+  readonly actor: ActorAddress;
+  readonly shard: number;
+  readonly epoch: number;
+  readonly from: string | null;
+  readonly reason: string;
+  /** Journal entries replayed. */
+  readonly entries: number;
+  /** From taking the shard to the actor being claimed. */
+  readonly replay_ms: number;
+}
+
+export interface ShardHostDeps {
+  readonly bus: Bus;
+  readonly world: World;
+  readonly log: Log;
+  readonly cores: Cores;
+  readonly restorer: Restorer;
+  readonly performers: Performers;
+  readonly worker: string;
+  readonly next_commit_id: () => string;
+  may_act(): boolean;
+  /** A fence refused us under this epoch: asks the leader's placement. */
+  on_conflict(shard: number, epoch: number): Promise<"mine" | "lost">;
+  readonly admit?: (actor: ActorAddress, command: Parameters<NonNullable<CellDeps["admit"]>>[0]) => ReturnType<NonNullable<CellDeps["admit"]>>;
+  on_resumed?(resumed: Resumed): void;
+  readonly observer?: CellObserver;
+  readonly passivate_after_ms?: number;
+}
+
+export interface ShardStatus {
+  readonly shard: number;
+  readonly epoch: number;
+  readonly phase: "taking" | "owning" | "leaving";
+  readonly resident: number;
+  /** Actors with effects working. */
+  readonly running: number;
+}
+
+export interface ShardHost {
+  /** Restores what owes anything and begins to consume the shard's inbox, as its owner under `epoch`. Resolves when consuming. */
+  take(shard: number, epoch: number, from: { worker: string | null; reason: string }): Promise<void>;
+  /** Planned leaving: goes on appending, starts no new effects; resolves once no effect of the shard works or the deadline passed, everything stopped. */
+  leave(shard: number, deadline_ms: number): Promise<{ gap: boolean }>;
+  /** Drops the shard at once: ownership is lost. */
+  drop(shard: number): Promise<void>;
+  owned(): readonly ShardStatus[];
+  resident(): ActorAddress[];
+  /** Restores an actor of an owned shard now; false when its shard is not ours. */
+  load(actor: ActorAddress): Promise<boolean>;
+  /** Lets an idle actor leave memory; false when it is not here or not idle. */
+  passivate(actor: ActorAddress): Promise<boolean>;
+  stop(): Promise<void>;
+}
+
+/** How often idle actors are looked at. Also the time after which a quiet actor's mark is cleared. */
+const REST_EVERY_MS = 5_000;
+/** Restores at once on a take-over: enough to fill the broker's pipe, few enough that the first are done early. */
+const RESTORES_AT_ONCE = 64;
+/** An append that is under way when a shard leaves gets this long to be answered; the journal knows its fate in any case. */
+const SETTLE_MS = 1_000;
+/** Looks for a gap this often while leaving. */
+const LEAVE_POLL_MS = 10;
+
+/** A resident mark: none, stored at a sequence, or on its way out. */
+type Mark = { readonly kind: "none" } | { readonly kind: "set"; readonly sequence: number } | { readonly kind: "clearing"; readonly done: Promise<void> };
+
+interface Resident {
+  readonly cell: ActorCell;
+  mark: Mark;
+}
+
+interface Shard {
+  readonly number: number;
+  readonly epoch: number;
+  readonly from: { worker: string | null; reason: string };
+  phase: ShardStatus["phase"] | "gone";
+  readonly residents: Map<string, Resident>;
+  readonly subscriptions: Subscription[];
+  /** Marks found on taking, by actor path. */
+  readonly found_marks: Map<string, number>;
+}
+
+export function createShardHost(deps: ShardHostDeps): ShardHost {
+  const { bus, world, log, cores, worker } = deps;
+  const shards = new Map<number, Shard>();
+  const entries = createEntryCache(bus);
+  const passivateAfterMs = deps.passivate_after_ms ?? PASSIVATE_AFTER_MS;
+  let stopped = false;
+
+  // ── actors ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  async function ensureMark(shard: Shard, resident: Resident): Promise<void> {
+    for (let tries = 0; shard.phase !== "gone"; tries++) {
+      if (resident.mark.kind === "set") return;
+      if (resident.mark.kind === "clearing") {
+        await resident.mark.done;
+        continue;
+      }
+      const stored = await bus.publish(residentSubject(shard.number, resident.cell.actor), new Uint8Array());
+      if (stored.kind === "stored") resident.mark = { kind: "set", sequence: stored.sequence };
+      else await pause(world, Math.min(1000, 20 * 2 ** tries));
+    }
+  }
+
+  async function clearMark(shard: Shard, resident: Resident): Promise<void> {
+    if (resident.mark.kind !== "set") return;
+    const { sequence } = resident.mark;
+    const clearing = bus.clear("RESIDENT", residentSubject(shard.number, resident.cell.actor), sequence).then((outcome) => {
+      // A conflict means that somebody marked it again: theirs stands, and ours is gone either way.
+      resident.mark = outcome.kind === "unavailable" ? { kind: "set", sequence } : { kind: "none" };
+    });
+    resident.mark = { kind: "clearing", done: clearing };
+    await clearing;
+  }
+
+  function residentOf(shard: Shard, actor: ActorAddress): Resident | undefined {
+    const path = actorPath(actor);
+    const present = shard.residents.get(path);
+    if (present !== undefined) return present; // H1
+    const core = cores[actor.kind];
+    if (core === undefined) return undefined;
+    const began_ms = world.monotonic_ms();
+    const { admit } = deps;
+    const cell: ActorCell = new ActorCell({
+      actor,
+      core,
+      bus,
+      world,
+      log,
+      restorer: deps.restorer,
+      performers: deps.performers,
+      entries,
+      worker,
+      epoch: shard.epoch,
+      next_commit_id: deps.next_commit_id,
+      may_act: () => deps.may_act() && shard.phase !== "gone",
+      holding: () => shard.phase === "leaving",
+      conflict: () => deps.on_conflict(shard.number, shard.epoch),
+      mark: () => ensureMark(shard, resident),
+      claim_reason: shard.from.reason,
+      resumed: (resumed) => deps.on_resumed?.({ ...resumed, shard: shard.number, epoch: shard.epoch, from: shard.from.worker, reason: shard.from.reason, replay_ms: world.monotonic_ms() - began_ms }),
+      ...(admit === undefined ? {} : { admit: (command) => admit(actor, command) }),
+      ...(deps.observer === undefined ? {} : { observer: deps.observer }),
+    });
+    const found = shard.found_marks.get(path);
+    shard.found_marks.delete(path);
+    const resident: Resident = { cell, mark: found === undefined ? { kind: "none" } : { kind: "set", sequence: found } };
+    shard.residents.set(path, resident);
+    return resident;
+  }
+
+  // ── the inbox ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  function onCommand(shard: Shard, delivery: Delivery): void {
+    const { message, source } = delivery;
+    const parsed = parseActorSubject(message.subject);
+    if (parsed.kind === "malformed" || (parsed.channel !== "command" && parsed.channel !== "control")) {
+      log.warn("a message on no actor's subject is set aside", { subject: message.subject.slice(0, 200) });
+      delivery.ack();
+      return;
+    }
+    const { actor, channel } = parsed;
+    const reply = replyTo(actor, message);
+    const decided = (outcome: Outcome): void => {
+      if (reply.kind === "to") {
+        const path = actorPath(actor);
+        bus.send(reply.subject, encodeReply(outcome.ok ? { ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result } : { ok: false, actor: path, error: outcome.error }));
+      }
+      delivery.ack();
+    };
+    const resident = residentOf(shard, actor);
+    if (resident === undefined) {
+      decided({ ok: false, error: errorBody("invalid", `this runtime hosts no actors of kind '${actor.kind}'`) });
+      return;
+    }
+    const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
+    const item: MailItem =
+      reply.kind === "forbidden"
+        ? { kind: "refused", error: errorBody("forbidden", `${HEADER_REPLY_TO} must lie under the sender's own inbox prefix`), type: "?", channel, source, decided }
+        : decoding.kind === "command"
+          ? { kind: "command", command: decoding.command, source, decided }
+          : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, source, decided };
+    resident.cell.push(item);
+  }
+
+  function replyTo(actor: ActorAddress, message: StoredMessage): { kind: "none" } | { kind: "to"; subject: string } | { kind: "forbidden" } {
+    const subject = headerOf(message.headers, HEADER_REPLY_TO);
+    if (subject === undefined || subject === "") return { kind: "none" };
+    return isReplyAllowed(actor.tenant, subject) ? { kind: "to", subject } : { kind: "forbidden" };
+  }
+
+  function onDue(shard: Shard, delivery: Delivery): void {
+    const actor = parseDueSubject(delivery.message.subject);
+    const resident = actor === undefined ? undefined : residentOf(shard, actor);
+    if (resident === undefined) {
+      delivery.ack();
+      return;
+    }
+    // The timer entry is in the mailbox, or the state has none due any more; either way the actor's ledger remembers, not the message.
+    void resident.cell.load().then(async () => {
+      if (resident.cell.phase === "stopped") return;
+      if (Object.keys(resident.cell.state?.timers ?? {}).length > 0) await ensureMark(shard, resident);
+      resident.cell.due();
+      delivery.ack();
+    });
+  }
+
+  // ── shards ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  async function marksOf(shard: Shard): Promise<void> {
+    for (let tries = 0; shard.phase !== "gone"; tries++) {
+      try {
+        for (const mark of await bus.last_of_each("RESIDENT", `resident.${shard.number}.>`)) {
+          const parsed = parseResidentSubject(mark.subject);
+          if (parsed !== undefined) shard.found_marks.set(actorPath(parsed.actor), mark.sequence);
+        }
+        return;
+      } catch (error) {
+        log.warn("resident marks cannot be read yet", { shard: shard.number, ...errorFields(error) });
+        await pause(world, Math.min(1000, 20 * 2 ** tries));
+      }
+    }
+  }
+
+  /** H2 */
+  async function restoreMarked(shard: Shard): Promise<void> {
+    const marked = [...shard.found_marks.keys()].map((path) => path.split("/") as [string, ActorAddress["kind"], string]);
+    const next = async (): Promise<void> => {
+      for (let one = marked.pop(); one !== undefined && shard.phase !== "gone"; one = marked.pop()) {
+        const [tenant, kind, id] = one;
+        await residentOf(shard, { tenant, kind, id })?.cell.load();
+      }
+    };
+    await Promise.all(Array.from({ length: RESTORES_AT_ONCE }, next));
+  }
+
+  async function consume(shard: Shard): Promise<void> {
+    const specs = [
+      { stream: "COMMANDS" as const, durable: `shard-${shard.number}`, filters: shardCommandFilters(shard.number), take: onCommand },
+      { stream: "TIMERS" as const, durable: `due-${shard.number}`, filters: [shardDueFilter(shard.number)], take: onDue },
+    ];
+    for (const { stream, durable, filters, take } of specs) {
+      const subscription = await bus.consume(
+        { stream, durable, filters },
+        {
+          on_delivery: (delivery) => {
+            if (shard.phase !== "gone") take(shard, delivery);
+          },
+          on_reset: () => {
+            if (stream === "COMMANDS") for (const { cell } of shard.residents.values()) cell.forget_commands();
+          },
+        },
+      );
+      if ((shard.phase as string) === "gone") await subscription.stop();
+      else shard.subscriptions.push(subscription);
+    }
+  }
+
+  async function end(shard: Shard): Promise<void> {
+    if (shard.phase === "gone") return;
+    shard.phase = "gone";
+    if (shards.get(shard.number) === shard) shards.delete(shard.number);
+    for (const { cell } of shard.residents.values()) {
+      cell.stop();
+      entries.forget(cell.actor);
+    }
+    await Promise.all(shard.subscriptions.map((subscription) => subscription.stop()));
+  }
+
+  async function restOnce(shard: Shard, path: string, resident: Resident): Promise<void> {
+    const { cell } = resident;
+    if (cell.phase === "stopped") {
+      shard.residents.delete(path);
+      return;
+    }
+    if (cell.idle_ms() < Math.min(REST_EVERY_MS, passivateAfterMs) || !cell.idle) return;
+    if (!(await cell.rest())) return;
+    await clearMark(shard, resident);
+    if (cell.idle && cell.idle_ms() >= passivateAfterMs && resident.mark.kind === "none") {
+      shard.residents.delete(path);
+      cell.stop();
+      entries.forget(cell.actor);
+    }
+  }
+
+  function restLater(): void {
+    void world.after(Math.min(REST_EVERY_MS, passivateAfterMs), () => {
+      if (stopped) return;
+      const due = [...shards.values()].flatMap((shard) => (shard.phase === "owning" ? [...shard.residents].map(([path, resident]) => ({ shard, path, resident })) : []));
+      const next = async (): Promise<void> => {
+        for (let one = due.pop(); one !== undefined; one = due.pop()) await restOnce(one.shard, one.path, one.resident);
+      };
+      Promise.all(Array.from({ length: 16 }, next))
+        .catch((error: unknown) => log.error("resting broke", errorFields(error)))
+        .finally(restLater);
+    });
+  }
+  restLater();
+
+  const shardOfActor = (actor: ActorAddress): Shard | undefined => shards.get(shardOf(actor, bus.shards));
+
+  return {
+    async take(number, epoch, from) {
+      assert(!stopped, "a stopped host takes nothing");
+      const before = shards.get(number);
+      if (before !== undefined && before.epoch >= epoch) return;
+      if (before !== undefined) await end(before);
+      const shard: Shard = { number, epoch, from, phase: "taking", residents: new Map(), subscriptions: [], found_marks: new Map() };
+      shards.set(number, shard);
+      await Promise.all([marksOf(shard), consume(shard)]);
+      if (shard.phase === "taking") shard.phase = "owning";
+      restoreMarked(shard).catch((error: unknown) => log.error("restoring marked actors broke", { shard: number, ...errorFields(error) }));
+    },
+
+    async leave(number, deadline_ms) {
+      const shard = shards.get(number);
+      if (shard === undefined) return { gap: true };
+      shard.phase = "leaving";
+      const until_ms = world.monotonic_ms() + deadline_ms;
+      const working = (): boolean => [...shard.residents.values()].some(({ cell }) => cell.working > 0 || cell.phase === "loading");
+      while (working() && world.monotonic_ms() < until_ms && (shard.phase as string) === "leaving") await pause(world, LEAVE_POLL_MS);
+      const gap = !working();
+      // No more commands from here on; what is deciding right now ends its append, so that the result of the last effect is journaled.
+      await Promise.all(shard.subscriptions.splice(0).map((subscription) => subscription.stop()));
+      const loops = [...shard.residents.values()].map(({ cell }) => cell.settled());
+      await Promise.race([Promise.all(loops), pause(world, SETTLE_MS)]);
+      await end(shard);
+      return { gap };
+    },
+
+    async drop(number) {
+      const shard = shards.get(number);
+      if (shard !== undefined) await end(shard);
+    },
+
+    owned: () =>
+      [...shards.values()].flatMap((shard) =>
+        shard.phase === "gone"
+          ? []
+          : [{ shard: shard.number, epoch: shard.epoch, phase: shard.phase, resident: shard.residents.size, running: [...shard.residents.values()].filter(({ cell }) => cell.working > 0).length }],
+      ),
+
+    resident: () => [...shards.values()].flatMap((shard) => [...shard.residents.values()].map(({ cell }) => cell.actor)),
+
+    async load(actor) {
+      const shard = shardOfActor(actor);
+      const resident = shard === undefined ? undefined : residentOf(shard, actor);
+      if (resident === undefined) return false;
+      await resident.cell.load();
+      return true;
+    },
+
+    async passivate(actor) {
+      const shard = shardOfActor(actor);
+      const resident = shard?.residents.get(actorPath(actor));
+      if (shard === undefined || resident === undefined || !(await resident.cell.rest())) return false;
+      await clearMark(shard, resident);
+      if (!resident.cell.idle) return false;
+      shard.residents.delete(actorPath(actor));
+      resident.cell.stop();
+      entries.forget(actor);
+      return true;
+    },
+
+    async stop() {
+      stopped = true;
+      await Promise.all([...shards.values()].map(end));
+    },
+  };
+}
