@@ -5,7 +5,7 @@
 //   send    a message to another actor
 //   answer  the result that the sender of the present command gets
 // and names its effects by `invoke` and `spawnChild`: typed inert logic that the host performs.
-import { type AnyStateMachine, fromPromise, type NonReducibleUnknown, type PromiseActorLogic } from "xstate";
+import { type AnyStateMachine, type DoneActorEvent, type ErrorActorEvent, fromPromise, type NonReducibleUnknown, type PromiseActorLogic } from "xstate";
 import type { Command } from "../protocol/commands.ts";
 import type { ErrorBody } from "../protocol/errors.ts";
 import type { ActorAddress, ActorKind } from "../protocol/ids.ts";
@@ -23,6 +23,8 @@ export interface Now {
   readonly seq: number;
   /** Milliseconds since 1970, never before the last entry's. */
   readonly at_ms: number;
+  /** Effect id → its attempt, for every effect that was in flight when the entry came: what its end is told under. */
+  readonly attempts: Readonly<Record<string, number>>;
 }
 
 /** Every machine's context has at least this. Plain JSON, `null` and never `undefined`. */
@@ -50,6 +52,16 @@ export const effect = <I extends NonReducibleUnknown, O>(): PromiseActorLogic<O,
   });
 
 /**
+ * The event keys under which results of a group of spawned effects (`tool.0`, `tool.1`, …) reach a machine. XState's names for them
+ * stand here and in step.ts alone.
+ */
+export const groupDone = <G extends string>(group: G): `xstate.done.actor.${G}.*` => `xstate.done.actor.${group}.*`;
+export const groupFailed = <G extends string>(group: G): `xstate.error.actor.${G}.*` => `xstate.error.actor.${group}.*`;
+
+/** Such results as a machine's event union must name them. */
+export type GroupResult<G extends string, O> = DoneActorEvent<O, `${G}.${string}`> | ErrorActorEvent<EffectError, `${G}.${string}`>;
+
+/**
  * What a lost attempt of an effect means after a take-over:
  * `retry`      safe to repeat with the same inst: begin again as the next attempt
  * `ambiguous`  it may have acted: it comes back to the machine as `fail{ambiguous}` and is not run again
@@ -69,6 +81,8 @@ export interface ActorDefinition {
   readonly machine: AnyStateMachine;
   /** The command type that brings such an actor into being. */
   readonly creates: string;
+  /** Commands that only the actor's own host says, and that no message can bring: they have no schema in protocol/commands.ts. */
+  readonly internal?: readonly string[];
   /** By the effect's `src` name. Complete: lint compares it with the machine. */
   readonly effects: Readonly<Record<string, EffectKind>>;
   /** A finer refusal than `illegal_transition` for a command the state does not take, or takes only with conditions. Pure. */

@@ -3,7 +3,8 @@
 //   entry ──▶ event of the machine ──▶ machine.transition ──▶ executable actions ──▶ ledger of effects and timers,
 //                                                                                      events, outgoing messages, answer
 //
-// This is the only file that knows XState's own action and event names (`xstate.*`), so that its successor is one file.
+// This is the only file that knows XState's own action and event names (`xstate.*`; the keys of group results in definition.ts apart), so
+// that its successor is one file.
 //
 // Invariants:
 //   S1. Equal state and entry give equal outputs; nothing else is read.
@@ -18,7 +19,7 @@ import type { ActorEvent, CommandSource, Entry, OutMessage } from "../protocol/j
 import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 import { IDEMPOTENCY_KEEP_MS, IDEMPOTENCY_KEYS_MAX } from "../protocol/limits.ts";
 import type { CommandChannel } from "../protocol/subjects.ts";
-import type { ActorDefinition, ActorView, Emitted } from "./definition.ts";
+import type { ActorDefinition, ActorView, Emitted, Now } from "./definition.ts";
 
 /** An effect that must be going on. */
 export interface Running {
@@ -36,7 +37,9 @@ export interface Timer {
   readonly event: { readonly type: string };
 }
 
-export type Outcome = { readonly ok: true; readonly seq: number; readonly state: string; readonly result: JsonObject } | { readonly ok: false; readonly error: ErrorBody };
+export type Outcome =
+  | { readonly ok: true; readonly seq: number; readonly state: string; readonly result: JsonObject }
+  | { readonly ok: false; readonly error: ErrorBody };
 
 /** The remembered outcome of one keyed command. */
 interface Remembered {
@@ -133,7 +136,12 @@ export function outerState(snapshot: AnyMachineSnapshot): string {
 }
 
 export function viewOf(state: ActorState): ActorView {
-  return { state: outerState(state.snapshot), context: state.snapshot.context as JsonObject, final: state.snapshot.status !== "active", running: Object.keys(state.running) };
+  return {
+    state: outerState(state.snapshot),
+    context: state.snapshot.context as JsonObject,
+    final: state.snapshot.status !== "active",
+    running: Object.keys(state.running),
+  };
 }
 
 /** Has this command been decided? A sequence mark is trusted only because the inbox delivers without gaps. */
@@ -142,7 +150,8 @@ export function recognise(state: ActorState, identity: Identity): Recognition {
     const key = `${identity.channel}:${identity.key}`;
     const known = state.seen.keys.findLast((remembered) => remembered.key === key);
     if (known !== undefined) {
-      if (known.hash !== identity.hash) return { kind: "conflict", error: errorBody("conflict", `the Idempotency-Key was used with another body`, { key: identity.key }) };
+      if (known.hash !== identity.hash)
+        return { kind: "conflict", error: errorBody("conflict", `the Idempotency-Key was used with another body`, { key: identity.key }) };
       return { kind: "repeat", outcome: known.outcome };
     }
     return { kind: "new" };
@@ -158,10 +167,14 @@ const NO_SEEN: Seen = { keys: [], marks: {} };
 
 function remember(seen: Seen, at_ms: number, identity: Identity, outcome: Outcome): Seen {
   let { keys, marks } = seen;
-  if (identity.key !== undefined && (outcome.ok || !ERRORS[outcome.error.code].transient)) {
+  const name = identity.key === undefined ? undefined : `${identity.channel}:${identity.key}`;
+  // The first outcome of a key stays: a later `conflict` under the same key must not displace it.
+  if (name !== undefined && !keys.some((remembered) => remembered.key === name) && (outcome.ok || !ERRORS[outcome.error.code].transient)) {
     const fresh = keys.length >= IDEMPOTENCY_KEYS_MAX || (keys[0] !== undefined && keys[0].at_ms < at_ms - IDEMPOTENCY_KEEP_MS);
-    const kept = fresh ? keys.filter((remembered, index) => index > keys.length - IDEMPOTENCY_KEYS_MAX && remembered.at_ms >= at_ms - IDEMPOTENCY_KEEP_MS) : keys;
-    keys = [...kept, { key: `${identity.channel}:${identity.key}`, hash: identity.hash, at_ms, outcome }];
+    const kept = fresh
+      ? keys.filter((remembered, index) => index > keys.length - IDEMPOTENCY_KEYS_MAX && remembered.at_ms >= at_ms - IDEMPOTENCY_KEEP_MS)
+      : keys;
+    keys = [...kept, { key: name, hash: identity.hash, at_ms, outcome }];
   }
   if (identity.source !== undefined) {
     const { stream, incarnation, seq } = identity.source;
@@ -193,7 +206,9 @@ export function coreOf(definition: ActorDefinition): Core {
   const machineName = `${machine.id}@${machine.version ?? "0"}`;
   // Never started: it is there only because the protocol of XState's actor logic asks for a scope. One per machine instead of
   // one per event, which halves the time and quarters the memory of a step.
-  const self = createActor(machine, { input: { actor: { tenant: "-", kind: definition.kind, id: "-" }, now: { seq: 0, at_ms: 0 }, body: {} } } as never);
+  const self = createActor(machine, {
+    input: { actor: { tenant: "-", kind: definition.kind, id: "-" }, now: { seq: 0, at_ms: 0, attempts: {} }, body: {} },
+  } as never);
 
   function withActions<T>(run: (scope: AnyActorScope) => T): [T, ExecutableActionObject[]] {
     const actions: ExecutableActionObject[] = [];
@@ -212,7 +227,12 @@ export function coreOf(definition: ActorDefinition): Core {
   }
 
   /** Reads effects, timers and emitted messages off the actions that the pure step names. */
-  function interpret(actions: readonly ExecutableActionObject[], frame: EntryFrame, running: Record<string, Running>, timers: Record<string, Timer>): { events: ActorEvent[]; out: OutMessage[]; result: JsonObject | undefined } {
+  function interpret(
+    actions: readonly ExecutableActionObject[],
+    frame: EntryFrame,
+    running: Record<string, Running>,
+    timers: Record<string, Timer>,
+  ): { events: ActorEvent[]; out: OutMessage[]; result: JsonObject | undefined } {
     const events: ActorEvent[] = [];
     const out: OutMessage[] = [];
     let result: JsonObject | undefined;
@@ -265,7 +285,10 @@ export function coreOf(definition: ActorDefinition): Core {
 
   /** Sends one event through the machine. */
   function move(state: ActorState, event: { type: string }, frame: EntryFrame, running: Record<string, Running>, timers: Record<string, Timer>): Moved {
-    const before = { ...state.snapshot, context: { ...(state.snapshot.context as object), now: { seq: frame.seq, at_ms: frame.at_ms } } };
+    // Of the effects in flight before this event, so of the one that just ended too.
+    const attempts = Object.fromEntries(Object.entries(state.running).map(([id, effect]) => [id, effect.attempt]));
+    const now: Now = { seq: frame.seq, at_ms: frame.at_ms, attempts };
+    const before = { ...state.snapshot, context: { ...(state.snapshot.context as object), now } };
     const [snapshot, actions] = withActions((scope) => asSnapshot(machine.transition(before as never, event as never, scope as never)));
     const told = interpret(actions, frame, running, timers);
     return { ...told, state: settle({ ...state, snapshot, running, timers }, frame) };
@@ -274,11 +297,15 @@ export function coreOf(definition: ActorDefinition): Core {
   /** S3, and the frame's marks on the state. */
   function settle(state: ActorState, frame: EntryFrame): ActorState {
     const over = state.snapshot.status !== "active";
-    assert(state.snapshot.status !== "error", `a machine of ours ends in a final state, not in an error: ${JSON.stringify(state.snapshot.error)?.slice(0, 500)}`);
+    assert(
+      state.snapshot.status !== "error",
+      `a machine of ours ends in a final state, not in an error: ${JSON.stringify(state.snapshot.error)?.slice(0, 500)}`,
+    );
     return { ...state, seq: frame.seq, at_ms: frame.at_ms, epoch: frame.epoch, running: over ? {} : state.running, timers: over ? {} : state.timers };
   }
 
-  const idOf = (ledger: Readonly<Record<string, { inst: string }>>, inst: string): string | undefined => Object.keys(ledger).find((id) => ledger[id]?.inst === inst);
+  const idOf = (ledger: Readonly<Record<string, { inst: string }>>, inst: string): string | undefined =>
+    Object.keys(ledger).find((id) => ledger[id]?.inst === inst);
 
   function applyClaim(state: ActorState, entry: Extract<Entry, { t: "claim" }>, frame: EntryFrame): Step {
     const events: ActorEvent[] = [];
@@ -323,7 +350,7 @@ export function coreOf(definition: ActorDefinition): Core {
   function applyEntry(state: ActorState | undefined, actor: ActorAddress, entry: Entry, frame: EntryFrame): Step {
     if (entry.t === "init") {
       assert(state === undefined, "an actor is created once");
-      const now = { seq: frame.seq, at_ms: frame.at_ms };
+      const now: Now = { seq: frame.seq, at_ms: frame.at_ms, attempts: {} };
       const [snapshot, actions] = withActions((scope) => asSnapshot(machine.getInitialSnapshot(scope as never, { actor, now, body: entry.body } as never)));
       const running: Record<string, Running> = {};
       const timers: Record<string, Timer> = {};
@@ -340,6 +367,8 @@ export function coreOf(definition: ActorDefinition): Core {
     const nothing: Step = { state: settle(state, frame), events: [], out: [], outcome: undefined };
     switch (entry.t) {
       case "command": {
+        // XState's own transition does not refuse events in a finished snapshot.
+        assert(state.snapshot.status === "active", "a finished actor takes no command");
         const running = { ...state.running };
         const moved = move(state, { type: entry.type, body: entry.body } as { type: string }, frame, running, { ...state.timers });
         const outcome: Outcome = { ok: true, seq: frame.seq, state: outerState(moved.state.snapshot), result: moved.result ?? {} };
@@ -357,7 +386,9 @@ export function coreOf(definition: ActorDefinition): Core {
         const running = { ...state.running };
         delete running[id];
         const event =
-          entry.t === "done" ? { type: `xstate.done.actor.${id}`, actorId: id, output: entry.output } : { type: `xstate.error.actor.${id}`, actorId: id, error: entry.error };
+          entry.t === "done"
+            ? { type: `xstate.done.actor.${id}`, actorId: id, output: entry.output }
+            : { type: `xstate.error.actor.${id}`, actorId: id, error: entry.error };
         return { ...move(state, event, frame, running, { ...state.timers }), outcome: undefined };
       }
       case "timer": {
@@ -387,7 +418,9 @@ export function coreOf(definition: ActorDefinition): Core {
       if (finer) return finer;
       // XState's own transition does not refuse events in a finished snapshot.
       const takes = !view.final && state.snapshot.can({ type, body } as never);
-      return takes ? undefined : errorBody("illegal_transition", `'${type}' is not possible while the ${definition.kind} is ${view.state}`, { state: view.state, command: type });
+      return takes
+        ? undefined
+        : errorBody("illegal_transition", `'${type}' is not possible while the ${definition.kind} is ${view.state}`, { state: view.state, command: type });
     },
     awaits(state, entry) {
       if (state.snapshot.status !== "active") return false;
@@ -397,7 +430,14 @@ export function coreOf(definition: ActorDefinition): Core {
     },
     apply,
     save(state) {
-      const persisted = machine.getPersistedSnapshot({ ...(state.snapshot as object), children: {} } as never) as unknown as { value: Json; context: Json; status: string; output?: Json; error?: Json; historyValue?: Json };
+      const persisted = machine.getPersistedSnapshot({ ...(state.snapshot as object), children: {} } as never) as unknown as {
+        value: Json;
+        context: Json;
+        status: string;
+        output?: Json;
+        error?: Json;
+        historyValue?: Json;
+      };
       const children = Object.entries(state.snapshot.children as Record<string, { src?: unknown } | undefined>).filter(([, child]) => child !== undefined);
       return {
         machine: machineName,
@@ -420,8 +460,18 @@ export function coreOf(definition: ActorDefinition): Core {
     },
     load(saved) {
       assert(saved.machine === machineName, `a snapshot is read by the machine that wrote it: ${saved.machine}, not ${machineName}`);
-      const children = Object.fromEntries(Object.entries(saved.children).map(([id, src]) => [id, { src, syncSnapshot: false, snapshot: { status: "active" } }]));
-      const resting = { status: saved.status, output: saved.output ?? undefined, error: saved.error ?? undefined, value: saved.value, context: saved.context, historyValue: saved.history, children };
+      const children = Object.fromEntries(
+        Object.entries(saved.children).map(([id, src]) => [id, { src, syncSnapshot: false, snapshot: { status: "active" } }]),
+      );
+      const resting = {
+        status: saved.status,
+        output: saved.output ?? undefined,
+        error: saved.error ?? undefined,
+        value: saved.value,
+        context: saved.context,
+        historyValue: saved.history,
+        children,
+      };
       const [snapshot] = withActions((scope) => asSnapshot(machine.restoreSnapshot(resting as never, scope as never)));
       const { actor, seq, at_ms, epoch, running, timers, seen, created_hash } = saved;
       return { actor, seq, at_ms, epoch, snapshot, running, timers, seen, created_hash };

@@ -1,0 +1,898 @@
+// session: one conversation or task of an agent: it thinks, acts and observes until it answers, and ends when somebody or a limit ends it.
+//
+//   session.create
+//        │
+//        ▼          fails
+//   initializing ─────────▶ unhealthy          (session.resume: initializing again)
+//        │ loaded
+//        ▼    message.send                 the model calls tools
+//      idle ───────────────▶ thinking ─────────────────────────────▶ acting
+//       │ ▲                   │   ▲  ▲                                 │
+//       │ └──── turn ended ◀──┘   │  └───────── all are back ──────────┘
+//       │       nothing waits     └─ turn ended, the next message waits
+//       │
+//       ├─ session.pause (also from thinking; from acting when the tools are back) ─▶ paused ──┐
+//       └─ session.hibernate (also from paused) ──────────────────────────────▶ hibernated ────┤
+//                                                                                              ▼
+//                                     session.resume, or a message while hibernated: goes on where it was
+//
+//   every state ── session.terminate; idle or suspended for too long; mode single and its turn over ──▶ terminated
+//
+// It owns: which turn runs, what waits, which entries make the prompt. It keeps positions of entries, never their text.
+// It leaves to others: performing calls and tools, retries within a call, money, and reading text by position.
+//
+// Invariants:
+//   SE1. Every message received gets a turn number, rising from 1, and every number gets exactly one end: turn.completed, turn.failed or
+//        turn.cancelled. At most one turn is open.
+//   SE2. A turn makes at most max_loops model calls. `step` is in the context, so no crash forgets one.
+//   SE3. Every model.started gets exactly one end: model.completed or model.failed. Every tool.started too: tool.completed or tool.failed.
+//   SE4. A transcript is a prompt at any time between steps: each call that an assistant's message made has one answer in it.
+//   SE5. Everything kept has a bound: queue ≤ SESSION_QUEUE_MAX (+1 within an interrupted pause), transcript ≤ TRANSCRIPT_ITEMS_MAX,
+//        tools ≤ TOOL_CALLS_MAX.
+//   SE6. A model call is in flight exactly while thinking, tool calls only while acting, the configuration exactly while initializing.
+//   SE7. A model chooses only among the tools its agent has. Any other name is answered as an error, without an effect.
+import { enqueueActions, setup } from "xstate";
+import { assert } from "../protocol/assert.ts";
+import type { AgentConfig, MessageContent } from "../protocol/commands.ts";
+import { errorBody } from "../protocol/errors.ts";
+import type { ActorEvent } from "../protocol/journal.ts";
+import type { Json, JsonObject } from "../protocol/json.ts";
+import { LOOPS_DEFAULT, SESSION_QUEUE_MAX } from "../protocol/limits.ts";
+import {
+  type ActorDefinition,
+  type ActorView,
+  type BaseContext,
+  type CommandEvent,
+  type CreationInput,
+  effect,
+  type EffectError,
+  type Emitted,
+  groupDone,
+  groupFailed,
+  type GroupResult,
+} from "./definition.ts";
+import { BUILT_IN_TOOLS, type ToolTable, WAIT_MS_MAX } from "./tools.ts";
+
+/** How long an idle session lives when its agent says nothing (AR-F50). */
+export const IDLE_TTL_MS = 24 * 60 * 60 * 1000;
+/** How long a paused or hibernated one does. */
+export const SUSPENDED_TTL_MS = 7 * 24 * 60 * 60 * 1000;
+
+/** Reading one journal takes milliseconds; a minute outlasts a broker's election several times. */
+export const CONFIGURATION_PATIENCE_MS = 60_000;
+/** The longest answers of reasoning models take minutes; past ten the call is stuck. */
+export const MODEL_PATIENCE_MS = 600_000;
+/** A minute more than the longest wait that a tool may be asked for. */
+export const TOOLS_PATIENCE_MS = WAIT_MS_MAX + 60_000;
+
+/** Tool calls of one model answer. Above it the answer is a fault of the model and ends the turn. */
+export const TOOL_CALLS_MAX = 128;
+/**
+ * Messages in one prompt. Above it whole turns leave, oldest first; if the open turn alone is larger, its oldest steps leave, never the
+ * message that began it. What left is still in the journal.
+ */
+export const TRANSCRIPT_ITEMS_MAX = 512;
+/** And they leave down to here, so that the beginning of the prompt, which providers cache, changes seldom. */
+export const TRANSCRIPT_ITEMS_KEPT = 384;
+assert(TRANSCRIPT_ITEMS_KEPT >= TOOL_CALLS_MAX + 2, "a message and one whole step always fit the transcript");
+
+/** A failure's text in a context: enough for a person and a model. */
+const FAILURE_CHARACTERS_MAX = 1000;
+const NAME_CHARACTERS_MAX = 128;
+
+export type SessionMode = "multi" | "single";
+
+/** A message that waits for its turn. */
+export interface Queued {
+  /** seq of the entry that bears its text. */
+  readonly at: number;
+  readonly turn: number;
+  readonly message_id: string;
+}
+
+/** How a call ended that has no output. */
+export interface Failed {
+  readonly code: string;
+  readonly message: string;
+}
+
+/** One message of the prompt, by the position of its text. A tool's that has `failed` has no text in its entry. */
+export type TranscriptItem =
+  | { readonly role: "user"; readonly at: number; readonly turn: number }
+  | { readonly role: "assistant"; readonly at: number; readonly turn: number }
+  | { readonly role: "tool"; readonly at: number; readonly turn: number; readonly call_id: string; readonly name: string; readonly failed?: Failed };
+
+/** A tool call of the present step. */
+export interface PendingTool {
+  /** Its place in the answer that made it; the effect's id is `tool.{index}`. */
+  readonly index: number;
+  readonly call_id: string;
+  readonly name: string;
+  readonly outcome:
+    | { readonly kind: "pending" }
+    | { readonly kind: "done"; readonly at: number }
+    | { readonly kind: "failed"; readonly at: number; readonly failed: Failed };
+}
+
+/** What of the frozen configuration a machine decides by; the whole of it is the output of the `done` entry at `seq`. */
+export interface SessionConfig {
+  readonly seq: number;
+  readonly hash: string;
+  readonly agent_version: number;
+  readonly model: string;
+  readonly tools: readonly string[];
+  readonly max_loops: number;
+  readonly max_output_tokens: number | null;
+  readonly temperature: number | null;
+  readonly idle_ttl_ms: number;
+  readonly suspended_ttl_ms: number;
+}
+
+export interface SessionUsage {
+  readonly input_tokens: number;
+  readonly output_tokens: number;
+  readonly cache_read_tokens: number;
+  readonly cache_write_tokens: number;
+  readonly reasoning_tokens: number;
+  readonly cost_usd_micros: number;
+  readonly model_calls: number;
+}
+
+export interface SessionContext extends BaseContext {
+  readonly agent: string;
+  readonly external_id: string | null;
+  readonly user: string | null;
+  /** Until the configuration is known: as asked for, or `multi`. */
+  readonly mode: SessionMode;
+  readonly metadata: Readonly<Record<string, string>>;
+  /** What the creator asked for beyond the agent; null once it is part of the frozen configuration. */
+  readonly requested: { readonly overrides: JsonObject | null; readonly mode: SessionMode | null } | null;
+  readonly config: SessionConfig | null;
+  /** The turn that runs or ran last; 0 before the first. */
+  readonly turn: number;
+  readonly turn_state: "none" | "open" | "completed" | "failed" | "cancelled";
+  /** Counts the model calls of the turn, from 0. */
+  readonly step: number;
+  readonly turns_assigned: number;
+  readonly queue: readonly Queued[];
+  readonly transcript: readonly TranscriptItem[];
+  readonly tools: readonly PendingTool[];
+  /** A pause was asked for while tools ran. */
+  readonly pausing: boolean;
+  readonly usage: SessionUsage;
+  /** Why it is in a state that somebody or something put it in: unhealthy, paused, hibernated, terminated. */
+  readonly reason: string | null;
+  readonly created_at_ms: number;
+}
+
+// ── effects ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+export interface ConfigurationInput {
+  readonly agent: string;
+  readonly overrides: JsonObject | null;
+  readonly mode: SessionMode | null;
+}
+export interface ConfigurationOutput {
+  /** The agent's configuration with the overrides and the mode in it: what the session keeps for its life. */
+  readonly config: AgentConfig;
+  readonly hash: string;
+  readonly agent_version: number;
+}
+
+export interface ModelInput {
+  readonly turn: number;
+  readonly step: number;
+  /** seq of the `done` entry whose output is the ConfigurationOutput. */
+  readonly config_seq: number;
+  readonly messages: readonly TranscriptItem[];
+}
+export interface ModelUsage {
+  readonly input_tokens: number;
+  readonly output_tokens: number;
+  readonly cache_read_tokens: number;
+  readonly cache_write_tokens: number;
+  readonly reasoning_tokens: number;
+}
+export interface ModelOutput {
+  readonly text: string;
+  readonly tool_calls: readonly { readonly id: string; readonly name: string; readonly args: JsonObject; readonly invalid_args?: string }[];
+  readonly stop: string;
+  readonly usage: ModelUsage & { readonly estimated?: true };
+  readonly cost_usd_micros: number | null;
+  readonly price_version: string | null;
+  /** `{provider}/{model}` that answered. */
+  readonly model: string;
+  readonly continuation?: Json;
+}
+
+export interface ToolInput {
+  readonly turn: number;
+  readonly step: number;
+  /** seq of the `done` entry whose output made the call: `tool_calls[index]` has its arguments. */
+  readonly call_seq: number;
+  readonly index: number;
+  readonly call_id: string;
+  readonly name: string;
+  readonly idempotent: boolean;
+}
+export interface ToolOutput {
+  readonly text: string;
+  readonly is_error: boolean;
+}
+
+/** The effects of a session; a host's table of performers is checked against it. */
+export const sessionEffects = {
+  load_configuration: effect<ConfigurationInput, ConfigurationOutput>(),
+  call_model: effect<ModelInput, ModelOutput>(),
+  call_tool: effect<ToolInput, ToolOutput>(),
+};
+
+// ── decisions: pure functions from the context to what changes, what is told, what begins and what ends ────────────────────────────────
+
+interface Change {
+  readonly context?: Partial<SessionContext>;
+  readonly tell?: readonly ActorEvent[];
+  readonly answer?: JsonObject;
+  readonly start?: readonly ToolInput[];
+  /** Ids of effects. */
+  readonly stop?: readonly string[];
+}
+
+interface CreationBody {
+  readonly agent: string;
+  readonly external_id?: string;
+  readonly user?: string;
+  readonly mode?: SessionMode;
+  readonly overrides?: JsonObject;
+  readonly metadata?: Readonly<Record<string, string>>;
+}
+
+interface MessageBody {
+  readonly content: MessageContent;
+  readonly on_busy?: "enqueue" | "reject" | "interrupt";
+}
+
+interface ReasonBody {
+  readonly reason?: string;
+}
+
+function created({ now, body }: CreationInput): SessionContext {
+  const asked = body as unknown as CreationBody;
+  return {
+    now,
+    agent: asked.agent,
+    external_id: asked.external_id ?? null,
+    user: asked.user ?? null,
+    mode: asked.mode ?? "multi",
+    metadata: asked.metadata ?? {},
+    requested: { overrides: asked.overrides ?? null, mode: asked.mode ?? null },
+    config: null,
+    turn: 0,
+    turn_state: "none",
+    step: 0,
+    turns_assigned: 0,
+    queue: [],
+    transcript: [],
+    tools: [],
+    pausing: false,
+    usage: { input_tokens: 0, output_tokens: 0, cache_read_tokens: 0, cache_write_tokens: 0, reasoning_tokens: 0, cost_usd_micros: 0, model_calls: 0 },
+    reason: null,
+    created_at_ms: now.at_ms,
+  };
+}
+
+function tellCreated({ agent, external_id, user, requested, metadata }: SessionContext): Change {
+  return { tell: [{ type: "session.created", agent, external_id, user, mode: requested?.mode ?? null, metadata }] };
+}
+
+function configured(context: SessionContext, { config, hash, agent_version }: ConfigurationOutput): Change {
+  return {
+    context: {
+      mode: config.mode,
+      requested: null,
+      config: {
+        seq: context.now.seq,
+        hash,
+        agent_version,
+        model: config.model,
+        tools: config.tools,
+        max_loops: config.max_loops ?? LOOPS_DEFAULT,
+        max_output_tokens: config.max_output_tokens ?? null,
+        temperature: config.temperature ?? null,
+        idle_ttl_ms: config.idle_ttl_ms ?? IDLE_TTL_MS,
+        suspended_ttl_ms: config.suspended_ttl_ms ?? SUSPENDED_TTL_MS,
+      },
+    },
+  };
+}
+
+/** SE1: a number for every message. An interrupting one goes before those that wait. */
+function received(context: SessionContext, place: "front" | "back"): Change {
+  const turn = context.turns_assigned + 1;
+  const message_id = `m${context.now.seq}`;
+  const message: Queued = { at: context.now.seq, turn, message_id };
+  return {
+    context: { turns_assigned: turn, queue: place === "front" ? [message, ...context.queue] : [...context.queue, message] },
+    tell: [{ type: "message.received", turn, message_id, ...(context.user === null ? {} : { user: context.user }) }],
+    answer: { message_id, turn },
+  };
+}
+
+/** SE5: what of a transcript stays in the prompt. Turns, and steps of a turn, stand together in it. */
+function windowed(items: readonly TranscriptItem[]): readonly TranscriptItem[] {
+  if (items.length <= TRANSCRIPT_ITEMS_MAX) return items;
+  const newest = items.at(-1)?.turn;
+  let kept = items;
+  while (kept.length > TRANSCRIPT_ITEMS_KEPT) {
+    const oldest = kept[0]?.turn;
+    if (oldest !== newest) {
+      kept = kept.filter((item) => item.turn !== oldest);
+      continue;
+    }
+    // Item 0 is the message that began the turn, item 1 the answer of its oldest step.
+    const next = kept.findIndex((item, index) => index > 1 && item.role === "assistant");
+    if (next < 0) break;
+    kept = [...kept.slice(0, 1), ...kept.slice(next)];
+  }
+  return kept;
+}
+
+function turnBegun(context: SessionContext): Change {
+  const [message, ...queue] = context.queue;
+  assert(message !== undefined && context.turn_state !== "open", "a turn begins with a message that waits, when no turn is open");
+  const { turn, message_id, at } = message;
+  return {
+    context: { queue, turn, turn_state: "open", step: 0, reason: null, transcript: windowed([...context.transcript, { role: "user", at, turn }]) },
+    tell: [{ type: "turn.started", turn, message_id }],
+  };
+}
+
+function stepBegun(context: SessionContext): Change {
+  return { context: { step: context.step + 1, reason: null } };
+}
+
+const modelOf = (context: SessionContext): string => context.config?.model ?? "";
+/** turn and step of the present call, and its attempt. */
+const callOf = (context: SessionContext): { turn: number; step: number; attempt: number } => ({
+  turn: context.turn,
+  step: context.step,
+  attempt: context.now.attempts["model"] ?? 1,
+});
+
+function modelStarted(context: SessionContext): Change {
+  return { tell: [{ type: "model.started", turn: context.turn, step: context.step, model: modelOf(context) }] };
+}
+
+/** Usage of one more call. What is not known counts as nothing here; projections settle it. */
+function withCall(usage: SessionUsage, call: ModelUsage | null, cost_usd_micros: number | null): SessionUsage {
+  return {
+    input_tokens: usage.input_tokens + (call?.input_tokens ?? 0),
+    output_tokens: usage.output_tokens + (call?.output_tokens ?? 0),
+    cache_read_tokens: usage.cache_read_tokens + (call?.cache_read_tokens ?? 0),
+    cache_write_tokens: usage.cache_write_tokens + (call?.cache_write_tokens ?? 0),
+    reasoning_tokens: usage.reasoning_tokens + (call?.reasoning_tokens ?? 0),
+    cost_usd_micros: usage.cost_usd_micros + (cost_usd_micros ?? 0),
+    model_calls: usage.model_calls + 1,
+  };
+}
+
+function modelCompleted(context: SessionContext, { usage, cost_usd_micros, price_version, model, stop }: ModelOutput): Change {
+  return {
+    context: { usage: withCall(context.usage, usage, cost_usd_micros) },
+    tell: [{ type: "model.completed", ...callOf(context), model, usage: { ...usage }, cost_usd_micros, price_version, stop }],
+  };
+}
+
+/** A call without an answer. What it cost stands in the error's details, when its performer knows. */
+function modelFailed(context: SessionContext, error: EffectError): Change {
+  const details = (error.details ?? {}) as { usage?: ModelUsage | null; cost_usd_micros?: number | null; price_version?: string | null; model?: string };
+  const usage = details.usage ?? null;
+  const cost_usd_micros = details.cost_usd_micros ?? null;
+  return {
+    context: { usage: withCall(context.usage, usage, cost_usd_micros) },
+    tell: [
+      {
+        type: "model.failed",
+        ...callOf(context),
+        model: details.model ?? modelOf(context),
+        code: error.code,
+        message: error.message.slice(0, FAILURE_CHARACTERS_MAX),
+        usage: usage === null ? null : { ...usage },
+        cost_usd_micros,
+        price_version: details.price_version ?? null,
+      },
+    ],
+  };
+}
+
+/** The call in flight is given up: its text is void, and the step begins anew as the next one. */
+function modelSuperseded(context: SessionContext, why: string): Change {
+  const failed = modelFailed(context, { code: "cancelled", message: why });
+  return { ...failed, tell: [...(failed.tell ?? []), { type: "superseded", ...callOf(context) }] };
+}
+
+function turnCompleted(context: SessionContext, output: ModelOutput): Change {
+  const { turn, step, now } = context;
+  const message_id = `m${now.seq}`;
+  return {
+    context: { turn_state: "completed", transcript: windowed([...context.transcript, { role: "assistant", at: now.seq, turn }]) },
+    tell: [
+      { type: "message.completed", turn, step, message_id, role: "assistant", content: output.text },
+      { type: "turn.completed", turn, message_id, stop: output.stop },
+    ],
+  };
+}
+
+function turnFailed(context: SessionContext, reason: string, message: string): Change {
+  return { context: { turn_state: "failed" }, tell: [{ type: "turn.failed", turn: context.turn, reason, message: message.slice(0, FAILURE_CHARACTERS_MAX) }] };
+}
+
+const toolEvent = (context: SessionContext, type: string, { index, call_id, name }: PendingTool, more: JsonObject = {}): ActorEvent => ({
+  type,
+  turn: context.turn,
+  step: context.step,
+  index,
+  call_id,
+  name,
+  ...more,
+});
+
+const isPending = (tool: PendingTool): boolean => tool.outcome.kind === "pending";
+const effectOf = (tool: PendingTool): string => `tool.${tool.index}`;
+
+/** The model's calls, side by side. SE7: those that the agent does not have are answered at once. */
+function toolsCalled(context: SessionContext, output: ModelOutput, table: ToolTable): Change {
+  const { turn, step, now } = context;
+  const tools = output.tool_calls.map((call, index): PendingTool => {
+    const name = call.name.slice(0, NAME_CHARACTERS_MAX);
+    const known = Object.hasOwn(table, call.name) && context.config?.tools.includes(call.name) === true;
+    if (known) return { index, call_id: call.id, name, outcome: { kind: "pending" } };
+    return {
+      index,
+      call_id: call.id,
+      name,
+      outcome: { kind: "failed", at: now.seq, failed: { code: "tool_unknown", message: `there is no tool '${name}' here` } },
+    };
+  });
+  return {
+    context: { tools, transcript: windowed([...context.transcript, { role: "assistant", at: now.seq, turn }]) },
+    tell: tools.map((tool) =>
+      tool.outcome.kind === "failed" ? toolEvent(context, "tool.failed", tool, { ...tool.outcome.failed }) : toolEvent(context, "tool.started", tool),
+    ),
+    start: tools
+      .filter(isPending)
+      .map(({ index, call_id, name }) => ({ turn, step, call_seq: now.seq, index, call_id, name, idempotent: table[name]?.idempotent === true })),
+  };
+}
+
+const withOutcome = (context: SessionContext, tool: PendingTool, outcome: PendingTool["outcome"]): readonly PendingTool[] =>
+  context.tools.map((one) => (one.index === tool.index ? { ...one, outcome } : one));
+
+function toolOfEffect(context: SessionContext, effectId: string): PendingTool {
+  const tool = context.tools.find((one) => effectOf(one) === effectId);
+  assert(tool !== undefined && isPending(tool), "a tool's result comes once, in the step that called it");
+  return tool;
+}
+
+function toolCompleted(context: SessionContext, effectId: string, output: ToolOutput): Change {
+  const tool = toolOfEffect(context, effectId);
+  const told = output.is_error
+    ? toolEvent(context, "tool.failed", tool, { code: "tool_error", message: "the tool answered with an error" })
+    : toolEvent(context, "tool.completed", tool);
+  return { context: { tools: withOutcome(context, tool, { kind: "done", at: context.now.seq }) }, tell: [told], stop: [effectId] };
+}
+
+function toolFailed(context: SessionContext, effectId: string, error: EffectError): Change {
+  const tool = toolOfEffect(context, effectId);
+  const message = error.code === "ambiguous" ? "the tool was interrupted and may have acted; find out before calling it again" : error.message;
+  const failed: Failed = { code: error.code, message: message.slice(0, FAILURE_CHARACTERS_MAX) };
+  return {
+    context: { tools: withOutcome(context, tool, { kind: "failed", at: context.now.seq, failed }) },
+    tell: [toolEvent(context, "tool.failed", tool, { ...failed })],
+    stop: [effectId],
+  };
+}
+
+/** Whatever of the step's tools is not back ends as `failed`. */
+function toolsGivenUp(context: SessionContext, failed: Failed): Change {
+  const pending = context.tools.filter(isPending);
+  return {
+    context: { tools: context.tools.map((tool) => (isPending(tool) ? { ...tool, outcome: { kind: "failed", at: context.now.seq, failed } } : tool)) },
+    tell: pending.map((tool) => toolEvent(context, "tool.failed", tool, { ...failed })),
+    stop: pending.map(effectOf),
+  };
+}
+
+/** SE4: the answers to the step's calls join the transcript together, in the order of the calls. */
+function stepClosed(context: SessionContext): Change {
+  const answers = context.tools.map(({ call_id, name, outcome }): TranscriptItem => {
+    assert(outcome.kind !== "pending", "a step closes when all its tools have ended");
+    const item = { role: "tool", at: outcome.at, turn: context.turn, call_id, name } as const;
+    return outcome.kind === "failed" ? { ...item, failed: outcome.failed } : item;
+  });
+  return { context: { tools: [], transcript: windowed([...context.transcript, ...answers]) } };
+}
+
+/** One change after another. */
+function after(context: SessionContext, first: Change, next: (context: SessionContext) => Change): Change {
+  const second = next({ ...context, ...first.context });
+  return {
+    context: { ...first.context, ...second.context },
+    tell: [...(first.tell ?? []), ...(second.tell ?? [])],
+    start: [...(first.start ?? []), ...(second.start ?? [])],
+    stop: [...(first.stop ?? []), ...(second.stop ?? [])],
+  };
+}
+
+/** Ends the open turn, if there is one, with whatever it has in flight. */
+function turnCancelled(context: SessionContext, reason: string): Change {
+  if (context.turn_state !== "open") return {};
+  const call: Change =
+    context.now.attempts["model"] === undefined ? {} : modelFailed(context, { code: "cancelled", message: `the turn was cancelled: ${reason}` });
+  const tools = after(context, call, (called) =>
+    toolsGivenUp(called, { code: "cancelled", message: "the turn was cancelled while this ran; it may have acted" }),
+  );
+  return after(context, after(context, tools, stepClosed), () => ({
+    context: { turn_state: "cancelled" },
+    tell: [{ type: "turn.cancelled", turn: context.turn, reason }],
+  }));
+}
+
+/** SE1: what still waits will not have its turn. */
+function queueDropped(context: SessionContext): Change {
+  return { context: { queue: [] }, tell: context.queue.map(({ turn }) => ({ type: "turn.cancelled", turn, reason: "terminated" })) };
+}
+
+// ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+type SessionCommand =
+  | CommandEvent<"message.send", MessageBody>
+  | CommandEvent<"turn.cancel" | "session.pause" | "session.resume" | "session.hibernate" | "session.terminate", ReasonBody>;
+type SessionEvent = SessionCommand | GroupResult<"tool", ToolOutput>;
+
+/** What enqueueActions offers, as far as it is used here. */
+interface Enqueue {
+  assign(patch: Partial<SessionContext>): void;
+  emit(emitted: Emitted): void;
+  spawnChild(src: "call_tool", options: { id: string; input: ToolInput }): void;
+  stopChild(id: string): void;
+}
+
+/** A change as XState's actions. XState's own type of `enqueue` depends on the machine that is not made yet; hence the cast. */
+function perform({ enqueue }: { enqueue: unknown }, change: Change): void {
+  const actions = enqueue as Enqueue;
+  if (change.context !== undefined) actions.assign(change.context);
+  for (const id of change.stop ?? []) actions.stopChild(id);
+  for (const event of change.tell ?? []) actions.emit({ type: "tell", event });
+  for (const input of change.start ?? []) actions.spawnChild("call_tool", { id: `tool.${input.index}`, input });
+  if (change.answer !== undefined) actions.emit({ type: "answer", result: change.answer });
+}
+
+const maxLoops = (context: SessionContext): number => context.config?.max_loops ?? LOOPS_DEFAULT;
+
+/** The session machine over a table of tools. */
+export function sessionMachineOver(table: ToolTable) {
+  return setup({
+    types: {} as { context: SessionContext; events: SessionEvent; emitted: Emitted; input: CreationInput },
+    actors: sessionEffects,
+    delays: {
+      configuration_patience: CONFIGURATION_PATIENCE_MS,
+      model_patience: MODEL_PATIENCE_MS,
+      tools_patience: TOOLS_PATIENCE_MS,
+      idle_ttl: ({ context }) => context.config?.idle_ttl_ms ?? IDLE_TTL_MS,
+      suspended_ttl: ({ context }) => context.config?.suspended_ttl_ms ?? SUSPENDED_TTL_MS,
+    },
+    guards: {
+      interrupts: ({ event }) => event.type === "message.send" && event.body.on_busy === "interrupt",
+      calls_tools: (_, { calls }: { calls: number }) => calls > 0,
+      calls_too_many: (_, { calls }: { calls: number }) => calls > TOOL_CALLS_MAX,
+      all_back: ({ context }) => !context.tools.some(isPending),
+      pausing: ({ context }) => context.pausing,
+      not_pausing: ({ context }) => !context.pausing,
+      turn_open: ({ context }) => context.turn_state === "open",
+      loops_used: ({ context }) => context.turn_state === "open" && context.step + 1 >= maxLoops(context),
+      single_over: ({ context }) => context.mode === "single" && context.turn > 0 && context.turn_state !== "open",
+      message_waits: ({ context }) => context.queue.length > 0,
+    },
+    actions: {
+      tell_created: enqueueActions((args) => perform(args, tellCreated(args.context))),
+      configure: enqueueActions((args, output: ConfigurationOutput) => perform(args, configured(args.context, output))),
+      receive: enqueueActions((args) => perform(args, received(args.context, "back"))),
+      receive_first: enqueueActions((args) => perform(args, received(args.context, "front"))),
+      begin_turn: enqueueActions((args) => perform(args, turnBegun(args.context))),
+      begin_step: enqueueActions((args) => perform(args, stepBegun(args.context))),
+      tell_model_started: enqueueActions((args) => perform(args, modelStarted(args.context))),
+      complete_model: enqueueActions((args, output: ModelOutput) => perform(args, modelCompleted(args.context, output))),
+      fail_model: enqueueActions((args, error: EffectError) => perform(args, modelFailed(args.context, error))),
+      supersede_model: enqueueActions((args) => perform(args, modelSuperseded(args.context, "the session was paused"))),
+      call_tools: enqueueActions((args, output: ModelOutput) => perform(args, toolsCalled(args.context, output, table))),
+      complete_tool: enqueueActions((args, { id, output }: { id: string; output: ToolOutput }) => perform(args, toolCompleted(args.context, id, output))),
+      fail_tool: enqueueActions((args, { id, error }: { id: string; error: EffectError }) => perform(args, toolFailed(args.context, id, error))),
+      time_tools_out: enqueueActions((args) =>
+        perform(args, toolsGivenUp(args.context, { code: "timeout", message: "the tool did not answer in time; it may have acted" })),
+      ),
+      close_step: enqueueActions((args) => perform(args, stepClosed(args.context))),
+      complete_turn: enqueueActions((args, output: ModelOutput) => perform(args, turnCompleted(args.context, output))),
+      fail_turn: enqueueActions((args, { code, message }: Failed) => perform(args, turnFailed(args.context, code, message))),
+      end_loop: enqueueActions((args) =>
+        perform(args, turnFailed(args.context, "loop_limit", `the turn made ${args.context.step + 1} model calls, and ${maxLoops(args.context)} is its limit`)),
+      ),
+      cancel_turn: enqueueActions((args, { reason }: { reason: string }) => perform(args, turnCancelled(args.context, reason))),
+      ask_for_pause: enqueueActions((args, { reason }: ReasonBody) => perform(args, { context: { pausing: true, reason: reason ?? null } })),
+      withdraw_pause: enqueueActions((args) => perform(args, { context: { pausing: false, reason: null } })),
+      paused: enqueueActions((args) => perform(args, { context: { pausing: false } })),
+      give_reason: enqueueActions((args, { reason }: { reason: string | null }) => perform(args, { context: { reason } })),
+      expire: enqueueActions((args, { state }: { state: string }) =>
+        perform(
+          args,
+          after(args.context, turnCancelled(args.context, "expired"), () => ({ context: { reason: "expired" }, tell: [{ type: "session.expired", state }] })),
+        ),
+      ),
+      drop_queue: enqueueActions((args) => perform(args, queueDropped(args.context))),
+    },
+  }).createMachine({
+    id: "session",
+    version: "1",
+    context: ({ input }) => created(input),
+    entry: "tell_created",
+    initial: "initializing",
+    on: {
+      "session.terminate": {
+        target: ".terminated",
+        actions: [
+          { type: "cancel_turn", params: { reason: "terminated" } },
+          { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? "terminated by command" }) },
+        ],
+      },
+    },
+    states: {
+      initializing: {
+        id: "initializing",
+        description: "its configuration is being read",
+        invoke: {
+          id: "configuration",
+          src: "load_configuration",
+          input: ({ context }) => ({ agent: context.agent, overrides: context.requested?.overrides ?? null, mode: context.requested?.mode ?? null }),
+          onDone: { target: "choosing", actions: { type: "configure", params: ({ event }) => event.output } },
+          onError: { target: "unhealthy", actions: { type: "give_reason", params: ({ event }) => ({ reason: failureText(event.error) }) } },
+        },
+        after: {
+          configuration_patience: {
+            target: "unhealthy",
+            actions: { type: "give_reason", params: { reason: "timeout: the configuration did not come in time" } },
+          },
+        },
+        on: { "message.send": { actions: "receive" } },
+      },
+
+      // Never rests here: what is next, in this order.
+      choosing: {
+        id: "choosing",
+        always: [
+          {
+            guard: "single_over",
+            target: "terminated",
+            actions: { type: "give_reason", params: ({ context }) => ({ reason: `single turn ${context.turn_state}` }) },
+          },
+          { guard: "pausing", target: "paused" },
+          { guard: "loops_used", target: "choosing", reenter: true, actions: "end_loop" }, // SE2
+          { guard: "turn_open", target: "thinking", actions: "begin_step" },
+          { guard: "message_waits", target: "thinking", actions: "begin_turn" },
+          { target: "idle", actions: { type: "give_reason", params: { reason: null } } },
+        ],
+      },
+
+      idle: {
+        id: "idle",
+        description: "waits for a message",
+        on: {
+          "message.send": { target: "choosing", actions: "receive" },
+          "session.pause": { target: "paused", actions: { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? null }) } },
+          "session.hibernate": { target: "hibernated", actions: { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? null }) } },
+        },
+        after: { idle_ttl: { target: "terminated", actions: { type: "expire", params: { state: "idle" } } } },
+      },
+
+      thinking: {
+        id: "thinking",
+        description: "a model call is in flight",
+        entry: "tell_model_started",
+        invoke: {
+          id: "model",
+          src: "call_model",
+          input: ({ context }) => ({ turn: context.turn, step: context.step, config_seq: context.config?.seq ?? 0, messages: context.transcript }),
+          onDone: [
+            {
+              guard: { type: "calls_too_many", params: ({ event }) => ({ calls: event.output.tool_calls.length }) },
+              target: "choosing",
+              actions: [
+                { type: "complete_model", params: ({ event }) => event.output },
+                { type: "fail_turn", params: { code: "too_many_tool_calls", message: `one answer may call at most ${TOOL_CALLS_MAX} tools` } },
+              ],
+            },
+            {
+              guard: { type: "calls_tools", params: ({ event }) => ({ calls: event.output.tool_calls.length }) },
+              target: "acting",
+              actions: [
+                { type: "complete_model", params: ({ event }) => event.output },
+                { type: "call_tools", params: ({ event }) => event.output },
+              ],
+            },
+            {
+              target: "choosing",
+              actions: [
+                { type: "complete_model", params: ({ event }) => event.output },
+                { type: "complete_turn", params: ({ event }) => event.output },
+              ],
+            },
+          ],
+          onError: {
+            target: "choosing",
+            actions: [
+              { type: "fail_model", params: ({ event }) => event.error as EffectError },
+              { type: "fail_turn", params: ({ event }) => event.error as EffectError },
+            ],
+          },
+        },
+        after: {
+          model_patience: {
+            target: "choosing",
+            actions: [
+              { type: "fail_model", params: { code: "timeout", message: "the model did not answer in time" } },
+              { type: "fail_turn", params: { code: "timeout", message: "the model did not answer in time" } },
+            ],
+          },
+        },
+        on: {
+          "message.send": [
+            { guard: "interrupts", target: "choosing", actions: ["receive_first", { type: "cancel_turn", params: { reason: "interrupted" } }] },
+            { actions: "receive" },
+          ],
+          "turn.cancel": { target: "choosing", actions: { type: "cancel_turn", params: ({ event }) => ({ reason: event.body.reason ?? "cancelled" }) } },
+          "session.pause": {
+            target: "paused",
+            actions: ["supersede_model", { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? null }) }],
+          },
+        },
+      },
+
+      acting: {
+        id: "acting",
+        description: "tool calls are in flight, side by side",
+        always: { guard: "all_back", target: "choosing", actions: "close_step" },
+        after: { tools_patience: { actions: "time_tools_out" } },
+        on: {
+          [groupDone("tool")]: { actions: { type: "complete_tool", params: ({ event }) => ({ id: event.actorId, output: event.output }) } },
+          [groupFailed("tool")]: { actions: { type: "fail_tool", params: ({ event }) => ({ id: event.actorId, error: event.error }) } },
+          "message.send": [
+            { guard: "interrupts", target: "choosing", actions: ["receive_first", { type: "cancel_turn", params: { reason: "interrupted" } }] },
+            { actions: "receive" },
+          ],
+          "turn.cancel": { target: "choosing", actions: { type: "cancel_turn", params: ({ event }) => ({ reason: event.body.reason ?? "cancelled" }) } },
+          "session.pause": { guard: "not_pausing", actions: { type: "ask_for_pause", params: ({ event }) => event.body } },
+          "session.resume": { guard: "pausing", actions: "withdraw_pause" },
+        },
+      },
+
+      paused: {
+        id: "paused",
+        description: "stands still until it is resumed",
+        entry: "paused",
+        on: {
+          "message.send": { actions: "receive" },
+          // A turn that was paused can be given up without paying for another call first.
+          "turn.cancel": { guard: "turn_open", actions: { type: "cancel_turn", params: ({ event }) => ({ reason: event.body.reason ?? "cancelled" }) } },
+          "session.resume": { target: "choosing" },
+          "session.hibernate": { target: "hibernated", actions: { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? null }) } },
+        },
+        after: { suspended_ttl: { target: "terminated", actions: { type: "expire", params: { state: "paused" } } } },
+      },
+
+      hibernated: {
+        id: "hibernated",
+        description: "sleeps until a message or session.resume",
+        on: {
+          "message.send": { target: "choosing", actions: "receive" },
+          "session.resume": { target: "choosing" },
+        },
+        after: { suspended_ttl: { target: "terminated", actions: { type: "expire", params: { state: "hibernated" } } } },
+      },
+
+      unhealthy: {
+        id: "unhealthy",
+        description: "its configuration could not be read",
+        on: { "session.resume": { target: "initializing", actions: { type: "give_reason", params: { reason: null } } } },
+      },
+
+      terminated: { id: "terminated", type: "final", entry: "drop_queue" },
+    },
+  });
+}
+
+function failureText(error: unknown): string {
+  const { code, message } = error as EffectError;
+  return `${code}: ${message}`.slice(0, FAILURE_CHARACTERS_MAX);
+}
+
+// ── the definition ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** A view's context, typed. */
+export function sessionContextOf(view: Pick<ActorView, "context">): SessionContext {
+  return view.context as unknown as SessionContext;
+}
+
+const BUSY_STATES = ["thinking", "acting"];
+
+/** Refuses: a second message in mode single, `busy` to those who do not want to wait, `overloaded` when too many do. */
+function refuseMessage(view: ActorView, { on_busy }: MessageBody) {
+  const context = sessionContextOf(view);
+  if (view.final || view.state === "unhealthy") return undefined;
+  if (context.mode === "single" && context.turns_assigned > 0) {
+    return errorBody("illegal_transition", "a session of mode single takes one message, and has it", { state: view.state, command: "message.send" });
+  }
+  const open = context.turn_state === "open";
+  if (on_busy === "reject" && (open || context.queue.length > 0)) {
+    return errorBody("busy", open ? `turn ${context.turn} is running` : "another message waits already", { state: view.state, turn: context.turn });
+  }
+  // An interrupting message does not wait: it leaves the queue as it found it. Behind a pause it would wait.
+  const begins_at_once = on_busy === "interrupt" && BUSY_STATES.includes(view.state) && !context.pausing;
+  if (context.queue.length >= SESSION_QUEUE_MAX && !begins_at_once) {
+    return errorBody("overloaded", `${SESSION_QUEUE_MAX} messages wait in this session already`, { queue: context.queue.length, queue_max: SESSION_QUEUE_MAX });
+  }
+  return undefined;
+}
+
+function waiting(count: number): string {
+  return count === 0 ? "" : `; ${count} message${count === 1 ? " waits" : "s wait"}`;
+}
+
+function waits(view: ActorView): string | undefined {
+  const { reason, queue, turn, turn_state } = sessionContextOf(view);
+  const because = reason === null ? "" : ` (${reason})`;
+  const halfway = turn_state === "open" ? `; turn ${turn} goes on then` : "";
+  switch (view.state) {
+    case "idle":
+      return "waits for a message";
+    case "paused":
+      return `paused${because}: waits for session.resume${halfway}${waiting(queue.length)}`;
+    case "hibernated":
+      return `hibernated${because}: waits for a message or session.resume${halfway}${waiting(queue.length)}`;
+    case "unhealthy":
+      return `could not begin${because}: waits for session.resume, which tries again${waiting(queue.length)}`;
+    case "terminated":
+      return `ended${because}`;
+    default:
+      return undefined; // initializing, thinking and acting work: SE6
+  }
+}
+
+/** The definition of sessions over a table of tools. Tests bring their own; everybody else takes sessionDefinition. */
+export function sessionDefinitionOver(table: ToolTable): ActorDefinition {
+  return {
+    kind: "session",
+    machine: sessionMachineOver(table),
+    creates: "session.create",
+    effects: {
+      load_configuration: { lost: () => "retry" },
+      call_model: {
+        lost: () => "retry",
+        superseded: (input, attempt) => {
+          const { turn, step } = input as unknown as ModelInput;
+          return { type: "superseded", turn, step, attempt };
+        },
+      },
+      call_tool: { lost: (input) => ((input as unknown as ToolInput).idempotent ? "retry" : "ambiguous") },
+    },
+    refuse(view, command) {
+      return command.type === "message.send" ? refuseMessage(view, command.body as unknown as MessageBody) : undefined;
+    },
+    waits,
+    moved({ before, after: now }) {
+      const { reason } = sessionContextOf(now);
+      return { type: "session.state", from: before.state, to: now.state, ...(reason === null ? {} : { reason }) };
+    },
+    claimed: ({ epoch, from, to, reason }) => ({ type: "session.claimed", epoch, from, to, reason }),
+  };
+}
+
+export const sessionDefinition: ActorDefinition = sessionDefinitionOver(BUILT_IN_TOOLS);
