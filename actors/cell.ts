@@ -89,6 +89,8 @@ export type CellPhase = "loading" | "active" | "stopped";
 /** Refusals an actor journals in a burst, and then per second: enough for an audit, too few to fill a disk. */
 const REFUSED_BURST = 20;
 const REFUSED_PER_S = 1;
+/** While the lease is not good, it is looked at this often. */
+const PERMISSION_POLL_MS = 50;
 /** Waits between repeats of what the bus could not take; the last one repeats. */
 const RETRY_MS = [20, 50, 100, 250, 500, 1000] as const;
 
@@ -452,7 +454,7 @@ export class ActorCell {
     const { bus, actor, next_commit_id } = this.#deps;
     const append = { subject: actorSubject(actor, "event"), data, expected_last_sequence: this.#last_sequence, commit_id: next_commit_id() };
     for (let tries = 0; ; tries++) {
-      if (this.#stopped() || !this.#deps.may_act()) return undefined;
+      if (!(await this.#permitted())) return undefined;
       const outcome = await bus.append(append);
       if (this.#stopped()) return undefined;
       if (outcome.kind !== "unavailable") return outcome;
@@ -468,7 +470,7 @@ export class ActorCell {
       assert(target !== undefined, "an outgoing message names an actor");
       const data = new TextEncoder().encode(JSON.stringify({ type: message.type, body: message.body }));
       for (let tries = 0; ; tries++) {
-        if (this.#stopped() || !this.#deps.may_act()) return false;
+        if (!(await this.#permitted())) return false;
         const outcome = await bus.publish(actorSubject(target, "control"), data, { headers: { "Idempotency-Key": `${actorPath(actor)}#${message.id}` } });
         if (outcome.kind === "stored") break;
         await this.#backOff(tries);
@@ -488,9 +490,12 @@ export class ActorCell {
 
   #reconcile(hold: boolean): void {
     const { state } = this;
-    if (state === undefined || this.#stopped()) return;
-    this.#effects.reconcile(state.running, hold || !this.#deps.may_act());
+    if (state === undefined || this.#stopped() || this.#needs_load) return;
+    const permitted = this.#deps.may_act();
+    this.#effects.reconcile(state.running, hold || !permitted);
     this.#reconcileTimers(state);
+    // Held up by an outage, not by leaving: what the state names begins as soon as the lease is good again.
+    if (!permitted && !hold) void this.#deps.world.after(PERMISSION_POLL_MS, () => this.#reconcile(this.#deps.holding()));
   }
 
   #reconcileTimers(state: ActorState): void {
@@ -565,6 +570,12 @@ export class ActorCell {
 
   #stopped(): boolean {
     return this.#phase === "stopped";
+  }
+
+  /** Waits while the lease is not good by our own clock; answers false when the cell stopped instead. */
+  async #permitted(): Promise<boolean> {
+    while (!this.#stopped() && !this.#deps.may_act()) await pause(this.#deps.world, PERMISSION_POLL_MS);
+    return !this.#stopped();
   }
 
   /** Who owns us now? Stops when it is somebody else. */

@@ -1,0 +1,31 @@
+// admission: what an actor's own state cannot judge of a command: is its tenant active, does the agent exist, can the model be had?
+import type { Command } from "../protocol/commands.ts";
+import { type ErrorBody, errorBody } from "../protocol/errors.ts";
+import type { ActorAddress } from "../protocol/ids.ts";
+import type { JsonObject } from "../protocol/json.ts";
+import type { Providers } from "../providers/registry.ts";
+import type { Directory } from "./directory.ts";
+
+export type Admit = (actor: ActorAddress, command: Command) => Promise<ErrorBody | undefined>;
+
+export function createAdmission({ directory, providers }: { directory: Directory; providers: Providers }): Admit {
+  return async (actor, command) => {
+    if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
+    let tenant;
+    try {
+      tenant = await directory.tenant(actor.tenant);
+    } catch {
+      // Not knowing is not a yes: nothing is admitted for a tenant whose state cannot be read.
+      return errorBody("unavailable", "the tenant's state cannot be read now", { retry_after_ms: 1000 });
+    }
+    if (tenant === undefined) return errorBody("not_found", `there is no tenant '${actor.tenant}'`);
+    if (tenant.state !== "active") return errorBody("forbidden", `the tenant is ${tenant.state}`);
+    if (command.type !== "session.create") return undefined;
+    const agent = String(command.body["agent"]);
+    if (tenant.agents[agent] === undefined) return errorBody("agent_unknown", `the tenant has no agent '${agent}'`, { agent });
+    const model = (command.body["overrides"] as JsonObject | undefined)?.["model"];
+    if (typeof model !== "string") return undefined;
+    const resolved = providers.resolve(model);
+    return resolved.kind === "refused" ? errorBody("model_unknown", resolved.error.message, { model }) : undefined;
+  };
+}
