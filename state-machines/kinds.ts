@@ -3,10 +3,18 @@ import type { ActorKind } from "../protocol/ids.ts";
 import type { ActorDefinition } from "./definition.ts";
 import { sessionDefinition } from "./session.ts";
 import { type Core, coreOf } from "./step.ts";
+import { tenantDefinition } from "./tenant.ts";
+import { workerDefinition } from "./worker.ts";
 
-export const definitions = { session: sessionDefinition } as const satisfies Partial<Record<ActorKind, ActorDefinition>>;
+export const definitions = { session: sessionDefinition, tenant: tenantDefinition, worker: workerDefinition } as const satisfies Partial<
+  Record<ActorKind, ActorDefinition>
+>;
 
 export type HostedKind = keyof typeof definitions;
 
 /** One core per kind and process. */
-export const cores: Readonly<Record<HostedKind, Core>> = { session: coreOf(definitions.session) };
+export const cores: Readonly<Record<HostedKind, Core>> = {
+  session: coreOf(definitions.session),
+  tenant: coreOf(definitions.tenant),
+  worker: coreOf(definitions.worker),
+};
