@@ -202,7 +202,7 @@ function workersIn(data: string): number[] {
     .filter((name) => {
       try {
         const its = statSync(`/proc/${name}/cwd`);
-        return its.ino === folder.ino && its.dev === folder.dev && /postgres$/.test(readlinkSync(`/proc/${name}/exe`));
+        return its.ino === folder.ino && its.dev === folder.dev && readlinkSync(`/proc/${name}/exe`).endsWith("postgres");
       } catch {
         return false; // ended meanwhile, or another user's: then not one of ours
       }
