@@ -66,9 +66,9 @@ export class Lease {
   is_valid(): boolean {
     return this.#holding.kind === "held" && this.#options.world.monotonic_ms() < this.#holding.valid_until_ms;
   }
-  /** By our own clock: until when, if it is held. */
-  get valid_until_ms(): number | undefined {
-    return this.#holding.kind === "held" ? this.#holding.valid_until_ms : undefined;
+  /** The bucket's revision of our last write; it rises from holder to holder. */
+  get revision(): number | undefined {
+    return this.#holding.kind === "held" ? this.#holding.revision : undefined;
   }
   /** A call is under way; acquire and renew may not be called. */
   get busy(): boolean {

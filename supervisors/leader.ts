@@ -1,0 +1,773 @@
+// Leader: the supervisor that leads. Any number stand by; the one that holds the LEADER lease decides who is dead, who owns
+// what, and what moves.
+//
+//   standby ──the lease is free──▶ leading ──lost by own clock, by the bucket, or by a fenced append──▶ standby
+//
+//   lease of a worker appears ──▶ worker.join, worker.ready ──▶ shards are given to it
+//   half forgotten            ──▶ worker.suspect                 (it keeps what it has and gets no more)
+//   lease expired             ──▶ worker.declare_dead, then its shards go to others
+//   lease or operator: drains ──▶ worker.drain, then its shards move away ──▶ lease gone, nothing owned ──▶ worker.leave
+//
+// It is level-triggered: every change makes one pass over all that is known, and a pass on what is as it should be does
+// nothing. So a new leader needs no hand-over: it reads the journals, the leases and the table, and makes its first pass.
+//
+// Owns: the worker actors' journals, the assignments in PLACEMENT. Leaves to members: leaving a shard and writing the next
+// entry of a planned move.
+//
+// Invariants:
+//   D1. Each decision is appended to the worker's journal before the table changes by it; the append carries the epoch of
+//       this leadership and is the fence between two leaders.
+//   D2. The table changes by compare-and-set only, and the epoch of a shard only rises.
+//   D3. Nobody is judged dead within one TTL of an outage of the bus, nor before the leader's own read of the bucket says
+//       that the lease is gone; who is not judged keeps what the table gives.
+//   D4. Nothing is decided unless the LEADER lease is valid by our own clock.
+//   D5. One pass at a time; a pass that makes no progress for PASS_PATIENCE_MS ends the term.
+import { type Bucket, type BucketChange, type BucketEntry, type Bus, type Delivery, headerOf, type Subscription } from "../bus/port.ts";
+import { assert } from "../protocol/assert.ts";
+import { decodeCommand, HEADER_REPLY_TO } from "../protocol/commands.ts";
+import { type ErrorBody, errorBody } from "../protocol/errors.ts";
+import { type ActorAddress, actorPath, SYSTEM_TENANT } from "../protocol/ids.ts";
+import { decodeJournal } from "../protocol/journal.ts";
+import type { JsonObject } from "../protocol/json.ts";
+import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS, LEASE_TTL_MS } from "../protocol/limits.ts";
+import { errorFields, type Log } from "../protocol/log.ts";
+import { encodeReply } from "../protocol/reply.ts";
+import { isReplyAllowed, parseActorSubject, WORKER_COMMAND_FILTER } from "../protocol/subjects.ts";
+import { timestamp, type World } from "../protocol/world.ts";
+import type { Outcome } from "../state-machines/step.ts";
+import { Lease } from "./lease.ts";
+import { leastLoaded, type PlacementDecision, type PlacementStrategy, type PlacementWorker, planPlacement } from "./placement.ts";
+import { decodeLeaderLease, decodePlacementEntry, decodeWorkerLease, encodeRecord, LEADER_KEY, type PlacementEntry, placementKey, shardOfKey, type WorkerLease } from "./tables.ts";
+import { type CommandOrigin, type OpenWorkerCell, type WorkerCell, workerActor } from "./worker-cell.ts";
+
+/** The supervisor's own loop. Four beats to a renewal: a late beat costs no renewal. */
+const BEAT_MS = LEASE_RENEW_MS / 4;
+/** Between repeats of what the bus could not take. */
+const RETRY_MS = 250;
+/** A worker that was silent for this part of its lease is suspected: past a pause of 2 s and a renewal's second, before the end. */
+const SUSPECT_AFTER = 0.7;
+/** How long past its deadline a planned move is left to the owner before the leader ends it. */
+const MOVE_GRACE_MS = 5_000;
+/** A pass is a few appends and table writes for each shard: some hundred milliseconds. */
+const PASS_PATIENCE_MS = 2 * LEASE_TTL_MS;
+/** A worker that died this often within the window gets nothing while another can take it: a restart loop moves no shards. */
+const DEATHS_MAX = 3;
+const DEATHS_WINDOW_MS = 5 * 60_000;
+/** The names of workers come from our own configuration; the bound is for a configuration that draws a new name at each start. */
+const CELLS_MAX = 10_000;
+const WORKER_JOURNALS = `tenant.${SYSTEM_TENANT}.worker.*.event`;
+
+export interface LeaderOptions {
+  readonly bus: Bus;
+  readonly world: World;
+  readonly log: Log;
+  /** This supervisor. */
+  readonly id: string;
+  readonly open_cell: OpenWorkerCell;
+  readonly strategy?: PlacementStrategy;
+  /** Machine versions that journals are pinned to: who does not know them is given nothing. */
+  required_versions?(): readonly string[];
+  /** Must be the time to live of the buckets' keys. */
+  readonly ttl_ms?: number;
+  readonly handover_deadline_ms?: number;
+  observer?: LeaderObserver;
+}
+
+export interface LeaderObserver {
+  role?(role: "standby" | "leading", epoch: number | undefined): void;
+  /** A worker was declared dead, `detect_ms` after it was last heard of. */
+  died?(worker: string, detect_ms: number): void;
+  /** A shard got an owner; `assign_ms` after it lost the last one, as far as this leader saw it. */
+  assigned?(shard: number, worker: string, epoch: number, assign_ms: number): void;
+  moved?(shard: number, from: string, to: string): void;
+}
+
+interface Placed {
+  readonly entry: PlacementEntry;
+  readonly revision: number;
+}
+
+interface Present {
+  readonly lease: WorkerLease;
+  readonly revision: number;
+  readonly heard_ms: number;
+}
+
+/** One leadership, from winning the lease to losing it. */
+interface Leadership {
+  readonly epoch: number;
+  readonly incarnation: string;
+  readonly cells: Map<string, WorkerCell>;
+  readonly loads: Map<string, Promise<void>>;
+  readonly present: Map<string, Present>;
+  /** When a worker that is not present was last heard, and what its lease said. */
+  readonly missing: Map<string, { readonly lease: WorkerLease | undefined; readonly heard_ms: number }>;
+  readonly table: Map<number, Placed>;
+  /** When a planned move was first seen, for its deadline. */
+  readonly moves: Map<number, { readonly to: string; readonly seen_ms: number }>;
+  readonly unowned_since_ms: Map<number, number>;
+  readonly subscriptions: Subscription[];
+  readonly commands: Delivery[];
+  commanding: boolean;
+  dirty: boolean;
+  passing_since_ms: number | undefined;
+  over: boolean;
+  /** Resolves when `over`. */
+  readonly ended: Promise<"ended">;
+  end(): void;
+}
+
+export class Leader {
+  readonly #options: LeaderOptions;
+  readonly #ttl_ms: number;
+  readonly #leaders: Bucket;
+  readonly #workers: Bucket;
+  readonly #placement: Bucket;
+  readonly #incarnation: string;
+  readonly #started_at: string;
+  readonly #lease: Lease;
+  readonly #deaths = new Map<string, number[]>();
+  readonly #subscriptions: Subscription[] = [];
+  #leadership: Leadership | undefined;
+  #stopped = false;
+  #cancelBeat: (() => void) | undefined;
+  #tried_ms = Number.NEGATIVE_INFINITY;
+  #renewed_ms = 0;
+  /** D3. When the bus was last seen to fail, or when we began to look. */
+  #calm_since_ms: number;
+
+  constructor(options: LeaderOptions) {
+    const { bus, world } = options;
+    this.#options = options;
+    this.#ttl_ms = options.ttl_ms ?? LEASE_TTL_MS;
+    this.#leaders = bus.bucket("LEADER");
+    this.#workers = bus.bucket("WORKERS");
+    this.#placement = bus.bucket("PLACEMENT");
+    this.#incarnation = world.id();
+    this.#started_at = timestamp(world.now_ms());
+    this.#calm_since_ms = world.monotonic_ms();
+    this.#lease = new Lease({
+      bucket: this.#leaders,
+      key: LEADER_KEY,
+      world,
+      log: options.log,
+      ttl_ms: this.#ttl_ms,
+      is_mine: (value) => decodeLeaderLease(value)?.incarnation === this.#incarnation,
+    });
+  }
+
+  get role(): "standby" | "leading" {
+    return this.#leadership === undefined ? "standby" : "leading";
+  }
+  /** Of the present leadership. */
+  get epoch(): number | undefined {
+    return this.#leadership?.epoch;
+  }
+
+  /** Stands by from now on. Its loop is its own: it beats until stop. */
+  start(): void {
+    assert(this.#cancelBeat === undefined && !this.#stopped, "a supervisor starts once");
+    this.#subscriptions.push(
+      this.#options.bus.on_state((state) => {
+        this.#options.log.info("the supervisor's connection changed", { state });
+        this.#outage();
+      }),
+    );
+    this.#watchLeader().catch((error: unknown) => this.#options.log.warn("the leader's lease cannot be watched; it is asked for every second", errorFields(error)));
+    this.#beatLater(0);
+  }
+
+  /** Gives the leadership back at once, so that a standby need not wait for the lease to end. */
+  async stop(): Promise<void> {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    this.#cancelBeat?.();
+    this.#endLeadership("this supervisor stops");
+    await Promise.all(this.#subscriptions.splice(0).map((subscription) => subscription.stop()));
+    for (let waits = 0; this.#lease.busy && waits < 20; waits++) await this.#pause(RETRY_MS);
+    if (!this.#lease.busy) await this.#lease.release();
+  }
+
+  // ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #beatLater(ms: number): void {
+    if (this.#stopped) return;
+    this.#cancelBeat?.();
+    this.#cancelBeat = this.#options.world.after(ms, () => {
+      this.#beat()
+        .catch((error: unknown) => this.#options.log.error("a beat of the supervisor broke", errorFields(error)))
+        .finally(() => this.#beatLater(BEAT_MS));
+    });
+  }
+
+  async #watchLeader(): Promise<void> {
+    const watch = await this.#leaders.watch((change) => {
+      if (change.kind !== "gone" || change.key !== LEADER_KEY || this.#leadership !== undefined || this.#lease.busy) return;
+      this.#tried_ms = Number.NEGATIVE_INFINITY;
+      this.#beatLater(0);
+    });
+    if (this.#stopped) await watch.stop();
+    else this.#subscriptions.push(watch);
+  }
+
+  async #beat(): Promise<void> {
+    const now_ms = this.#options.world.monotonic_ms();
+    const { bus } = this.#options;
+    if (bus.state === "disconnected") this.#outage();
+    const leadership = this.#leadership;
+    if (leadership !== undefined && !this.#lease.is_valid()) this.#endLeadership("its lease ended");
+    else if (leadership?.passing_since_ms !== undefined && now_ms - leadership.passing_since_ms >= PASS_PATIENCE_MS) this.#endLeadership("a pass makes no progress"); // D5
+    if (this.#lease.busy) return;
+    if (this.#lease.is_valid()) {
+      if (now_ms - this.#renewed_ms >= LEASE_RENEW_MS) await this.#renew(now_ms);
+      if (!this.#lease.is_valid() || this.#stopped) return;
+      if (this.#leadership === undefined) await this.#lead();
+      else this.#wake(this.#leadership);
+      return;
+    }
+    if (now_ms - this.#tried_ms < LEASE_RENEW_MS) return;
+    this.#tried_ms = now_ms;
+    const outcome = await this.#lease.acquire(this.#value());
+    if (outcome.kind === "unavailable") this.#outage();
+    if (outcome.kind !== "held" || this.#stopped) return;
+    this.#renewed_ms = now_ms;
+    await this.#lead();
+  }
+
+  #value(): Uint8Array {
+    return encodeRecord({ id: this.#options.id, incarnation: this.#incarnation, started_at: this.#started_at });
+  }
+
+  async #renew(now_ms: number): Promise<void> {
+    const outcome = await this.#lease.renew(this.#value());
+    if (outcome.kind === "held") this.#renewed_ms = now_ms;
+    else if (outcome.kind === "unavailable") this.#outage();
+    else this.#endLeadership(`its lease was ${outcome.reason}`);
+  }
+
+  // ── leading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  async #lead(): Promise<void> {
+    const { bus, world, log, id, observer } = this.#options;
+    const revision = this.#lease.revision;
+    assert(revision !== undefined, "who leads holds the lease");
+    const known = await this.#attempt("the workers' journals", () => bus.last_of_each("EVENTS", WORKER_JOURNALS));
+    if (known === undefined || !this.#lease.is_valid() || this.#stopped) return;
+    const heads = known.map((message) => decodeJournal(message.data));
+    // The revision rises from holder to holder; above every journal's epoch too, should the bucket ever have begun anew.
+    const epoch = Math.max(revision, ...heads.map((head) => head.epoch + 1));
+    const leadership = newLeadership(epoch, this.#incarnation);
+    this.#leadership = leadership;
+    log.info("this supervisor leads", { supervisor: id, epoch });
+    observer?.role?.("leading", epoch);
+    for (const head of heads) if (isAlive(head.state)) this.#cell(leadership, head.actor.id);
+    const began = await this.#attempt("supervision's tables", async () => {
+      for (const begin of [
+        () => this.#workers.watch((change) => this.#onWorker(leadership, change)),
+        () => this.#placement.watch((change) => this.#onPlacement(leadership, change)),
+        () =>
+          bus.consume(
+            { stream: "COMMANDS", durable: "workers", filters: [WORKER_COMMAND_FILTER] },
+            { on_delivery: (delivery) => this.#onCommand(leadership, delivery), on_reset: () => void leadership.commands.splice(0) },
+          ),
+      ]) {
+        const subscription = await begin();
+        if (leadership.over) await subscription.stop();
+        else leadership.subscriptions.push(subscription);
+      }
+      await Promise.race([Promise.all(leadership.loads.values()), leadership.ended]);
+      return true;
+    });
+    if (leadership.over) return;
+    if (began === undefined) {
+      this.#endLeadership("the tables cannot be read");
+      return;
+    }
+    for (const worker of leadership.cells.keys()) if (!leadership.present.has(worker)) leadership.missing.set(worker, { lease: undefined, heard_ms: world.monotonic_ms() });
+    leadership.passing_since_ms = undefined;
+    this.#begun.add(leadership);
+    this.#wake(leadership);
+  }
+
+  /** Leaderships whose tables are known. */
+  readonly #begun = new WeakSet<Leadership>();
+
+  #endLeadership(why: string): void {
+    const leadership = this.#leadership;
+    if (leadership === undefined) return;
+    this.#leadership = undefined;
+    this.#options.log.warn("this supervisor leads no more", { supervisor: this.#options.id, epoch: leadership.epoch, why });
+    leadership.end();
+    for (const cell of leadership.cells.values()) cell.stop();
+    for (const subscription of leadership.subscriptions) subscription.stop().catch((error: unknown) => this.#options.log.warn("a subscription did not stop", errorFields(error)));
+    this.#options.observer?.role?.("standby", undefined);
+  }
+
+  #mayAct(leadership: Leadership): boolean {
+    return !leadership.over && this.#lease.is_valid(); // D4
+  }
+
+  /** D3 */
+  #outage(): void {
+    this.#calm_since_ms = this.#options.world.monotonic_ms();
+  }
+  #mayJudge(): boolean {
+    return this.#options.bus.state === "connected" && this.#options.world.monotonic_ms() - this.#calm_since_ms >= this.#ttl_ms;
+  }
+
+  /** Reads from the bus; undefined, and an outage noted, when it cannot answer. */
+  async #attempt<T>(what: string, read: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await read();
+    } catch (error) {
+      this.#outage();
+      this.#options.log.warn("the supervisor could not read", { what, ...errorFields(error) });
+      return undefined;
+    }
+  }
+
+  #pause(ms: number): Promise<void> {
+    return new Promise((resolve) => void this.#options.world.after(ms, resolve));
+  }
+
+  // ── what is heard ────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #onWorker(leadership: Leadership, change: BucketChange): void {
+    if (leadership.over) return;
+    if (change.kind === "put") this.#heard(leadership, change.entry);
+    else {
+      const before = leadership.present.get(change.key);
+      if (before === undefined || change.revision <= before.revision) return;
+      leadership.present.delete(change.key);
+      leadership.missing.set(change.key, { lease: before.lease, heard_ms: before.heard_ms });
+    }
+    this.#wake(leadership);
+  }
+
+  #heard(leadership: Leadership, read: BucketEntry): void {
+    const before = leadership.present.get(read.key);
+    if (before !== undefined && read.revision <= before.revision) return;
+    const lease = decodeWorkerLease(read.value);
+    if (lease === undefined || lease.id !== read.key) {
+      this.#options.log.error("a worker's lease cannot be read and is passed over", { key: read.key });
+      return;
+    }
+    leadership.missing.delete(read.key);
+    leadership.present.set(read.key, { lease, revision: read.revision, heard_ms: this.#options.world.monotonic_ms() });
+  }
+
+  #onPlacement(leadership: Leadership, change: BucketChange): void {
+    if (leadership.over) return;
+    if (change.kind === "put") this.#placed(leadership, change.entry);
+    else {
+      const shard = shardOfKey(change.key, this.#options.bus.shards);
+      if (shard === undefined || change.revision <= (leadership.table.get(shard)?.revision ?? 0)) return;
+      leadership.table.delete(shard);
+      leadership.moves.delete(shard);
+    }
+    this.#wake(leadership);
+  }
+
+  #placed(leadership: Leadership, read: BucketEntry): void {
+    const shard = shardOfKey(read.key, this.#options.bus.shards);
+    if (shard === undefined || read.revision <= (leadership.table.get(shard)?.revision ?? 0)) return;
+    const entry = decodePlacementEntry(read.value);
+    if (entry === undefined) {
+      this.#options.log.error("a placement entry cannot be read; the shard counts as nobody's", { key: read.key });
+      leadership.table.set(shard, { entry: { worker: "", incarnation: "", epoch: this.#highestEpoch(leadership, shard), since: this.#now() }, revision: read.revision });
+      return;
+    }
+    leadership.table.set(shard, { entry, revision: read.revision });
+    if (entry.moving_to === undefined) leadership.moves.delete(shard);
+    else if (leadership.moves.get(shard)?.to !== entry.moving_to) leadership.moves.set(shard, { to: entry.moving_to, seen_ms: this.#options.world.monotonic_ms() });
+  }
+
+  #highestEpoch(leadership: Leadership, shard: number): number {
+    const said = [...leadership.cells.values()].map((cell) => cell.record()?.shards.get(shard) ?? 0);
+    return Math.max(leadership.table.get(shard)?.entry.epoch ?? 0, ...said);
+  }
+
+  #now(): string {
+    return timestamp(this.#options.world.now_ms());
+  }
+
+  // ── cells ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #cell(leadership: Leadership, worker: string): WorkerCell {
+    const open = leadership.cells.get(worker);
+    if (open !== undefined) return open;
+    assert(leadership.cells.size < CELLS_MAX, "a cell of the runtime has fewer than ten thousand workers");
+    const cell = this.#options.open_cell(worker, {
+      epoch: leadership.epoch,
+      may_act: () => this.#mayAct(leadership),
+      conflict: () => this.#conflict(leadership),
+    });
+    leadership.cells.set(worker, cell);
+    leadership.loads.set(worker, cell.load());
+    return cell;
+  }
+
+  /** Another's append stands in a worker's journal: do we still lead? */
+  async #conflict(leadership: Leadership): Promise<"mine" | "lost"> {
+    for (;;) {
+      if (!this.#mayAct(leadership)) return "lost";
+      const read = await this.#attempt("the leader's lease", async () => ({ entry: await this.#leaders.get(LEADER_KEY) }));
+      if (read !== undefined) {
+        const standing = read.entry === undefined ? undefined : decodeLeaderLease(read.entry.value);
+        if (standing?.incarnation === leadership.incarnation) return "mine";
+        this.#endLeadership("another supervisor leads");
+        return "lost";
+      }
+      await this.#pause(RETRY_MS);
+    }
+  }
+
+  /** D1. Answers undefined when the leadership ended before it was decided. */
+  async #say(leadership: Leadership, worker: string, type: string, body: JsonObject, origin?: CommandOrigin): Promise<Outcome | undefined> {
+    if (!this.#mayAct(leadership)) return undefined;
+    const outcome = await Promise.race([this.#cell(leadership, worker).say(type, body, origin), leadership.ended]);
+    if (outcome === "ended" || leadership.over) return undefined;
+    if (!outcome.ok && origin === undefined) this.#options.log.error("a worker's machine refused the leader", { worker, type, code: outcome.error.code, message: outcome.error.message });
+    return outcome;
+  }
+
+  // ── passes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Makes a pass soon; while one runs, another follows it. */
+  #wake(leadership: Leadership): void {
+    leadership.dirty = true;
+    if (leadership.passing_since_ms !== undefined || leadership.over || !this.#begun.has(leadership)) return;
+    void this.#passes(leadership);
+  }
+
+  async #passes(leadership: Leadership): Promise<void> {
+    while (leadership.dirty && this.#mayAct(leadership)) {
+      leadership.dirty = false;
+      leadership.passing_since_ms = this.#options.world.monotonic_ms();
+      try {
+        await this.#pass(leadership);
+      } catch (error) {
+        // The next beat makes the next pass.
+        this.#options.log.error("a pass of the supervisor broke", errorFields(error));
+        break;
+      }
+    }
+    leadership.passing_since_ms = undefined;
+  }
+
+  async #pass(leadership: Leadership): Promise<void> {
+    await Promise.all([...leadership.present.keys()].map((worker) => this.#greet(leadership, worker)));
+    await Promise.all([...leadership.cells.keys()].filter((worker) => !leadership.present.has(worker)).map((worker) => this.#miss(leadership, worker)));
+    if (!this.#mayAct(leadership)) return;
+    await this.#followTable(leadership);
+    if (!this.#mayAct(leadership)) return;
+    const now_ms = this.#options.world.monotonic_ms();
+    const { decisions, unplaced } = planPlacement(
+      {
+        shards: this.#options.bus.shards,
+        workers: this.#placementWorkers(leadership),
+        table: new Map([...leadership.table].map(([shard, { entry }]) => [shard, entry])),
+        epochs: this.#saidEpochs(leadership),
+        required_versions: this.#options.required_versions?.() ?? [],
+      },
+      this.#options.strategy ?? leastLoaded,
+    );
+    for (const decision of decisions) if (decision.kind === "assign" && !leadership.unowned_since_ms.has(decision.shard)) leadership.unowned_since_ms.set(decision.shard, now_ms);
+    for (const shard of unplaced) if (!leadership.unowned_since_ms.has(shard)) leadership.unowned_since_ms.set(shard, now_ms);
+    const decided = new Set(decisions.map((decision) => decision.shard));
+    await Promise.all([...decisions, ...this.#overdue(leadership, decided)].map((decision) => this.#carryOut(leadership, decision)));
+  }
+
+  /** A worker with a lease: known, of this incarnation, ready or draining. */
+  async #greet(leadership: Leadership, worker: string): Promise<void> {
+    const { world } = this.#options;
+    const cell = this.#cell(leadership, worker);
+    await Promise.race([leadership.loads.get(worker), leadership.ended]);
+    const present = leadership.present.get(worker);
+    if (present === undefined || !this.#mayAct(leadership)) return;
+    const { lease } = present;
+    let record = cell.record();
+    if (record !== undefined && isAlive(record.state) && record.incarnation !== lease.incarnation) {
+      // D1: what the earlier incarnation had is nobody's; the table follows in this very pass.
+      await this.#declareDead(leadership, worker, { kind: "new_incarnation", incarnation: record.incarnation, by: lease.incarnation, heard_ms: world.monotonic_ms() });
+      record = cell.record();
+    }
+    if (record === undefined || !isAlive(record.state)) {
+      const joined = await this.#say(leadership, worker, "worker.join", { incarnation: lease.incarnation, versions: [...lease.versions], started_at: lease.started_at });
+      if (joined?.ok !== true) return;
+      record = cell.record();
+    }
+    const silent_ms = world.monotonic_ms() - present.heard_ms;
+    if (record?.state === "joining") {
+      await this.#say(leadership, worker, "worker.ready", {});
+      record = cell.record();
+    }
+    if (record?.state === "suspected" && silent_ms < LEASE_RENEW_MS * 2) {
+      await this.#say(leadership, worker, "worker.ready", {});
+      record = cell.record();
+    }
+    if (record?.state === "ready" && lease.draining) await this.#say(leadership, worker, "worker.drain", { reason: "the worker is leaving" });
+    else if (record?.state === "ready" && silent_ms >= this.#ttl_ms * SUSPECT_AFTER && this.#mayJudge())
+      await this.#say(leadership, worker, "worker.suspect", { evidence: { kind: "silent", silent_ms: Math.round(silent_ms), incarnation: lease.incarnation } });
+  }
+
+  /** A worker without a lease: left in good order, dead, or not to be judged yet (D3). */
+  async #miss(leadership: Leadership, worker: string): Promise<void> {
+    const cell = this.#cell(leadership, worker);
+    await Promise.race([leadership.loads.get(worker), leadership.ended]);
+    const record = cell.record();
+    if (record === undefined || !isAlive(record.state)) {
+      if (!leadership.present.has(worker) && this.#mayAct(leadership)) this.#forget(leadership, worker);
+      return;
+    }
+    if (!this.#mayAct(leadership) || leadership.present.has(worker)) return;
+    const missing = leadership.missing.get(worker);
+    const left = (record.state === "draining" || missing?.lease?.draining === true) && this.#ownedBy(leadership, worker).length === 0;
+    if (!left && !this.#mayJudge()) return;
+    const read = await this.#attempt("a worker's lease", async () => ({ entry: await this.#workers.get(worker) }));
+    if (read === undefined || !this.#mayAct(leadership)) return;
+    if (read.entry !== undefined) {
+      this.#heard(leadership, read.entry);
+      leadership.dirty = true;
+      return;
+    }
+    if (!left && !this.#mayJudge()) return;
+    if (left) await this.#say(leadership, worker, "worker.leave", {});
+    else await this.#declareDead(leadership, worker, { kind: "lease_expired", incarnation: record.incarnation, heard_ms: missing?.heard_ms });
+  }
+
+  async #declareDead(
+    leadership: Leadership,
+    worker: string,
+    found: { kind: string; incarnation: string | null; by?: string; heard_ms: number | undefined },
+  ): Promise<void> {
+    const { world, log, observer } = this.#options;
+    const now_ms = world.monotonic_ms();
+    const silent_ms = Math.round(now_ms - (found.heard_ms ?? now_ms));
+    const { heard_ms: _, ...evidence } = found;
+    const outcome = await this.#say(leadership, worker, "worker.declare_dead", { evidence: { ...evidence, silent_ms } });
+    if (outcome?.ok !== true) return;
+    log.warn("a worker is dead", { worker, ...evidence, silent_ms });
+    observer?.died?.(worker, silent_ms);
+    const deaths = (this.#deaths.get(worker) ?? []).filter((at_ms) => now_ms - at_ms < DEATHS_WINDOW_MS);
+    this.#deaths.set(worker, [...deaths, now_ms].slice(-DEATHS_MAX - 1));
+  }
+
+  /** A dead worker's cell leaves memory; its journal stays. */
+  #forget(leadership: Leadership, worker: string): void {
+    leadership.cells.get(worker)?.stop();
+    leadership.cells.delete(worker);
+    leadership.loads.delete(worker);
+    leadership.missing.delete(worker);
+    const last = this.#deaths.get(worker)?.at(-1);
+    if (last !== undefined && this.#options.world.monotonic_ms() - last >= DEATHS_WINDOW_MS) this.#deaths.delete(worker);
+  }
+
+  #ownedBy(leadership: Leadership, worker: string): number[] {
+    return [...leadership.table].flatMap(([shard, { entry }]) => (entry.worker === worker ? [shard] : []));
+  }
+
+  /** Owners write the table themselves when they hand over; their journals tell it too. */
+  async #followTable(leadership: Leadership): Promise<void> {
+    await Promise.all(
+      [...leadership.cells].map(async ([worker, cell]) => {
+        const record = cell.record();
+        if (record === undefined || !isAlive(record.state)) return;
+        for (const [shard, epoch] of record.shards) {
+          const entry = leadership.table.get(shard)?.entry;
+          if (entry !== undefined && entry.worker === worker && entry.incarnation === record.incarnation && entry.epoch >= epoch) continue;
+          await this.#say(leadership, worker, "shard.release", { shard, epoch, to: entry === undefined || entry.worker === "" ? null : entry.worker });
+        }
+        for (const shard of this.#ownedBy(leadership, worker)) {
+          const entry = leadership.table.get(shard)?.entry;
+          if (entry === undefined || entry.worker !== worker || entry.incarnation !== record.incarnation || (record.shards.get(shard) ?? -1) >= entry.epoch) continue;
+          await this.#say(leadership, worker, "shard.assign", { shard, epoch: entry.epoch, from: entry.from ?? null, reason: entry.reason ?? "moved" });
+        }
+      }),
+    );
+  }
+
+  #saidEpochs(leadership: Leadership): Map<number, number> {
+    const epochs = new Map<number, number>();
+    for (const cell of leadership.cells.values()) for (const [shard, epoch] of cell.record()?.shards ?? []) epochs.set(shard, Math.max(epoch, epochs.get(shard) ?? 0));
+    return epochs;
+  }
+
+  /** Who counts as living (D3: also who is missing and not judged), and who may be given more. */
+  #placementWorkers(leadership: Leadership): PlacementWorker[] {
+    const workers: PlacementWorker[] = [];
+    for (const [id, cell] of leadership.cells) {
+      const record = cell.record();
+      if (record === undefined || !isAlive(record.state) || record.incarnation === null) continue;
+      const lease = leadership.present.get(id)?.lease;
+      if (lease !== undefined && lease.incarnation !== record.incarnation) continue;
+      const leaving = record.state === "draining" || lease?.draining === true;
+      const condition = lease === undefined ? "suspected" : leaving ? "leaving" : record.state === "ready" ? "ready" : "suspected";
+      workers.push({ id, incarnation: record.incarnation, condition, versions: lease?.versions ?? [] });
+    }
+    const steady = workers.filter((worker) => worker.condition === "ready" && !this.#onProbation(worker.id));
+    if (steady.length === 0) return workers;
+    return workers.map((worker) => (worker.condition === "ready" && this.#onProbation(worker.id) ? { ...worker, condition: "suspected" as const } : worker));
+  }
+
+  #onProbation(worker: string): boolean {
+    const now_ms = this.#options.world.monotonic_ms();
+    return (this.#deaths.get(worker) ?? []).filter((at_ms) => now_ms - at_ms < DEATHS_WINDOW_MS).length >= DEATHS_MAX;
+  }
+
+  /** Planned moves that their owner did not end in time: the leader ends them. */
+  #overdue(leadership: Leadership, decided: ReadonlySet<number>): PlacementDecision[] {
+    const now_ms = this.#options.world.monotonic_ms();
+    const patience_ms = (this.#options.handover_deadline_ms ?? HANDOVER_DEADLINE_MS) + MOVE_GRACE_MS;
+    return [...leadership.moves].flatMap(([shard, { to, seen_ms }]): PlacementDecision[] => {
+      const entry = leadership.table.get(shard)?.entry;
+      const target = leadership.present.get(to)?.lease;
+      if (decided.has(shard) || entry === undefined || target === undefined || now_ms - seen_ms < patience_ms) return [];
+      return [{ kind: "assign", shard, worker: to, incarnation: target.incarnation, epoch: this.#highestEpoch(leadership, shard) + 1, from: entry.worker, reason: "owner_gone" }];
+    });
+  }
+
+  async #carryOut(leadership: Leadership, decision: PlacementDecision): Promise<void> {
+    const { log, observer, world } = this.#options;
+    const { shard } = decision;
+    const placed = leadership.table.get(shard);
+    if (decision.kind === "assign") {
+      const { worker, incarnation, epoch, from, reason } = decision;
+      assert(epoch > (placed?.entry.epoch ?? 0), "D2: the epoch of a shard only rises");
+      const outcome = await this.#say(leadership, worker, "shard.assign", { shard, epoch, from, reason });
+      if (outcome?.ok !== true) return;
+      const written = await this.#write(leadership, shard, { worker, incarnation, epoch, from, reason, since: this.#now() }, placed);
+      if (!written) return;
+      const since_ms = leadership.unowned_since_ms.get(shard);
+      leadership.unowned_since_ms.delete(shard);
+      log.info("a shard was given", { shard, worker, epoch, from, reason });
+      observer?.assigned?.(shard, worker, epoch, world.monotonic_ms() - (since_ms ?? world.monotonic_ms()));
+      return;
+    }
+    if (placed === undefined) return;
+    if (decision.kind === "stay") {
+      const { moving_to: _, ...entry } = placed.entry;
+      await this.#write(leadership, shard, entry, placed);
+      return;
+    }
+    const written = await this.#write(leadership, shard, { ...placed.entry, moving_to: decision.to }, placed);
+    if (!written) return;
+    log.info("a shard is to move", { shard, from: decision.from, to: decision.to, reason: decision.reason });
+    observer?.moved?.(shard, decision.from, decision.to);
+  }
+
+  /** D2. A refused write means that the owner or another leader wrote; the next pass decides on what stands now. */
+  async #write(leadership: Leadership, shard: number, entry: PlacementEntry, placed: Placed | undefined): Promise<boolean> {
+    if (!this.#mayAct(leadership)) return false;
+    const key = placementKey(shard);
+    const value = encodeRecord(entry);
+    const outcome = placed === undefined ? await this.#placement.create(key, value) : await this.#placement.update(key, value, placed.revision);
+    if (outcome.kind === "ok") {
+      this.#placed(leadership, { key, value, revision: outcome.revision });
+      leadership.dirty = true;
+      return true;
+    }
+    if (outcome.kind === "unavailable") {
+      this.#outage();
+      return false;
+    }
+    const read = await this.#attempt("the placement of a shard", async () => ({ entry: await this.#placement.get(key) }));
+    if (read?.entry !== undefined) this.#placed(leadership, read.entry);
+    leadership.dirty = true;
+    return false;
+  }
+
+  // ── operators' commands ──────────────────────────────────────────────────────────────────────────────────────────
+
+  #onCommand(leadership: Leadership, delivery: Delivery): void {
+    if (leadership.over) return;
+    leadership.commands.push(delivery); // bounded by what the consumer leaves unacknowledged
+    if (!leadership.commanding) void this.#commandsOf(leadership);
+  }
+
+  async #commandsOf(leadership: Leadership): Promise<void> {
+    leadership.commanding = true;
+    for (let delivery = leadership.commands.shift(); delivery !== undefined && !leadership.over; delivery = leadership.commands.shift()) {
+      try {
+        await this.#decide(leadership, delivery);
+      } catch (error) {
+        // Unacknowledged: it comes again with the next reset, or to the next leader.
+        this.#options.log.error("a worker's command could not be decided", { subject: delivery.message.subject, ...errorFields(error) });
+      }
+    }
+    leadership.commanding = false;
+  }
+
+  async #decide(leadership: Leadership, delivery: Delivery): Promise<void> {
+    const { message, source } = delivery;
+    const parsed = parseActorSubject(message.subject);
+    if (parsed.kind === "malformed" || (parsed.channel !== "command" && parsed.channel !== "control")) {
+      delivery.ack();
+      return;
+    }
+    const { actor, channel } = parsed;
+    const refuse = (error: ErrorBody): void => {
+      this.#answer(actor, delivery, { ok: false, error });
+      delivery.ack();
+    };
+    // A tenant's subject names no worker of ours: it is answered as if there were none.
+    if (actor.tenant !== SYSTEM_TENANT) return refuse(errorBody("not_found", `there is no worker '${actor.id}'`));
+    const decoding = decodeCommand("worker", channel, message.data, (name) => headerOf(message.headers, name));
+    if (decoding.kind === "refused") return refuse(decoding.error);
+    const { type, body, key, trace } = decoding.command;
+    const cell = this.#cell(leadership, actor.id);
+    await Promise.race([leadership.loads.get(actor.id), leadership.ended]);
+    if (leadership.over) return;
+    if (cell.record() === undefined) {
+      if (!leadership.present.has(actor.id)) this.#forget(leadership, actor.id);
+      return refuse(errorBody("not_found", `there is no worker '${actor.id}'`));
+    }
+    const outcome = await this.#say(leadership, actor.id, type, body, { source, ...(key === undefined ? {} : { key }), ...(trace === undefined ? {} : { trace }) });
+    if (outcome === undefined) return; // unacknowledged: the next leader decides it, and recognises it if it was decided
+    this.#answer(actor, delivery, outcome);
+    delivery.ack();
+    this.#wake(leadership);
+  }
+
+  #answer(actor: ActorAddress, delivery: Delivery, outcome: Outcome): void {
+    const reply_to = headerOf(delivery.message.headers, HEADER_REPLY_TO);
+    if (reply_to === undefined || !isReplyAllowed(actor.tenant, reply_to)) return;
+    const path = actorPath(actor.tenant === SYSTEM_TENANT ? workerActor(actor.id) : actor);
+    const data = outcome.ok ? encodeReply({ ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result }) : encodeReply({ ok: false, actor: path, error: outcome.error });
+    this.#options.bus.send(reply_to, data);
+  }
+}
+
+/** Counts as being there: not dead and not left. */
+function isAlive(state: string): boolean {
+  return state !== "dead" && state !== "left";
+}
+
+function newLeadership(epoch: number, incarnation: string): Leadership {
+  let resolveEnded: (value: "ended") => void = () => {};
+  const ended = new Promise<"ended">((resolve) => {
+    resolveEnded = resolve;
+  });
+  return {
+    epoch,
+    incarnation,
+    cells: new Map(),
+    loads: new Map(),
+    present: new Map(),
+    missing: new Map(),
+    table: new Map(),
+    moves: new Map(),
+    unowned_since_ms: new Map(),
+    subscriptions: [],
+    commands: [],
+    commanding: false,
+    dirty: true,
+    passing_since_ms: undefined,
+    over: false,
+    ended,
+    end() {
+      this.over = true;
+      resolveEnded("ended");
+    },
+  };
+}

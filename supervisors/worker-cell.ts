@@ -1,0 +1,111 @@
+// WorkerCell: a worker actor (`system/worker/{id}`) as the leading supervisor hosts it: outside the shards, under the epoch
+// of its leadership. Every decision about a worker is said to its cell first; the append is the fence between two leaders.
+import type { Bus } from "../bus/port.ts";
+import { ActorCell } from "../actors/cell.ts";
+import { createEntryCache } from "../actors/entry-cache.ts";
+import type { Restorer } from "../actors/restore.ts";
+import { type ActorAddress, SYSTEM_TENANT } from "../protocol/ids.ts";
+import type { CommandSource } from "../protocol/journal.ts";
+import type { JsonObject } from "../protocol/json.ts";
+import type { Log } from "../protocol/log.ts";
+import type { World } from "../protocol/world.ts";
+import { type Core, type Outcome, outerState } from "../state-machines/step.ts";
+
+/** What a worker's journal says of it, as far as the leader decides by it. */
+export interface WorkerRecord {
+  readonly state: string;
+  readonly incarnation: string | null;
+  /** The shards it was given and has not given up, with the epoch of each. */
+  readonly shards: ReadonlyMap<number, number>;
+}
+
+/** How a command that came from outside is recognised when it comes again. */
+export interface CommandOrigin {
+  readonly key?: string;
+  readonly source?: CommandSource;
+  readonly trace?: string;
+}
+
+export interface WorkerCell {
+  /** Restores the worker's record. Rejects never; while the bus is away it waits. */
+  load(): Promise<void>;
+  /** The record as it stands, undefined when there was never such a worker. Only after load. */
+  record(): WorkerRecord | undefined;
+  /** Resolves once it is decided and that is durable. Never resolves when the cell was stopped or lost its right: race it with the term's end. */
+  say(type: string, body: JsonObject, origin?: CommandOrigin): Promise<Outcome>;
+  stop(): void;
+}
+
+/** The right under which a cell acts: one term of one leader. */
+export interface Term {
+  readonly epoch: number;
+  may_act(): boolean;
+  /** A fence refused us: do we still lead, as the leader's key says? */
+  conflict(): Promise<"mine" | "lost">;
+}
+
+export type OpenWorkerCell = (worker: string, term: Term) => WorkerCell;
+
+export const workerActor = (id: string): ActorAddress => ({ tenant: SYSTEM_TENANT, kind: "worker", id });
+
+export interface WorkerCellDeps {
+  readonly bus: Bus;
+  readonly world: World;
+  readonly log: Log;
+  /** Of the worker machine. */
+  readonly core: Core;
+  readonly restorer: Restorer;
+  /** The supervisor's id: stands as `worker` in the journal's messages. */
+  readonly supervisor: string;
+  readonly next_commit_id: () => string;
+}
+
+function shardsOf(context: JsonObject): Map<number, number> {
+  const shards = context["shards"];
+  if (shards === null || typeof shards !== "object" || Array.isArray(shards)) return new Map();
+  return new Map(
+    Object.entries(shards).flatMap(([shard, given]) => {
+      const epoch = typeof given === "number" ? given : (given as JsonObject | null)?.["epoch"];
+      return typeof epoch === "number" ? [[Number(shard), epoch] as const] : [];
+    }),
+  );
+}
+
+/** Opens worker actors over the real journal. */
+export function createWorkerCells(deps: WorkerCellDeps): OpenWorkerCell {
+  const entries = createEntryCache(deps.bus);
+  return (worker, term) => {
+    const cell = new ActorCell({
+      actor: workerActor(worker),
+      core: deps.core,
+      bus: deps.bus,
+      world: deps.world,
+      log: deps.log,
+      restorer: deps.restorer,
+      performers: {},
+      entries,
+      worker: deps.supervisor,
+      epoch: term.epoch,
+      next_commit_id: deps.next_commit_id,
+      may_act: () => term.may_act(),
+      holding: () => false,
+      conflict: () => term.conflict(),
+      claim_reason: "another supervisor leads",
+    });
+    return {
+      load: () => cell.load(),
+      record() {
+        if (cell.state === undefined) return undefined;
+        const context = cell.state.snapshot.context as JsonObject;
+        const incarnation = context["incarnation"];
+        return { state: outerState(cell.state.snapshot), incarnation: typeof incarnation === "string" ? incarnation : null, shards: shardsOf(context) };
+      },
+      say: (type, body, origin = {}) =>
+        new Promise((resolve) => {
+          const { source, ...identity } = origin;
+          cell.push({ kind: "command", command: { channel: "control", type, body, ...identity }, ...(source === undefined ? {} : { source }), decided: resolve });
+        }),
+      stop: () => cell.stop(),
+    };
+  };
+}
