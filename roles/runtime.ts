@@ -1,0 +1,40 @@
+// runtime: what every process of ours is made of: its settings, its connection to the bus, its log, its metrics, its end.
+import type { Bus } from "../bus/port.ts";
+import { connectJetStream } from "../bus/jetstream.ts";
+import type { Log } from "../protocol/log.ts";
+import type { World } from "../protocol/world.ts";
+import type { Metrics } from "../telemetry/metrics.ts";
+import type { Settings } from "./settings.ts";
+
+export interface Runtime {
+  readonly world: World;
+  readonly log: Log;
+  readonly settings: Settings;
+  readonly metrics: Metrics;
+  /** Resolves with the first signal that asks the process to end: `drain` (SIGTERM) or `quick` (SIGINT). */
+  readonly asked_to_end: Promise<"drain" | "quick">;
+  /** Unguessable bytes. */
+  random_bytes(count: number): Uint8Array;
+}
+
+export function connect(runtime: Runtime, name: string, { ensure = true }: { ensure?: boolean } = {}): Promise<Bus> {
+  const { settings, log, world } = runtime;
+  return connectJetStream({
+    servers: settings.TROUPE_NATS_URL ?? "nats://127.0.0.1:4222",
+    ...(settings.TROUPE_NATS_USER === undefined ? {} : { user: settings.TROUPE_NATS_USER }),
+    ...(settings.TROUPE_NATS_PASSWORD === undefined ? {} : { password: settings.TROUPE_NATS_PASSWORD }),
+    name,
+    shards: settings.TROUPE_SHARDS,
+    replicas: settings.TROUPE_REPLICAS,
+    lease_ttl_ms: settings.TROUPE_LEASE_TTL_MS,
+    log,
+    world,
+    ensure,
+  });
+}
+
+/** Keeps the gauge of the bus true. */
+export function observeBus(bus: Bus, metrics: Metrics): void {
+  metrics.set("troupe_bus_connected", {}, bus.state === "connected" ? 1 : 0);
+  bus.on_state((state) => metrics.set("troupe_bus_connected", {}, state === "connected" ? 1 : 0));
+}

@@ -1,0 +1,126 @@
+// worker: the process that hosts actors: shard host, membership, effects.
+//
+//   start ──▶ joined ──▶ owns shards ──SIGTERM──▶ draining: hands each shard over at its first gap ──▶ exit 0
+import { createAdmission } from "../actors/admission.ts";
+import type { CellObserver } from "../actors/cell.ts";
+import { createDirectory } from "../actors/directory.ts";
+import { createPerformers } from "../actors/performers.ts";
+import { createRestorer } from "../actors/restore.ts";
+import { createShardHost, type ShardHost } from "../actors/shard-host.ts";
+import { assert } from "../protocol/assert.ts";
+import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
+import { createProviders } from "../providers/registry.ts";
+import { cores, definitions } from "../state-machines/kinds.ts";
+import { lint } from "../state-machines/lint.ts";
+import { startHostService } from "../supervisors/host-service.ts";
+import { Member } from "../supervisors/member.ts";
+import { startTelemetryServer } from "../telemetry/http.ts";
+import type { Metrics } from "../telemetry/metrics.ts";
+import { connect, observeBus, type Runtime } from "./runtime.ts";
+
+/** A quick end (Ctrl-C on everything) does not wait for model calls: they are resumed at the next start. */
+const QUICK_DEADLINE_MS = 500;
+
+export interface WorkerRoleOptions {
+  readonly id: string;
+  readonly http_port: number;
+}
+
+function observerOf(metrics: Metrics): CellObserver {
+  return {
+    committed(entries, ms) {
+      metrics.add("troupe_appends_total", { outcome: "committed" });
+      metrics.observe("troupe_append_seconds", {}, ms / 1000);
+      metrics.add("troupe_entries_total", { kind: "all", entry: "all" }, entries);
+    },
+    decided: (outcome, _type) => metrics.add("troupe_commands_decided_total", { kind: "all", outcome: outcome.ok ? "ok" : outcome.error.code }),
+    effect(what, src) {
+      if (what === "started") metrics.add("troupe_effects_started_total", { effect: src });
+      else metrics.add("troupe_effects_finished_total", { effect: src, outcome: what === "done" ? "done" : what === "failed" ? "fail" : "stopped" });
+    },
+  };
+}
+
+export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleOptions): Promise<number> {
+  const { world, settings, metrics } = runtime;
+  const log = runtime.log.with({ worker: id });
+  for (const definition of Object.values(definitions)) {
+    const faults = lint(definition);
+    assert(faults.length === 0, `machines are data and complete: ${faults.join("; ")}`);
+  }
+  const bus = await connect(runtime, `worker-${id}`);
+  observeBus(bus, metrics);
+  const restorer = createRestorer({ bus, cores, log });
+  const directory = createDirectory({ bus, restorer, world, log });
+  const providers = createProviders({
+    world,
+    log,
+    ...(settings.ANTHROPIC_API_KEY === undefined ? {} : { anthropic: { api_key: settings.ANTHROPIC_API_KEY, base_url: settings.ANTHROPIC_BASE_URL ?? "" } }),
+    ...(settings.OPENAI_API_KEY === undefined ? {} : { openai: { api_key: settings.OPENAI_API_KEY, base_url: settings.OPENAI_BASE_URL ?? "" } }),
+  });
+  const nonce = world.id();
+  let commits = 0;
+  // Host and member need each other: the host asks the member whether it may act, the member tells the host what it owns.
+  let member: Member | undefined;
+  const host: ShardHost = createShardHost({
+    bus,
+    world,
+    log,
+    cores,
+    restorer,
+    performers: createPerformers({
+      world,
+      directory,
+      providers,
+      on_model({ model, usage, cost_usd_micros }) {
+        const [provider = "", name = ""] = [model.slice(0, model.indexOf("/")), model.slice(model.indexOf("/") + 1)];
+        for (const kind of ["input", "output", "cache_read", "cache_write", "reasoning"] as const) metrics.add("troupe_model_tokens_total", { provider, model: name, class: kind }, usage?.[`${kind}_tokens`] ?? 0);
+        metrics.add("troupe_model_cost_usd_micros_total", { provider, model: name }, cost_usd_micros ?? 0);
+      },
+    }),
+    worker: id,
+    next_commit_id: () => `${nonce}.${commits++}`,
+    may_act: () => member?.may_act() ?? false,
+    on_conflict: (shard, epoch) => member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
+    admit: createAdmission({ directory, providers }),
+    on_resumed(resumed) {
+      metrics.add("troupe_recoveries_total", { reason: resumed.reason });
+      metrics.observe("troupe_recovery_replay_seconds", {}, resumed.replay_ms / 1000);
+      log.info("actor goes on here", { tenant: resumed.actor.tenant, kind: resumed.actor.kind, actor: resumed.actor.id, from: resumed.from, reason: resumed.reason, entries: resumed.entries, replay_ms: Math.round(resumed.replay_ms) });
+    },
+    observer: observerOf(metrics),
+    passivate_after_ms: settings.TROUPE_PASSIVATE_AFTER_MS,
+  });
+  const versions = Object.values(cores).map((core) => core.machine_name);
+  member = new Member({ bus, world, log, id, versions, host, ttl_ms: settings.TROUPE_LEASE_TTL_MS });
+  await member.start();
+  const me = member;
+  const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining });
+
+  let ending = false;
+  const beat = (): void => {
+    void world.after(LEASE_RENEW_MS / 4, () => {
+      if (ending) return;
+      const owned = host.owned();
+      metrics.set("troupe_shards_owned", {}, owned.length);
+      metrics.set("troupe_actors_resident", { kind: "all" }, owned.reduce((sum, shard) => sum + shard.resident, 0));
+      void me.tick().finally(beat);
+    });
+  };
+  beat();
+  const http = await startTelemetryServer({ host: "127.0.0.1", port: http_port, metrics, ready: () => ({ bus: bus.state === "connected", lease: me.phase === "present" }) });
+  log.info("worker runs", { http: http.url, providers: [...providers.configured] });
+
+  const how = await runtime.asked_to_end;
+  log.info("worker drains", { how });
+  await me.drain({ deadline_ms: how === "drain" ? HANDOVER_DEADLINE_MS : QUICK_DEADLINE_MS });
+  ending = true;
+  await me.stop();
+  await host.stop();
+  await service.stop();
+  await directory.stop();
+  await http.close();
+  await bus.close();
+  log.info("worker ended");
+  return 0;
+}
