@@ -11,6 +11,7 @@
 import type AnthropicSdk from "@anthropic-ai/sdk";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { type Attempt, PATIENCE_DEFAULT, type Patience, runAttempt } from "./attempt.ts";
+import { estimateCallHeadTokens } from "./estimate.ts";
 import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
@@ -42,15 +43,22 @@ export function anthropicProvider(settings: SdkProviderSettings): Provider {
       runAttempt(context, request, io, async (attempt) => {
         const { sdk, client } = await load();
         const answer = new Answer(attempt, request.model);
+        let has_head = false;
         try {
           const stream = await client.messages.create(bodyOf(request), { signal: attempt.signal });
+          has_head = true;
           for await (const event of stream) {
             attempt.heard();
             answer.take(event);
           }
         } catch (error) {
           if (error instanceof AnswerMistake) throw error.cause;
-          if (!answer.is_complete) return attempt.failed(modelErrorOf(factsOf(sdk, error, attempt), context.secrets, settings.world.now_ms()));
+          if (!answer.is_complete) {
+            const facts = factsOf(sdk, error, has_head);
+            // A connection that broke under an answer may have cost something, even before its first event.
+            if (has_head && facts.transport !== undefined) attempt.heard();
+            return attempt.failed(modelErrorOf(facts, context.secrets, settings.world.now_ms()));
+          }
           // The provider had said how it ends; what broke afterwards is only the connection.
         }
         return answer.outcome();
@@ -72,14 +80,14 @@ function clientOf(sdk: Sdk, settings: SdkProviderSettings, patience: Patience): 
   });
 }
 
-function factsOf(sdk: Sdk, error: unknown, attempt: Attempt): FailureFacts {
+function factsOf(sdk: Sdk, error: unknown, has_head: boolean): FailureFacts {
   if (error instanceof sdk.APIError && (error.status !== undefined || error.type !== null)) {
     const message = error.apiMessage ?? error.message;
     return { status: error.status, type: error.type ?? undefined, message: withRequestId(message, error.requestID), headers: error.headers };
   }
   const timed_out = error instanceof sdk.APIConnectionTimeoutError;
   // The SDK wraps a connection cut within a stream into its bare base class.
-  return factsOfTransport(error, { timed_out, is_transport: error instanceof sdk.AnthropicError, has_begun: attempt.has_begun });
+  return factsOfTransport(error, { timed_out, is_transport: error instanceof sdk.AnthropicError, has_head });
 }
 
 // --- the request ---
@@ -243,6 +251,7 @@ class Answer {
       case "tool_use": {
         // The API starts with {} and sends the input in pieces; some proxies send it whole, here.
         const start_input = JSON.stringify(block.input ?? {});
+        this.#attempt.countHidden(estimateCallHeadTokens(block.name));
         this.#blocks.set(index, { kind: "tool", id: block.id, name: block.name, start_input, json: "" });
         break;
       }

@@ -47,6 +47,8 @@ export interface Attempt {
   heard(): void;
   /** Hands on a piece of the answer. An empty one is nothing. */
   deliver(kind: ModelDelta["kind"], text: string): void;
+  /** Output tokens that nobody was shown but that are billed, such as a tool's name; for the estimate. */
+  countHidden(tokens: number): void;
   /** What the provider has said of its usage so far; later words replace earlier ones, class by class. */
   report(usage: Partial<Omit<Usage, "estimated">>): void;
   /** The usage known so far, with estimates for what was not reported. */
@@ -62,7 +64,7 @@ export interface AttemptContext {
   /** Never to be seen in an error. */
   readonly secrets: readonly string[];
   /** Replaces the estimate where usage is known exactly at any moment. */
-  usageOf?(delivered: Delivered): Usage;
+  usageOf?(): Usage;
 }
 
 /** Runs `work` as one attempt. `work` translates; what it throws is a mistake in our translation and comes out as `provider_error`. */
@@ -82,6 +84,7 @@ export function runAttempt(
     let settled = false;
     let has_begun = false;
     let last_heard_ms = world.monotonic_ms();
+    let hidden_tokens = 0;
     let reported: Partial<Omit<Usage, "estimated">> = {};
     let stopWatch: () => void = () => undefined;
 
@@ -93,7 +96,7 @@ export function runAttempt(
       inner.abort();
       resolve(outcome);
     };
-    const usageSoFar = () => context.usageOf?.(delivered) ?? estimatedUsage(request, delivered, reported);
+    const usageSoFar = () => context.usageOf?.() ?? estimatedUsage(request, delivered, hidden_tokens, reported);
     const onAbort = () => settle(fail(modelError("cancelled", "the call was cancelled"), usageSoFar()));
 
     const watch = () => {
@@ -131,6 +134,9 @@ export function runAttempt(
           settle(fail(modelError("provider_error", "the listener of the answer failed"), usageSoFar()));
         }
       },
+      countHidden(tokens) {
+        hidden_tokens += tokens;
+      },
       report(usage) {
         reported = { ...reported, ...usage };
       },
@@ -155,13 +161,13 @@ export function runAttempt(
   });
 }
 
-function estimatedUsage(request: ModelRequest, delivered: Delivered, reported: Partial<Omit<Usage, "estimated">>): Usage {
+function estimatedUsage(request: ModelRequest, delivered: Delivered, hidden_tokens: number, reported: Partial<Omit<Usage, "estimated">>): Usage {
   return {
     input_tokens: reported.input_tokens ?? estimateInputTokens(request),
     cache_read_tokens: reported.cache_read_tokens ?? 0,
     cache_write_tokens: reported.cache_write_tokens ?? 0,
     // A provider's early count is behind what it has sent since, so the larger of the two.
-    output_tokens: Math.max(reported.output_tokens ?? 0, estimateTokens(delivered.text) + estimateTokens(delivered.tool_call)),
+    output_tokens: Math.max(reported.output_tokens ?? 0, estimateTokens(delivered.text) + estimateTokens(delivered.tool_call) + hidden_tokens),
     reasoning_tokens: Math.max(reported.reasoning_tokens ?? 0, estimateTokens(delivered.reasoning)),
     estimated: true,
   };

@@ -66,9 +66,14 @@ function runOf(unit: number): Run {
   return unit <= 32 ? "blank" : "other";
 }
 
+/** Tokens that a tool call takes beside its arguments. */
+export function estimateCallHeadTokens(name: string): number {
+  return TOKENS_PER_MESSAGE + estimateTokens(name);
+}
+
 /** Tokens that a tool call takes in an answer, and again in every later prompt. */
 export function estimateCallTokens(call: ToolCall): number {
-  return TOKENS_PER_MESSAGE + estimateTokens(call.name) + estimateTokens(call.invalid_args ?? canonicalJson(call.args));
+  return estimateCallHeadTokens(call.name) + estimateTokens(call.invalid_args ?? canonicalJson(call.args));
 }
 
 /** Tokens of a whole prompt: instructions, messages and tools. What an opaque continuation costs is counted by its JSON. */

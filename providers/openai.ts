@@ -14,6 +14,7 @@
 import type OpenAiSdk from "openai";
 import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 import { type Attempt, PATIENCE_DEFAULT, type Patience, runAttempt } from "./attempt.ts";
+import { estimateCallHeadTokens } from "./estimate.ts";
 import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
@@ -47,15 +48,22 @@ export function openaiProvider(settings: SdkProviderSettings): Provider {
       runAttempt(context, request, io, async (attempt) => {
         const { sdk, client } = await load();
         const answer = new Answer(attempt, request);
+        let has_head = false;
         try {
           const stream = await client.chat.completions.create(bodyOf(request, base_url), { signal: attempt.signal });
+          has_head = true;
           for await (const chunk of stream) {
             attempt.heard();
             answer.take(chunk);
           }
         } catch (error) {
           if (error instanceof AnswerMistake) throw error.cause;
-          if (!answer.is_complete) return attempt.failed(modelErrorOf(factsOf(sdk, error, attempt), context.secrets, settings.world.now_ms()));
+          if (!answer.is_complete) {
+            const facts = factsOf(sdk, error, has_head);
+            // A connection that broke under an answer may have cost something, even before its first event.
+            if (has_head && facts.transport !== undefined) attempt.heard();
+            return attempt.failed(modelErrorOf(facts, context.secrets, settings.world.now_ms()));
+          }
           // The provider had said how it ends; what broke afterwards is only the connection.
         }
         return answer.outcome();
@@ -80,14 +88,14 @@ function clientOf(sdk: Sdk, api_key: string, base_url: string, patience: Patienc
   });
 }
 
-function factsOf(sdk: Sdk, error: unknown, attempt: Attempt): FailureFacts {
+function factsOf(sdk: Sdk, error: unknown, has_head: boolean): FailureFacts {
   if (error instanceof sdk.APIError && (error.status !== undefined || error.error !== undefined)) {
     const text = (value: unknown) => (typeof value === "string" || typeof value === "number" ? String(value) : undefined);
     const message = withRequestId(error.message, error.requestID);
     return { status: error.status, type: text(error.type), code: text(error.code), message, headers: error.headers };
   }
   const timed_out = error instanceof sdk.APIConnectionTimeoutError;
-  return factsOfTransport(error, { timed_out, is_transport: error instanceof sdk.OpenAIError, has_begun: attempt.has_begun });
+  return factsOfTransport(error, { timed_out, is_transport: error instanceof sdk.OpenAIError, has_head });
 }
 
 // --- the request ---
@@ -227,7 +235,10 @@ class Answer {
     }
     if (piece.id !== undefined && piece.id !== null && piece.id !== "") call.id = piece.id;
     // Servers repeat the name in every piece, or send it once; none sends it in parts.
-    if (piece.function?.name) call.name = piece.function.name;
+    if (piece.function?.name) {
+      if (call.name === "") this.#attempt.countHidden(estimateCallHeadTokens(piece.function.name));
+      call.name = piece.function.name;
+    }
     if (piece.function?.arguments) {
       call.args += piece.function.arguments;
       this.#attempt.deliver("tool_call", piece.function.arguments);

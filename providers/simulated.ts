@@ -32,6 +32,7 @@ import { type Attempt, PATIENCE_DEFAULT, type Patience, runAttempt } from "./att
 import { modelError } from "./model-error.ts";
 import {
   MODEL_ERRORS,
+  NO_USAGE,
   type ModelErrorCode,
   type ModelOutcome,
   type ModelRequest,
@@ -82,17 +83,11 @@ export function simulatedProvider(settings: { readonly world: World; readonly lo
     name: "simulated",
     call(request, io) {
       const input_tokens = inputWords(request);
-      // Calls are delivered as their JSON alone; their names are counted here.
-      const counted = { call_names: 0 };
-      const usageOf = (delivered: { text: string; reasoning: string; tool_call: string }): Usage => ({
-        input_tokens,
-        output_tokens: wordCount(delivered.text) + wordCount(delivered.tool_call) + counted.call_names,
-        cache_read_tokens: 0,
-        cache_write_tokens: 0,
-        reasoning_tokens: wordCount(delivered.reasoning),
-      });
+      // Counted as they are said: two steps without white space between them run together in the text, and are two words nevertheless.
+      const said = { output_tokens: 0, reasoning_tokens: 0 };
+      const usageOf = (): Usage => ({ ...NO_USAGE, input_tokens, ...said });
       const context = { provider: "simulated", world, log, patience: settings.patience ?? PATIENCE_DEFAULT, secrets: [], usageOf };
-      return runAttempt(context, request, io, (attempt) => new Performance(attempt, request, world, counted).run());
+      return runAttempt(context, request, io, (attempt) => new Performance(attempt, request, world, said).run());
     },
   };
 }
@@ -183,16 +178,16 @@ class Performance {
   readonly #attempt: Attempt;
   readonly #request: ModelRequest;
   readonly #world: World;
-  readonly #counted: { call_names: number };
+  readonly #said: { output_tokens: number; reasoning_tokens: number };
   readonly #calls: ToolCall[] = [];
   #words_left: number;
   #words_since_breath = 0;
 
-  constructor(attempt: Attempt, request: ModelRequest, world: World, counted: { call_names: number }) {
+  constructor(attempt: Attempt, request: ModelRequest, world: World, said: { output_tokens: number; reasoning_tokens: number }) {
     this.#attempt = attempt;
     this.#request = request;
     this.#world = world;
-    this.#counted = counted;
+    this.#said = said;
     this.#words_left = request.max_output_tokens;
   }
 
@@ -250,6 +245,7 @@ class Performance {
       const costs = wordCount(word);
       if (costs > this.#words_left) return false;
       this.#words_left -= costs;
+      this.#said[kind === "text" ? "output_tokens" : "reasoning_tokens"] += costs;
       this.#attempt.heard();
       this.#attempt.deliver(kind, word);
     }
@@ -263,10 +259,9 @@ class Performance {
     if (costs > this.#words_left) return false;
     this.#words_left -= costs;
     this.#calls.push(call);
-    this.#counted.call_names += wordCount(call.name);
+    this.#said.output_tokens += costs;
     this.#attempt.heard();
-    // The blank keeps the words of two calls apart when they are counted.
-    this.#attempt.deliver("tool_call", `${this.#calls.length > 1 ? " " : ""}${call.invalid_args ?? canonicalJson(call.args)}`);
+    this.#attempt.deliver("tool_call", call.invalid_args ?? canonicalJson(call.args));
     return true;
   }
 

@@ -28,17 +28,17 @@ export function withRequestId(message: string, request_id: string | null | undef
 }
 
 /**
- * Facts of an error that is not an answer of the provider. `is_transport` says that the SDK made it, which before an answer means that there is
- * no connection. Once the answer has begun, whatever comes out of the stream broke it: the SDKs throw a bare base class with the words
- * "terminated" for a connection that was cut, and a SyntaxError for an event that was cut.
+ * Facts of an error that is not an answer of the provider. Once the head of a response has come, whatever goes wrong broke the answer: the SDKs
+ * throw a TypeError or a bare base class with the word "terminated" for a connection that was cut, and a SyntaxError for an event that was cut.
+ * Before it, only what the SDK itself made (`is_transport`) says that there is no connection; of anything else nothing is claimed.
  */
-export function factsOfTransport(error: unknown, seen: { timed_out: boolean; is_transport: boolean; has_begun: boolean }): FailureFacts {
+export function factsOfTransport(error: unknown, seen: { timed_out: boolean; is_transport: boolean; has_head: boolean }): FailureFacts {
   const cause = deepestCause(error);
   const message = messageOf(error, cause);
   const code = (cause as { code?: unknown } | undefined)?.code;
   if (seen.timed_out || (typeof code === "string" && /^UND_ERR_(HEADERS|BODY|CONNECT)_TIMEOUT$/.test(code))) return { message, transport: "timeout" };
-  if (seen.has_begun) return { message, transport: "broken" };
-  return seen.is_transport || error instanceof SyntaxError ? { message, transport: "unreachable" } : { message };
+  if (seen.has_head) return { message, transport: "broken" };
+  return seen.is_transport ? { message, transport: "unreachable" } : { message };
 }
 
 /** An AggregateError (one refused connection per address) speaks through its first error. */
