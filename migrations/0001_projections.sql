@@ -132,6 +132,8 @@ create table llm_usage_events (
   reasoning_tokens    bigint,
   cost_usd_micros     bigint,
   price_version       text,
+  -- The provider did not say; the counts are ours.
+  estimated           boolean not null,
   outcome             text not null check (outcome in ('completed', 'failed', 'cancelled', 'superseded')),
   code                text,
   started_at          timestamptz(3) not null,

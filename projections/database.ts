@@ -115,7 +115,12 @@ export function createDatabase({ url, application_name, log, pool_size_max = POO
     async migrate() {
       // Loaded here because it brings a TypeScript loader with it, which costs every other start 80 ms.
       const { runner } = await import("node-pg-migrate");
-      const quiet = { debug: undefined, info: () => {}, warn: (text: string) => log.warn("a migration warns", { text }), error: (text: string) => log.error("a migration fails", { text }) };
+      const quiet = {
+        debug: undefined,
+        info: () => {},
+        warn: (text: string) => log.warn("a migration warns", { text }),
+        error: (text: string) => log.error("a migration fails", { text }),
+      };
       // Its own connection: the advisory lock belongs to a session, and a long migration must not meet the pool's statement limit.
       const applied = await runner({
         databaseUrl: { connectionString: url, application_name: `${application_name} migrations`, connectionTimeoutMillis: CONNECT_PATIENCE_MS },

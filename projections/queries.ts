@@ -66,6 +66,8 @@ export interface UsageRow {
   readonly reasoning_tokens: number | null;
   readonly cost_usd_micros: number | null;
   readonly price_version: string | null;
+  /** The provider did not say; the counts are ours. */
+  readonly estimated: boolean;
   readonly outcome: UsageOutcome;
   readonly code: string | null;
   readonly started_at: string;
@@ -220,7 +222,7 @@ const filterOf = (text: string | undefined): string | null => (text === undefine
 const SESSION_COLUMNS = `session, agent, agent_version, config_hash, external_id, user_id as "user", mode, metadata, model, state, reason, turn,
   created_at, updated_at, seq, epoch, worker`;
 const USAGE_COLUMNS = `session, inst, attempt, turn, step, agent, user_id as "user", model, provider, key_source, input_tokens, output_tokens,
-  cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, price_version, outcome, code, started_at, ended_at, stream_sequence`;
+  cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, price_version, estimated, outcome, code, started_at, ended_at, stream_sequence`;
 const AUDIT_COLUMNS = `kind, actor, stream_sequence, entry_index, seq, at, epoch, worker, machine, entry_type, command_type, channel, key, source, inst, code,
   state_after, events, trace, hash`;
 const USAGE_FILTER = `tenant = $1 and ($2::text is null or session = $2) and ($3::text is null or agent = $3) and ($4::text is null or user_id = $4)

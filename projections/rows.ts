@@ -1,0 +1,509 @@
+// rows: what one journal message means for the tables. Pure: (rows in hand, message) → rows; no clock, no database.
+//
+//   message ──▶ one audit row an entry
+//           ──▶ the session's row, and a usage row for each attempt of a model call that ended here
+//           ──▶ the tenant's row, its keys, the versions of its agents
+//
+// Invariants:
+//   R1. Equal messages in equal order give equal rows: a rebuild from the first message gives the tables that were there.
+//   R2. Every entry has exactly one audit row; its hash is computed over the entry, so the stream can be held against it.
+//   R3. An attempt of a model call has one usage row, whatever ended it. What nobody knows is null.
+//   R4. No customer's text leaves the journal here: of a message's body only what configures a session or a tenant is taken.
+import { assert } from "../protocol/assert.ts";
+import type { ActorAddress } from "../protocol/ids.ts";
+import { type Entry, entrySeq, type JournalMessage } from "../protocol/journal.ts";
+import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
+
+/** The model call in flight, kept in the session's row until it ends. */
+export interface OpenCall {
+  readonly inst: string;
+  readonly turn: number;
+  readonly step: number;
+  readonly attempt: number;
+  readonly model: string;
+  readonly started_at: string;
+}
+
+/** Rows as they stand in the tables: the keys are the columns. */
+export interface SessionRecord {
+  readonly tenant: string;
+  readonly session: string;
+  readonly agent: string;
+  readonly agent_version: number | null;
+  readonly config_hash: string | null;
+  readonly external_id: string | null;
+  readonly user_id: string | null;
+  readonly mode: string | null;
+  readonly metadata: JsonObject;
+  readonly model: string | null;
+  readonly state: string;
+  readonly reason: string | null;
+  readonly turn: number;
+  readonly created_at: string;
+  readonly updated_at: string;
+  readonly seq: number;
+  readonly epoch: number;
+  readonly worker: string;
+  readonly machine: string;
+  readonly stream_sequence: number;
+  readonly open_call: OpenCall | null;
+}
+
+export interface AuditRecord {
+  readonly tenant: string;
+  readonly kind: string;
+  readonly actor: string;
+  readonly stream_sequence: number;
+  readonly entry_index: number;
+  readonly seq: number;
+  readonly at: string;
+  readonly epoch: number;
+  readonly worker: string;
+  readonly machine: string;
+  readonly entry_type: string;
+  readonly command_type: string | null;
+  readonly channel: string | null;
+  readonly key: string | null;
+  readonly source: JsonObject | null;
+  readonly inst: string | null;
+  readonly code: string | null;
+  readonly state_after: string | null;
+  readonly events: readonly string[];
+  readonly trace: string | null;
+  readonly hash: string;
+}
+
+export interface UsageRecord {
+  readonly tenant: string;
+  readonly session: string;
+  readonly inst: string;
+  readonly attempt: number;
+  readonly turn: number;
+  readonly step: number;
+  readonly agent: string;
+  readonly user_id: string | null;
+  readonly model: string;
+  readonly provider: string;
+  readonly key_source: "platform" | "tenant";
+  readonly input_tokens: number | null;
+  readonly output_tokens: number | null;
+  readonly cache_read_tokens: number | null;
+  readonly cache_write_tokens: number | null;
+  readonly reasoning_tokens: number | null;
+  readonly cost_usd_micros: number | null;
+  readonly price_version: string | null;
+  readonly estimated: boolean;
+  readonly outcome: "completed" | "failed" | "cancelled" | "superseded";
+  readonly code: string | null;
+  readonly started_at: string;
+  readonly ended_at: string;
+  readonly stream_sequence: number;
+}
+
+export interface TenantRecord {
+  readonly tenant: string;
+  readonly name: string | null;
+  readonly state: string;
+  readonly created_at: string;
+  readonly updated_at: string;
+  readonly seq: number;
+  readonly stream_sequence: number;
+}
+
+export interface KeyRecord {
+  readonly tenant: string;
+  readonly key_id: string;
+  readonly hash: string;
+  readonly scopes: readonly string[];
+  readonly label: string | null;
+  readonly created_at: string;
+  readonly revoked_at: string | null;
+}
+
+export interface AgentRecord {
+  readonly tenant: string;
+  readonly agent: string;
+  readonly version: number;
+  readonly hash: string;
+  readonly config: JsonObject;
+  readonly created_at: string;
+}
+
+/** A message whose meaning cannot be told. The projection stops at it; passing over it would be a hole that nobody sees. */
+export class Unprojectable extends Error {
+  override readonly name = "Unprojectable";
+}
+
+const textOf = (value: Json | undefined): string | null => (typeof value === "string" ? value : null);
+const wholeOf = (value: Json | undefined): number | null => (typeof value === "number" && Number.isSafeInteger(value) && value >= 0 ? value : null);
+const objectOf = (value: Json | undefined): JsonObject | null =>
+  value !== null && typeof value === "object" && !Array.isArray(value) ? (value as JsonObject) : null;
+/** `anthropic/claude-x` is served by anthropic. */
+const providerOf = (model: string): string => model.split("/", 1)[0] ?? model;
+/** The effect id of a model call; the inst is `{seq}:{effect id}`. */
+const MODEL_INST = /^\d+:model$/;
+const CONFIGURATION_INST = /^\d+:configuration$/;
+
+/** What the audit row of an entry has as its hash. The journal's side of the comparison that `troupe verify` makes. */
+export function auditHash(entry: Entry): string {
+  return hashOf(entry);
+}
+
+export function auditRecords(message: JournalMessage, stream_sequence: number): AuditRecord[] {
+  const { actor, at, epoch, worker, machine } = message;
+  const last = message.entries.length - 1;
+  return message.entries.map((entry, index): AuditRecord => {
+    const command = entry.t === "init" || entry.t === "command" || entry.t === "refused" ? entry : undefined;
+    const source = command?.source;
+    return {
+      tenant: actor.tenant,
+      kind: actor.kind,
+      actor: actor.id,
+      stream_sequence,
+      entry_index: index,
+      seq: entrySeq(message, index),
+      at,
+      epoch,
+      worker,
+      machine,
+      entry_type: entry.t,
+      command_type: command?.type ?? null,
+      channel: command?.channel ?? null,
+      key: command?.key ?? null,
+      source: source === undefined ? null : { stream: source.stream, incarnation: source.incarnation, seq: source.seq },
+      inst: entry.t === "done" || entry.t === "fail" || entry.t === "timer" ? entry.inst : null,
+      code: entry.t === "refused" || entry.t === "fail" ? entry.error.code : null,
+      state_after: index === last ? message.state : null,
+      events: index === last ? message.events.map((event) => event.type) : [],
+      trace: command?.trace ?? null,
+      hash: auditHash(entry),
+    };
+  });
+}
+
+/**
+ * Which effect the `nth` of a message's `model.started` tells of, when the event does not say it.
+ *
+ * A commit of several entries does not say which of them began a call. A done, fail or claim entry says it later, and is believed
+ * over this; of a call that was cancelled before, this name is all there is. No two starts of a message get the same one.
+ */
+function instOfStart(message: JournalMessage, nth: number, starts: number): string {
+  const begins = (entry: Entry): boolean =>
+    entry.t === "done" ||
+    entry.t === "fail" ||
+    entry.t === "timer" ||
+    (entry.t === "command" && (entry.type !== "message.send" || entry.body.on_busy === "interrupt"));
+  const likely = message.entries.flatMap((entry, index) => (begins(entry) ? [index] : []));
+  const messages = message.entries.flatMap((entry, index) => (entry.t === "command" && entry.type === "message.send" ? [index] : []));
+  const fitting = [likely, messages, message.entries.map((_, index) => index)].find((indexes) => indexes.length >= starts) ?? [];
+  // Of results the last one that was awaited begins the call; of plain messages the first, since the others wait.
+  const index = fitting === messages ? fitting[nth] : fitting.at(nth - starts);
+  return `${entrySeq(message, index ?? nth)}:model`;
+}
+
+interface Spent {
+  readonly usage: JsonObject | null;
+  readonly cost_usd_micros: number | null;
+  readonly price_version: string | null;
+  readonly key_source: "platform" | "tenant";
+}
+
+function spentIn(fields: JsonObject | null): Spent {
+  return {
+    usage: objectOf(fields?.usage),
+    cost_usd_micros: wholeOf(fields?.cost_usd_micros),
+    price_version: textOf(fields?.price_version),
+    key_source: fields?.key_source === "tenant" ? "tenant" : "platform",
+  };
+}
+
+/** The rows that the messages of one batch read and make. Loaded before, written after; in between all is in memory. */
+export interface Batch {
+  readonly audit: AuditRecord[];
+  readonly usage: UsageRecord[];
+  /** Present rows and new ones alike; `changed` names those to write. */
+  readonly sessions: Map<string, SessionRecord>;
+  readonly tenants: Map<string, TenantRecord>;
+  readonly keys: Map<string, KeyRecord>;
+  /** The newest version of each agent. */
+  readonly agents: Map<string, AgentRecord>;
+  readonly agent_versions: AgentRecord[];
+  readonly changed: { readonly sessions: Set<string>; readonly tenants: Set<string>; readonly keys: Set<string> };
+}
+
+export function emptyBatch(): Batch {
+  return {
+    audit: [],
+    usage: [],
+    sessions: new Map(),
+    tenants: new Map(),
+    keys: new Map(),
+    agents: new Map(),
+    agent_versions: [],
+    changed: { sessions: new Set(), tenants: new Set(), keys: new Set() },
+  };
+}
+
+/** Ids have no slash, so no two keys meet. */
+export const rowKey = (tenant: string, id: string): string => `${tenant}/${id}`;
+export const sessionKey = (actor: ActorAddress): string => rowKey(actor.tenant, actor.id);
+
+/** Applies one message to the rows in hand. The rows of its session and tenant must have been loaded if they exist. */
+export function projectMessage(batch: Batch, message: JournalMessage, stream_sequence: number): void {
+  batch.audit.push(...auditRecords(message, stream_sequence)); // R2
+  if (message.actor.kind === "session") projectSession(batch, message, stream_sequence);
+  else if (message.actor.kind === "tenant") projectTenant(batch, message, stream_sequence);
+}
+
+function createdSession(message: JournalMessage): SessionRecord {
+  const init = message.entries[0];
+  if (init?.t !== "init") throw new Unprojectable("a session's journal begins with its init entry");
+  const { body } = init;
+  return {
+    tenant: message.actor.tenant,
+    session: message.actor.id,
+    agent: textOf(body.agent) ?? "",
+    agent_version: null,
+    config_hash: null,
+    external_id: textOf(body.external_id),
+    user_id: textOf(body.user),
+    mode: textOf(body.mode),
+    metadata: objectOf(body.metadata) ?? {},
+    model: null,
+    state: message.state,
+    reason: null,
+    turn: 0,
+    created_at: message.at,
+    updated_at: message.at,
+    seq: 0,
+    epoch: 0,
+    worker: "",
+    machine: message.machine,
+    stream_sequence: 0,
+    open_call: null,
+  };
+}
+
+function projectSession(batch: Batch, message: JournalMessage, stream_sequence: number): void {
+  const key = sessionKey(message.actor);
+  const before = batch.sessions.get(key) ?? createdSession(message);
+  if (message.seq !== before.seq + message.entries.length)
+    throw new Unprojectable(`the session's row is at seq ${before.seq}, its next message at ${message.seq} with ${message.entries.length} entries`);
+  let { agent, agent_version, config_hash, mode, model, reason, turn, open_call: open } = before;
+  const starts = message.events.filter((event) => event.type === "model.started").length;
+  let started = 0;
+  const ends = message.entries.filter((entry) => (entry.t === "done" || entry.t === "fail") && MODEL_INST.test(entry.inst)) as Extract<
+    Entry,
+    { t: "done" | "fail" }
+  >[];
+
+  /** R3: every end of an attempt comes through here. */
+  const end = (call: OpenCall, outcome: UsageRecord["outcome"], code: string | null, spent: Spent): void => {
+    const tokens = (name: string): number | null => wholeOf(spent.usage?.[name]);
+    batch.usage.push({
+      tenant: message.actor.tenant,
+      session: message.actor.id,
+      inst: call.inst,
+      attempt: call.attempt,
+      turn: call.turn,
+      step: call.step,
+      agent,
+      user_id: before.user_id,
+      model: call.model,
+      provider: providerOf(call.model),
+      key_source: spent.key_source,
+      input_tokens: tokens("input_tokens"),
+      output_tokens: tokens("output_tokens"),
+      cache_read_tokens: tokens("cache_read_tokens"),
+      cache_write_tokens: tokens("cache_write_tokens"),
+      reasoning_tokens: tokens("reasoning_tokens"),
+      cost_usd_micros: spent.cost_usd_micros,
+      price_version: spent.price_version,
+      estimated: spent.usage?.estimated === true,
+      outcome,
+      code,
+      started_at: call.started_at,
+      ended_at: message.at,
+      stream_sequence,
+    });
+  };
+
+  /** The call is over and nothing told so: it was stopped from outside. Its result may stand in this commit after the stop. */
+  const endUntold = (): void => {
+    if (open === null) return;
+    const call = open;
+    const late = ends.find((entry) => entry.inst === call.inst);
+    end(call, "cancelled", null, spentIn(late?.t === "done" ? objectOf(late.output) : late?.t === "fail" ? (late.error.details ?? null) : null));
+    open = null;
+  };
+
+  for (const event of message.events) {
+    switch (event.type) {
+      case "session.created":
+        agent = textOf(event.agent) ?? agent;
+        mode = textOf(event.mode) ?? mode;
+        break;
+      case "session.state":
+        reason = textOf(event.reason);
+        if (event.to === "terminated") endUntold();
+        break;
+      case "turn.started":
+        turn = wholeOf(event.turn) ?? turn;
+        break;
+      case "model.started": {
+        endUntold();
+        model = textOf(event.model) ?? model;
+        open = {
+          inst: textOf(event.inst) ?? instOfStart(message, started++, starts),
+          turn: wholeOf(event.turn) ?? turn,
+          step: wholeOf(event.step) ?? 0,
+          attempt: wholeOf(event.attempt) ?? 1,
+          model: model ?? "",
+          started_at: message.at,
+        };
+        break;
+      }
+      case "superseded": {
+        // Its text is void. Where a model.failed told the end before (a pause), there is no more to count.
+        if (open === null) break;
+        const claim = message.entries.find((entry) => entry.t === "claim");
+        const lost = claim?.lost.find((inst) => MODEL_INST.test(inst)) ?? open.inst;
+        const attempt = wholeOf(event.attempt) ?? open.attempt;
+        end({ ...open, inst: lost, attempt }, "superseded", null, spentIn(event));
+        open = { ...open, inst: lost, attempt: attempt + 1, started_at: message.at };
+        break;
+      }
+      case "model.completed":
+      case "model.failed": {
+        const told = spentIn(event);
+        const entry: Extract<Entry, { t: "done" | "fail" }> | undefined = ends.find((candidate) => candidate.inst === open?.inst) ?? ends[0];
+        const output = spentIn(entry?.t === "done" ? objectOf(entry.output) : null);
+        const inst = entry?.inst ?? open?.inst;
+        if (inst === undefined) throw new Unprojectable("a model call that ended had begun");
+        end(
+          {
+            inst,
+            turn: wholeOf(event.turn) ?? open?.turn ?? turn,
+            step: wholeOf(event.step) ?? open?.step ?? 0,
+            attempt: wholeOf(event.attempt) ?? open?.attempt ?? 1,
+            model: textOf(event.model) ?? open?.model ?? "",
+            started_at: open?.started_at ?? message.at,
+          },
+          event.type === "model.completed" ? "completed" : event.code === "cancelled" ? "cancelled" : "failed",
+          event.type === "model.failed" ? textOf(event.code) : null,
+          {
+            usage: told.usage ?? output.usage,
+            cost_usd_micros: told.cost_usd_micros ?? output.cost_usd_micros,
+            price_version: told.price_version ?? output.price_version,
+            key_source: told.key_source,
+          },
+        );
+        open = null;
+        break;
+      }
+      case "turn.completed":
+      case "turn.failed":
+      case "turn.cancelled":
+        endUntold();
+        break;
+      default:
+        break;
+    }
+  }
+  for (const entry of message.entries) {
+    if (entry.t !== "done" || !CONFIGURATION_INST.test(entry.inst)) continue;
+    const output = objectOf(entry.output);
+    const config = objectOf(output?.config);
+    agent_version = wholeOf(output?.agent_version) ?? agent_version;
+    config_hash = textOf(output?.hash) ?? config_hash;
+    mode = textOf(config?.mode) ?? mode;
+    model = model ?? textOf(config?.model);
+  }
+
+  batch.sessions.set(key, {
+    ...before,
+    agent,
+    agent_version,
+    config_hash,
+    mode,
+    model,
+    reason,
+    turn,
+    state: message.state,
+    updated_at: message.at,
+    seq: message.seq,
+    epoch: message.epoch,
+    worker: message.worker,
+    machine: message.machine,
+    stream_sequence,
+    open_call: open,
+  });
+  batch.changed.sessions.add(key);
+}
+
+function projectTenant(batch: Batch, message: JournalMessage, stream_sequence: number): void {
+  const { tenant } = message.actor;
+  let row = batch.tenants.get(tenant);
+  for (const entry of message.entries) {
+    if (entry.t !== "init" && entry.t !== "command") continue;
+    const { body } = entry;
+    if (entry.t === "init")
+      row = { tenant, name: textOf(body.name), state: message.state, created_at: message.at, updated_at: message.at, seq: 0, stream_sequence };
+    if (entry.type === "key.create") {
+      const key_id = textOf(body.key_id);
+      const hash = textOf(body.hash);
+      if (key_id === null || hash === null) throw new Unprojectable("a key has an id and a hash");
+      const scopes = Array.isArray(body.scopes) ? body.scopes.filter((scope): scope is string => typeof scope === "string") : [];
+      const key = rowKey(tenant, key_id);
+      const known = batch.keys.get(key);
+      // A key that exists keeps its hash; creating it again does not bring a revoked one back.
+      if (known === undefined) {
+        batch.keys.set(key, { tenant, key_id, hash, scopes, label: textOf(body.label), created_at: message.at, revoked_at: null });
+        batch.changed.keys.add(key);
+      }
+    } else if (entry.type === "key.revoke") {
+      const key = rowKey(tenant, textOf(body.key_id) ?? "");
+      const known = batch.keys.get(key);
+      if (known !== undefined && known.revoked_at === null) {
+        batch.keys.set(key, { ...known, revoked_at: message.at });
+        batch.changed.keys.add(key);
+      }
+    } else if (entry.type === "agent.put") {
+      const agent = textOf(body.agent);
+      const config = objectOf(body.config);
+      if (agent === null || config === null) throw new Unprojectable("an agent has an id and a configuration");
+      const hash = hashOf(config);
+      const known = batch.agents.get(rowKey(tenant, agent));
+      // The same configuration again is the same version.
+      if (known?.hash !== hash) {
+        const version: AgentRecord = { tenant, agent, version: (known?.version ?? 0) + 1, hash, config, created_at: message.at };
+        batch.agents.set(rowKey(tenant, agent), version);
+        batch.agent_versions.push(version);
+      }
+    }
+  }
+  if (row === undefined) throw new Unprojectable("a tenant's journal begins with its init entry");
+  batch.tenants.set(tenant, { ...row, state: message.state, updated_at: message.at, seq: message.seq, stream_sequence });
+  batch.changed.tenants.add(tenant);
+}
+
+/** A text as it can rest in Postgres: no NUL, no half of a character. Commands with such text are refused; what others write is mended. */
+function storableText(text: string): string {
+  return text.replaceAll("\u0000", "\ufffd").toWellFormed();
+}
+
+function storable(value: unknown): unknown {
+  if (typeof value === "string") return storableText(value);
+  if (Array.isArray(value)) return value.map(storable);
+  if (value !== null && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, item]) => [storableText(key), storable(item)]));
+  return value;
+}
+
+/** Rows as the one parameter of a bulk insert. */
+export function rowsJson(rows: Iterable<unknown>): string {
+  const all = [...rows];
+  const json = JSON.stringify(all);
+  assert(json !== undefined, "rows are JSON");
+  // JSON writes both as escapes. The test may be true for an innocent text (a backslash before "u0000"); then mending changes nothing.
+  return /\\u(0000|d[89a-f])/i.test(json) ? JSON.stringify(storable(all)) : json;
+}
