@@ -347,7 +347,8 @@ export class ActorCell {
       if (command.type !== core.definition.creates) return no(errorBody("not_found", `there is no ${actor.kind} '${actor.id}'`));
       return { entry: { t: "init", type: command.type, body: command.body, ...identity } };
     }
-    if (command.type === core.definition.creates) {
+    // A kind may take its creating command again later (a worker that died joins again); else it is a repeat or a conflict.
+    if (command.type === core.definition.creates && core.refusal(state, command.type, command.body, command.channel) !== undefined) {
       if (hash === state.created_hash) return { outcome: { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { created: false } } };
       return no(errorBody("conflict", `the ${actor.kind} '${actor.id}' exists with another body`));
     }
