@@ -117,3 +117,23 @@ export function isReplyAllowed(tenant: string, subject: string): boolean {
   if (!isLiteralSubject(subject)) return false;
   return subject.startsWith(tenantInboxPrefix(tenant)) || subject.startsWith(RUNTIME_INBOX_PREFIX);
 }
+
+/** What a worker can be asked by our own processes, one request and one reply each. */
+export const HOST_OPERATIONS = ["start", "stop", "status", "list", "health"] as const;
+export type HostOperation = (typeof HOST_OPERATIONS)[number];
+
+export function hostSubject(worker: string, operation: HostOperation): string {
+  assert(isId(worker), "a subject is built from well-formed ids");
+  return `system.worker.${worker}.v1.${operation}`;
+}
+/** All that one worker answers to. */
+export function hostFilter(worker: string): string {
+  assert(isId(worker), "a subject is built from well-formed ids");
+  return `system.worker.${worker}.v1.*`;
+}
+export function parseHostSubject(subject: string): { worker: string; operation: HostOperation } | undefined {
+  const [root, of, worker, version, operation, ...rest] = subject.split(".");
+  if (root !== "system" || of !== "worker" || !isId(worker) || version !== "v1" || rest.length > 0) return undefined;
+  if (!(HOST_OPERATIONS as readonly unknown[]).includes(operation)) return undefined;
+  return { worker, operation: operation as HostOperation };
+}

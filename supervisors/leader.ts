@@ -283,6 +283,9 @@ export class Leader {
       this.#endLeadership("the tables cannot be read");
       return;
     }
+    // A leader that died in the middle left the dead with shards that have other owners by now: their journals are ended too.
+    const mentioned = new Set([...leadership.table.values()].flatMap(({ entry }) => [entry.worker, entry.from]));
+    for (const head of heads) if (head.state === "dead" && mentioned.has(head.actor.id)) this.#cell(leadership, head.actor.id);
     for (const worker of leadership.cells.keys()) if (!leadership.present.has(worker)) leadership.missing.set(worker, { lease: undefined, heard_ms: world.monotonic_ms() });
     leadership.passing_since_ms = undefined;
     this.#begun.add(leadership);
@@ -337,7 +340,7 @@ export class Leader {
     if (change.kind === "put") this.#heard(leadership, change.entry);
     else {
       const before = leadership.present.get(change.key);
-      if (before === undefined || change.revision <= before.revision) return;
+      if (before === undefined || change.revision < before.revision) return;
       leadership.present.delete(change.key);
       leadership.missing.set(change.key, { lease: before.lease, heard_ms: before.heard_ms });
     }
@@ -361,7 +364,7 @@ export class Leader {
     if (change.kind === "put") this.#placed(leadership, change.entry);
     else {
       const shard = shardOfKey(change.key, this.#options.bus.shards);
-      if (shard === undefined || change.revision <= (leadership.table.get(shard)?.revision ?? 0)) return;
+      if (shard === undefined || change.revision < (leadership.table.get(shard)?.revision ?? 0)) return;
       leadership.table.delete(shard);
       leadership.moves.delete(shard);
     }
@@ -383,7 +386,7 @@ export class Leader {
   }
 
   #highestEpoch(leadership: Leadership, shard: number): number {
-    const said = [...leadership.cells.values()].map((cell) => cell.record()?.shards.get(shard) ?? 0);
+    const said = [...leadership.cells.values()].map((cell) => cell.record()?.epochs.get(shard) ?? 0);
     return Math.max(leadership.table.get(shard)?.entry.epoch ?? 0, ...said);
   }
 
@@ -492,8 +495,14 @@ export class Leader {
       await this.#declareDead(leadership, worker, { kind: "new_incarnation", incarnation: record.incarnation, by: lease.incarnation, heard_ms: world.monotonic_ms() });
       record = cell.record();
     }
+    if (record?.state === "dead" && record.incarnation === lease.incarnation) {
+      // It was judged and came back unchanged: without its lease it starts over, as another incarnation.
+      const deleted = await this.#workers.delete(worker, present.revision);
+      if (deleted.kind === "unavailable") this.#outage();
+      return;
+    }
     if (record === undefined || !isAlive(record.state)) {
-      const joined = await this.#say(leadership, worker, "worker.join", { incarnation: lease.incarnation, versions: [...lease.versions], started_at: lease.started_at });
+      const joined = await this.#say(leadership, worker, "worker.join", { incarnation: lease.incarnation, versions: versionsByKind(lease.versions) });
       if (joined?.ok !== true) return;
       record = cell.record();
     }
@@ -503,7 +512,7 @@ export class Leader {
       record = cell.record();
     }
     if (record?.state === "suspected" && silent_ms < LEASE_RENEW_MS * 2) {
-      await this.#say(leadership, worker, "worker.ready", {});
+      await this.#say(leadership, worker, "worker.clear", {});
       record = cell.record();
     }
     if (record?.state === "ready" && lease.draining) await this.#say(leadership, worker, "worker.drain", { reason: "the worker is leaving" });
@@ -517,7 +526,8 @@ export class Leader {
     await Promise.race([leadership.loads.get(worker), leadership.ended]);
     const record = cell.record();
     if (record === undefined || !isAlive(record.state)) {
-      if (!leadership.present.has(worker) && this.#mayAct(leadership)) this.#forget(leadership, worker);
+      // The dead are remembered until their shards have other owners.
+      if (!leadership.present.has(worker) && (record?.shards.size ?? 0) === 0 && this.#mayAct(leadership)) this.#forget(leadership, worker);
       return;
     }
     if (!this.#mayAct(leadership) || leadership.present.has(worker)) return;
@@ -539,7 +549,7 @@ export class Leader {
   async #declareDead(
     leadership: Leadership,
     worker: string,
-    found: { kind: string; incarnation: string | null; by?: string; heard_ms: number | undefined },
+    found: { kind: string; incarnation: string; by?: string; heard_ms: number | undefined },
   ): Promise<void> {
     const { world, log, observer } = this.#options;
     const now_ms = world.monotonic_ms();
@@ -572,12 +582,21 @@ export class Leader {
     await Promise.all(
       [...leadership.cells].map(async ([worker, cell]) => {
         const record = cell.record();
-        if (record === undefined || !isAlive(record.state)) return;
+        if (record === undefined) return;
+        const dead = !isAlive(record.state);
         for (const [shard, epoch] of record.shards) {
           const entry = leadership.table.get(shard)?.entry;
           if (entry !== undefined && entry.worker === worker && entry.incarnation === record.incarnation && entry.epoch >= epoch) continue;
-          await this.#say(leadership, worker, "shard.release", { shard, epoch, to: entry === undefined || entry.worker === "" ? null : entry.worker });
+          // A dead worker's shard is released when it has another owner, so that its journal says to whom it went.
+          if (dead && entry !== undefined && entry.worker === worker) continue;
+          await this.#say(leadership, worker, "shard.release", {
+            shard,
+            epoch,
+            to: entry === undefined || entry.worker === "" ? null : entry.worker,
+            reason: dead ? "owner_gone" : (entry?.reason ?? "not_placed"),
+          });
         }
+        if (record.state !== "ready") return;
         for (const shard of this.#ownedBy(leadership, worker)) {
           const entry = leadership.table.get(shard)?.entry;
           if (entry === undefined || entry.worker !== worker || entry.incarnation !== record.incarnation || (record.shards.get(shard) ?? -1) >= entry.epoch) continue;
@@ -589,7 +608,7 @@ export class Leader {
 
   #saidEpochs(leadership: Leadership): Map<number, number> {
     const epochs = new Map<number, number>();
-    for (const cell of leadership.cells.values()) for (const [shard, epoch] of cell.record()?.shards ?? []) epochs.set(shard, Math.max(epoch, epochs.get(shard) ?? 0));
+    for (const cell of leadership.cells.values()) for (const [shard, epoch] of cell.record()?.epochs ?? []) epochs.set(shard, Math.max(epoch, epochs.get(shard) ?? 0));
     return epochs;
   }
 
@@ -598,7 +617,7 @@ export class Leader {
     const workers: PlacementWorker[] = [];
     for (const [id, cell] of leadership.cells) {
       const record = cell.record();
-      if (record === undefined || !isAlive(record.state) || record.incarnation === null) continue;
+      if (record === undefined || !isAlive(record.state)) continue;
       const lease = leadership.present.get(id)?.lease;
       if (lease !== undefined && lease.incarnation !== record.incarnation) continue;
       const leaving = record.state === "draining" || lease?.draining === true;
@@ -736,6 +755,17 @@ export class Leader {
     const data = outcome.ok ? encodeReply({ ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result }) : encodeReply({ ok: false, actor: path, error: outcome.error });
     this.#options.bus.send(reply_to, data);
   }
+}
+
+/** `session@1` → {session: "1"}; a process that knows several versions of a machine names them all. */
+function versionsByKind(versions: readonly string[]): JsonObject {
+  const byKind: Record<string, string> = {};
+  for (const name of versions) {
+    const at = name.lastIndexOf("@");
+    const [kind, version] = at < 0 ? [name, "0"] : [name.slice(0, at), name.slice(at + 1)];
+    byKind[kind] = byKind[kind] === undefined ? version : `${byKind[kind]},${version}`;
+  }
+  return byKind;
 }
 
 /** Counts as being there: not dead and not left. */

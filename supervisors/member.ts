@@ -35,6 +35,8 @@ const OUTAGE_HOLD_MS = 30_000;
 assert(OUTAGE_HOLD_MS > 2 * LEASE_TTL_MS, "an outage that a broker heals by itself costs no work");
 /** How long a draining worker waits for a leader to say where its shards go, before it releases them to nobody. */
 const LEADER_PATIENCE_MS = 2 * LEASE_TTL_MS + LEASE_RENEW_MS;
+/** A tick never takes longer: what the bus has not answered by then goes on beside the worker's loop, which must not look stuck. */
+const TICK_MS_MAX = 200;
 /** How often a draining worker looks whether it still owns something. */
 const DRAIN_POLL_MS = 50;
 /** How long past its deadline a drain waits for the last table writes. */
@@ -158,13 +160,23 @@ export class Member {
     if (this.#phase.kind === "present" && !this.#lease.is_valid()) this.#expired();
     if (this.#ticking || this.#lease.busy) return;
     this.#ticking = true;
-    try {
-      await this.#beat();
-    } catch (error) {
-      this.#options.log.error("a beat of the member broke", errorFields(error));
-    } finally {
-      this.#ticking = false;
-    }
+    const beat = this.#beat()
+      .catch((error: unknown) => this.#options.log.error("a beat of the member broke", errorFields(error)))
+      .finally(() => {
+        this.#ticking = false;
+      });
+    await this.#atMost(beat, TICK_MS_MAX);
+  }
+
+  /** Waits for it, but not longer. */
+  #atMost(work: Promise<void>, ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const cancel = this.#options.world.after(ms, resolve);
+      void work.then(() => {
+        cancel();
+        resolve();
+      });
+    });
   }
 
   /**
@@ -355,7 +367,7 @@ export class Member {
     const shard = shardOfKey(key, this.#options.bus.shards);
     if (shard === undefined || this.#stopped()) return;
     if (change.kind === "put") this.#apply(change.entry);
-    else if (change.revision > (this.#table.get(shard)?.revision ?? 0)) this.#table.delete(shard);
+    else if (change.revision >= (this.#table.get(shard)?.revision ?? 0)) this.#table.delete(shard);
     this.#look(shard);
   }
 

@@ -9,14 +9,17 @@ import type { CommandSource } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
-import { type Core, type Outcome, outerState } from "../state-machines/step.ts";
+import { type Core, type Outcome, outerState, viewOf } from "../state-machines/step.ts";
+import { workerContextOf } from "../state-machines/worker.ts";
 
 /** What a worker's journal says of it, as far as the leader decides by it. */
 export interface WorkerRecord {
   readonly state: string;
-  readonly incarnation: string | null;
+  readonly incarnation: string;
   /** The shards it was given and has not given up, with the epoch of each. */
   readonly shards: ReadonlyMap<number, number>;
+  /** The highest epoch each shard was ever given to it under. */
+  readonly epochs: ReadonlyMap<number, number>;
 }
 
 /** How a command that came from outside is recognised when it comes again. */
@@ -60,16 +63,7 @@ export interface WorkerCellDeps {
   readonly next_commit_id: () => string;
 }
 
-function shardsOf(context: JsonObject): Map<number, number> {
-  const shards = context["shards"];
-  if (shards === null || typeof shards !== "object" || Array.isArray(shards)) return new Map();
-  return new Map(
-    Object.entries(shards).flatMap(([shard, given]) => {
-      const epoch = typeof given === "number" ? given : (given as JsonObject | null)?.["epoch"];
-      return typeof epoch === "number" ? [[Number(shard), epoch] as const] : [];
-    }),
-  );
-}
+const byShard = (epochs: Readonly<Record<string, number>>): Map<number, number> => new Map(Object.entries(epochs).map(([shard, epoch]) => [Number(shard), epoch]));
 
 /** Opens worker actors over the real journal. */
 export function createWorkerCells(deps: WorkerCellDeps): OpenWorkerCell {
@@ -96,9 +90,8 @@ export function createWorkerCells(deps: WorkerCellDeps): OpenWorkerCell {
       load: () => cell.load(),
       record() {
         if (cell.state === undefined) return undefined;
-        const context = cell.state.snapshot.context as JsonObject;
-        const incarnation = context["incarnation"];
-        return { state: outerState(cell.state.snapshot), incarnation: typeof incarnation === "string" ? incarnation : null, shards: shardsOf(context) };
+        const { incarnation, shards, epochs } = workerContextOf(viewOf(cell.state));
+        return { state: outerState(cell.state.snapshot), incarnation, shards: byShard(shards), epochs: byShard(epochs) };
       },
       say: (type, body, origin = {}) =>
         new Promise((resolve) => {

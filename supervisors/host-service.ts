@@ -1,0 +1,190 @@
+// host-service: the host protocol, version 1: what a worker answers to our own processes.
+//
+//   system.worker.{id}.v1.start    {actor}             → {actor, shard}       restores the actor now
+//   system.worker.{id}.v1.stop     {actor}             → {actor, stopped}     lets an idle actor leave memory
+//   system.worker.{id}.v1.status   {}                  → the worker's shards, each with its epoch, phase and counts
+//   system.worker.{id}.v1.list     {after?, limit?}    → {actors, next?, total}, a page in the order of paths
+//   system.worker.{id}.v1.health   {}                  → {draining, may_act, …}
+//
+// One request, one reply, at most once: a request that got no answer may be sent again, for all five may be repeated.
+// Requests and replies are JSON, checked at both ends; unknown fields are passed over.
+//
+// Invariants:
+//   N1. Every request that has a reply subject gets exactly one reply, whatever is in it.
+//   N2. Nothing here decides who owns an actor: `start` at a worker that does not own it is refused with `not_found`.
+import { z } from "zod";
+import type { Bus, CoreMessage, Subscription } from "../bus/port.ts";
+import type { ShardHost } from "../actors/shard-host.ts";
+import { type ErrorBody, errorBody, isErrorCode } from "../protocol/errors.ts";
+import { invalidBody } from "../protocol/commands.ts";
+import { type ActorAddress, actorPath, parseActorPath } from "../protocol/ids.ts";
+import type { JsonObject } from "../protocol/json.ts";
+import { errorFields, type Log } from "../protocol/log.ts";
+import { type HostOperation, hostFilter, hostSubject, parseHostSubject, shardOf } from "../protocol/subjects.ts";
+import type { World } from "../protocol/world.ts";
+
+/** A request names one actor or a place in a list. */
+const REQUEST_BYTES_MAX = 4 * 1024;
+/** Actors of a page: their paths fit a message many times over. */
+const LIST_LIMIT_MAX = 1000;
+const LIST_LIMIT_DEFAULT = 100;
+
+const noRequest = z.object({});
+const actorRequest = z.object({ actor: z.string().max(256) });
+const listRequest = z.object({ after: z.string().max(256).optional(), limit: z.int().min(1).max(LIST_LIMIT_MAX).optional() });
+
+const startReply = z.object({ actor: z.string(), shard: z.int() });
+const stopReply = z.object({ actor: z.string(), stopped: z.boolean() });
+const statusReply = z.object({
+  worker: z.string(),
+  shards: z.array(z.object({ shard: z.int(), epoch: z.int(), phase: z.enum(["taking", "owning", "leaving"]), resident: z.int(), running: z.int() })),
+});
+const listReply = z.object({ actors: z.array(z.string()), next: z.string().optional(), total: z.int() });
+const healthReply = z.object({
+  worker: z.string(),
+  draining: z.boolean(),
+  may_act: z.boolean(),
+  bus: z.enum(["connected", "disconnected"]),
+  owned: z.int(),
+  resident: z.int(),
+  running: z.int(),
+  up_ms: z.number(),
+});
+
+/** The contract, operation by operation. */
+export const HOST_PROTOCOL = {
+  start: { request: actorRequest, reply: startReply },
+  stop: { request: actorRequest, reply: stopReply },
+  status: { request: noRequest, reply: statusReply },
+  list: { request: listRequest, reply: listReply },
+  health: { request: noRequest, reply: healthReply },
+} as const satisfies Record<HostOperation, { request: z.ZodType; reply: z.ZodType }>;
+
+export type HostRequest<O extends HostOperation> = z.input<(typeof HOST_PROTOCOL)[O]["request"]>;
+export type HostReply<O extends HostOperation> = z.output<(typeof HOST_PROTOCOL)[O]["reply"]>;
+export type HostOutcome<O extends HostOperation> = { readonly ok: true; readonly result: HostReply<O> } | { readonly ok: false; readonly error: ErrorBody };
+
+export interface HostServiceDeps {
+  readonly bus: Bus;
+  readonly world: World;
+  readonly log: Log;
+  readonly worker: string;
+  readonly host: Pick<ShardHost, "load" | "passivate" | "resident" | "owned">;
+  draining(): boolean;
+  /** Is the worker's lease good? Without it the worker answers for itself as if it were. */
+  may_act?(): boolean;
+}
+
+type Answers = { readonly [O in HostOperation]: (request: z.output<(typeof HOST_PROTOCOL)[O]["request"]>) => Promise<HostOutcome<O>> | HostOutcome<O> };
+
+const ok = <T>(result: T): { ok: true; result: T } => ({ ok: true, result });
+const no = (error: ErrorBody): { ok: false; error: ErrorBody } => ({ ok: false, error });
+
+function answersOf(deps: HostServiceDeps): Answers {
+  const { bus, world, worker, host } = deps;
+  const began_ms = world.monotonic_ms();
+  const named = (path: string): ActorAddress | ErrorBody => parseActorPath(path) ?? errorBody("invalid", "/actor: not tenant/kind/id", { errors: [{ pointer: "/actor", message: "not tenant/kind/id" }] });
+  return {
+    async start({ actor: path }) {
+      const actor = named(path);
+      if ("code" in actor) return no(actor);
+      if (!(await host.load(actor))) return no(errorBody("not_found", `worker '${worker}' does not own ${path}`)); // N2
+      return ok({ actor: path, shard: shardOf(actor, bus.shards) });
+    },
+    async stop({ actor: path }) {
+      const actor = named(path);
+      if ("code" in actor) return no(actor);
+      return ok({ actor: path, stopped: await host.passivate(actor) });
+    },
+    status: () => ok({ worker, shards: host.owned().map(({ shard, epoch, phase, resident, running }) => ({ shard, epoch, phase, resident, running })) }),
+    list({ after, limit = LIST_LIMIT_DEFAULT }) {
+      const paths = host.resident().map(actorPath).sort();
+      const first = after === undefined ? 0 : paths.findIndex((path) => path > after);
+      const actors = first < 0 ? [] : paths.slice(first, first + limit);
+      const next = first >= 0 && first + limit < paths.length ? actors.at(-1) : undefined;
+      return ok({ actors, total: paths.length, ...(next === undefined ? {} : { next }) });
+    },
+    health() {
+      const owned = host.owned();
+      return ok({
+        worker,
+        draining: deps.draining(),
+        may_act: deps.may_act?.() ?? true,
+        bus: bus.state,
+        owned: owned.length,
+        resident: owned.reduce((sum, shard) => sum + shard.resident, 0),
+        running: owned.reduce((sum, shard) => sum + shard.running, 0),
+        up_ms: world.monotonic_ms() - began_ms,
+      });
+    },
+  };
+}
+
+function readRequest(data: Uint8Array): { value: unknown } | ErrorBody {
+  if (data.byteLength > REQUEST_BYTES_MAX) return errorBody("too_large", `a request is at most ${REQUEST_BYTES_MAX} bytes`);
+  if (data.byteLength === 0) return { value: {} };
+  try {
+    return { value: JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data)) };
+  } catch (error) {
+    return errorBody("invalid", `the request is not JSON: ${error instanceof Error ? error.message.slice(0, 200) : "unreadable"}`);
+  }
+}
+
+/** Answers the host protocol for one worker until it is stopped. */
+export function startHostService(deps: HostServiceDeps): Subscription {
+  const { bus, log, worker } = deps;
+  const answers = answersOf(deps);
+
+  async function answer(message: CoreMessage): Promise<HostOutcome<HostOperation>> {
+    const parsed = parseHostSubject(message.subject);
+    if (parsed === undefined) return no(errorBody("invalid", "there is no such operation in version 1 of the host protocol"));
+    const request = readRequest(message.data);
+    if ("code" in request) return no(request);
+    const checked = HOST_PROTOCOL[parsed.operation].request.safeParse(request.value);
+    if (!checked.success) return no(invalidBody(checked.error, ""));
+    // The schema of this very operation has passed; the table's type cannot say that the two belong together.
+    return (answers[parsed.operation] as (request: unknown) => Promise<HostOutcome<HostOperation>>)(checked.data);
+  }
+
+  return bus.subscribe(hostFilter(worker), (message) => {
+    const { reply } = message;
+    if (reply === undefined) return;
+    answer(message)
+      .catch((error: unknown) => {
+        log.error("a request to the worker broke", { subject: message.subject, ...errorFields(error) });
+        return no(errorBody("internal", "the worker could not answer"));
+      })
+      .then((outcome) => bus.send(reply, new TextEncoder().encode(JSON.stringify(outcome)))) // N1
+      .catch((error: unknown) => log.error("an answer of the worker could not be sent", { subject: message.subject, ...errorFields(error) }));
+  });
+}
+
+const envelope = z.union([
+  z.object({ ok: z.literal(true), result: z.record(z.string(), z.unknown()) }),
+  z.object({ ok: z.literal(false), error: z.object({ code: z.string(), message: z.string(), details: z.record(z.string(), z.unknown()).optional() }) }),
+]);
+
+/** Asks one worker. `unavailable` when no worker of that name answers in time, or with what this version does not understand. */
+export async function askHost<O extends HostOperation>(bus: Bus, worker: string, operation: O, request: HostRequest<O>, options: { patience_ms?: number } = {}): Promise<HostOutcome<O>> {
+  const message = await bus.request(hostSubject(worker, operation), new TextEncoder().encode(JSON.stringify(request)), options);
+  if (message === undefined) return no(errorBody("unavailable", `worker '${worker}' did not answer`));
+  const read = readReply(message.data);
+  if (read === undefined) return no(errorBody("unavailable", `worker '${worker}' answered what is no reply of version 1`));
+  if (!read.ok) {
+    const { code, message: text, details } = read.error;
+    return no(errorBody(isErrorCode(code) ? code : "internal", text, details as JsonObject | undefined));
+  }
+  const checked = HOST_PROTOCOL[operation].reply.safeParse(read.result);
+  if (!checked.success) return no(errorBody("unavailable", `worker '${worker}' answered '${operation}' in another shape`));
+  return ok(checked.data as HostReply<O>);
+}
+
+function readReply(data: Uint8Array): z.output<typeof envelope> | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(new TextDecoder().decode(data));
+  } catch {
+    return undefined; // the caller says that it is no reply
+  }
+  return envelope.safeParse(value).data;
+}
