@@ -573,7 +573,7 @@ const maxLoops = (context: SessionContext): number => context.config?.max_loops 
 /** The session machine over a table of tools. */
 export function sessionMachineOver(table: ToolTable) {
   return setup({
-    types: {} as { context: SessionContext; events: SessionEvent; emitted: Emitted; input: CreationInput },
+    types: {} as { context: SessionContext; events: SessionEvent; emitted: Emitted; input: CreationInput; meta: { group: string } },
     actors: sessionEffects,
     delays: {
       configuration_patience: CONFIGURATION_PATIENCE_MS,
@@ -695,6 +695,7 @@ export function sessionMachineOver(table: ToolTable) {
 
       thinking: {
         id: "thinking",
+        meta: { group: "a turn" },
         description: "a model call is in flight",
         entry: "tell_model_started",
         invoke: {
@@ -758,6 +759,7 @@ export function sessionMachineOver(table: ToolTable) {
 
       acting: {
         id: "acting",
+        meta: { group: "a turn" },
         description: "tool calls are in flight, side by side",
         always: { guard: "all_back", target: "choosing", actions: "close_step" },
         after: { tools_patience: { actions: "time_tools_out" } },
@@ -776,6 +778,7 @@ export function sessionMachineOver(table: ToolTable) {
 
       paused: {
         id: "paused",
+        meta: { group: "suspended" },
         description: "stands still until it is resumed",
         entry: "paused",
         on: {
@@ -790,6 +793,7 @@ export function sessionMachineOver(table: ToolTable) {
 
       hibernated: {
         id: "hibernated",
+        meta: { group: "suspended" },
         description: "sleeps until a message or session.resume",
         on: {
           "message.send": { target: "choosing", actions: "receive" },

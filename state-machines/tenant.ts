@@ -101,7 +101,7 @@ function keyCreated({ keys, now }: TenantContext, { key_id, hash, scopes, label 
 }
 
 function keyRevoked({ keys, now }: TenantContext, { key_id, reason }: KeyRevoke): Change {
-  const key = keys[key_id];
+  const key = Object.hasOwn(keys, key_id) ? keys[key_id] : undefined;
   // T2. Again is no news.
   if (key === undefined || key.revoked_at_ms !== null) return { answer: { key_id } };
   return {

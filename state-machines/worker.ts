@@ -7,6 +7,9 @@
 //
 //   left, dead ── worker.join with another incarnation ──▶ joining
 //
+//   drain and undrain while joining or suspected are remembered; declare_dead and leave are possible from joining to suspected. A worker
+//   that is joining is not suspected but declared dead: it has nothing to lose, and clearing it would call it ready.
+//
 // Its host is the leading supervisor: what it decides about a worker is appended here first, and that append is its fence. The placement
 // table follows. Commands that name facts only the leader knows are `internal`: no message can bring them.
 //
@@ -137,7 +140,7 @@ function perform({ enqueue }: { enqueue: unknown }, change: Change): void {
 }
 
 export const workerMachine = setup({
-  types: {} as { context: WorkerContext; events: WorkerEvent; emitted: Emitted; input: CreationInput },
+  types: {} as { context: WorkerContext; events: WorkerEvent; emitted: Emitted; input: CreationInput; meta: { group: string } },
   guards: {
     draining: ({ context }) => context.draining,
   },
@@ -167,18 +170,19 @@ export const workerMachine = setup({
   states: {
     joining: {
       id: "joining",
+      meta: { group: "alive" },
       description: "has begun, hosts nothing yet",
       on: {
         "worker.ready": [{ guard: "draining", target: "draining" }, { target: "ready" }],
         "worker.drain": { actions: "drain" },
         "worker.undrain": { actions: "undrain" },
-        "worker.suspect": { target: "suspected", actions: { type: "judge", params: ({ event }) => event.body } },
         "worker.declare_dead": { target: "dead", actions: { type: "judge", params: ({ event }) => event.body } },
         "worker.leave": { target: "left", actions: { type: "give_reason", params: ({ event }) => event.body } },
       },
     },
     ready: {
       id: "ready",
+      meta: { group: "alive" },
       description: "takes shards",
       on: {
         "shard.assign": { actions: { type: "assign_shard", params: ({ event }) => event.body } },
@@ -190,6 +194,7 @@ export const workerMachine = setup({
     },
     draining: {
       id: "draining",
+      meta: { group: "alive" },
       description: "its shards move away",
       on: {
         "worker.undrain": { target: "ready", actions: ["undrain", { type: "give_reason", params: ({ event }) => event.body }] },
@@ -200,6 +205,7 @@ export const workerMachine = setup({
     },
     suspected: {
       id: "suspected",
+      meta: { group: "alive" },
       description: "one sign of life is missing",
       on: {
         "worker.clear": [
