@@ -16,7 +16,7 @@ import { decodeJournal } from "../protocol/journal.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
-import { assert } from "../protocol/assert.ts";
+import { assert, BrokenPromise } from "../protocol/assert.ts";
 import type { Bus, StoredMessage } from "../bus/port.ts";
 import { type Metrics, silentMetrics } from "../telemetry/metrics.ts";
 import { type Database, faultOf, type Transaction } from "./database.ts";
@@ -50,14 +50,14 @@ const WAITING_MESSAGES_MAX = 2 * BATCH_MESSAGES_MAX;
 const WAITING_BYTES_MAX = 2 * BATCH_BYTES_MAX;
 /** Back-off while Postgres or the broker is away: quick enough for a restart, slow enough not to be a load. */
 const BACKOFF_MIN_MS = 100;
-const BACKOFF_MAX_MS = 2_000;
+const BACKOFF_MAX_MS = 1_000;
 /** Another projector holds the position at most for one batch; the server ends a forgotten transaction after 15 s. */
 const LOCK_PATIENCE_MS = 5_000;
 const LAG_EVERY_MS = 5_000;
 
 export interface ProjectionFault {
-  /** `unprojectable` | `stream_replaced` | `stream_cut` */
-  readonly name: "unprojectable" | "stream_replaced" | "stream_cut";
+  /** `broken` is a promise of ours that did not hold. */
+  readonly name: "unprojectable" | "stream_replaced" | "stream_cut" | "broken";
   readonly message: string;
   /** The message it stopped at. */
   readonly sequence?: number;
@@ -92,6 +92,9 @@ export interface Projector {
   stop(): Promise<void>;
 }
 
+/** A message, and the sequence of the one that the stream told before it. */
+type Told = StoredMessage & { readonly after: number };
+
 type Turn =
   | { readonly kind: "go_on" }
   /** The table's position is not where our messages are: follow anew from it. */
@@ -99,7 +102,13 @@ type Turn =
   | { readonly kind: "fault"; readonly fault: ProjectionFault };
 
 type Applied =
-  | { readonly kind: "applied"; readonly position: number; readonly rows: Readonly<Record<string, number>>; readonly usage_repeats: number }
+  | {
+      readonly kind: "applied";
+      readonly messages: readonly StoredMessage[];
+      readonly position: number;
+      readonly rows: Readonly<Record<string, number>>;
+      readonly usage_repeats: number;
+    }
   | { readonly kind: "elsewhere"; readonly position: number }
   | { readonly kind: "fault"; readonly fault: ProjectionFault };
 
@@ -221,7 +230,7 @@ export function createProjector({
 
   /** Follows the stream and applies what comes, until the table's position is not where our messages are. */
   async function followFrom(from: number): Promise<Turn> {
-    const waiting: StoredMessage[] = [];
+    const waiting: Told[] = [];
     let waiting_bytes = 0;
     let room: (() => void) | undefined;
     const hasRoom = (): boolean => waiting.length < WAITING_MESSAGES_MAX && waiting_bytes < WAITING_BYTES_MAX;
@@ -235,10 +244,11 @@ export function createProjector({
           doubtful = true;
           wake("order");
         }
+        const after = told;
         told = message.sequence;
         if (message.sequence <= position || doubtful || stopping) return;
         if (waiting.length === 0) first_at_ms = world.monotonic_ms();
-        waiting.push(message);
+        waiting.push({ ...message, after });
         waiting_bytes += message.data.byteLength;
         last_sequence = Math.max(last_sequence, message.sequence);
         wake("message");
@@ -249,8 +259,10 @@ export function createProjector({
     if (feed === undefined) return { kind: "go_on" };
     become({ kind: "following", position });
 
-    const drop = (count: number): void => {
-      for (const message of waiting.splice(0, count)) waiting_bytes -= message.data.byteLength;
+    /** Lets go of what the tables hold. */
+    const dropProjected = (): void => {
+      const left = waiting.findIndex((message) => message.sequence > position);
+      for (const message of waiting.splice(0, left < 0 ? waiting.length : left)) waiting_bytes -= message.data.byteLength;
       if (hasRoom()) {
         room?.();
         room = undefined;
@@ -275,6 +287,7 @@ export function createProjector({
         try {
           applied = await apply(batch);
         } catch (error) {
+          if (error instanceof BrokenPromise) throw error;
           become({ kind: "waiting", position, reason: `Postgres does not take rows: ${faultOf(error).reason}` });
           await sleep(backoff_ms, "order");
           backoff_ms = Math.min(backoff_ms * 2, BACKOFF_MAX_MS);
@@ -288,13 +301,11 @@ export function createProjector({
           const last = waiting.at(-1)?.sequence ?? 0;
           if (applied.position < position || applied.position > last + WAITING_MESSAGES_MAX) return { kind: "follow_anew" };
           position = applied.position;
-          const known = waiting.findIndex((message) => message.sequence > position);
-          drop(known < 0 ? waiting.length : known);
         } else {
           position = applied.position;
-          drop(batch.length);
-          measure(batch, applied);
+          measure(applied);
         }
+        dropProjected();
         first_at_ms = world.monotonic_ms();
         become({ kind: "following", position });
       }
@@ -305,8 +316,9 @@ export function createProjector({
     }
   }
 
-  function measure(batch: readonly StoredMessage[], applied: Extract<Applied, { kind: "applied" }>): void {
+  function measure(applied: Extract<Applied, { kind: "applied" }>): void {
     const now_ms = world.now_ms();
+    const batch = applied.messages;
     metrics.add("troupe_projection_messages_total", {}, batch.length);
     metrics.observe("troupe_projection_batch_size", {}, batch.length);
     metrics.set("troupe_projection_lag_messages", {}, Math.max(0, last_sequence - position));
@@ -316,7 +328,7 @@ export function createProjector({
   }
 
   /** One batch; when its content is refused, message by message, so that the one at fault is named and those before it are kept. P3 */
-  async function apply(batch: readonly StoredMessage[]): Promise<Applied> {
+  async function apply(batch: readonly Told[]): Promise<Applied> {
     try {
       return await applyTogether(batch, position);
     } catch (error) {
@@ -337,7 +349,9 @@ export function createProjector({
     }
   }
 
-  function applyTogether(messages: readonly StoredMessage[], expected: number): Promise<Applied> {
+  function applyTogether(messages: readonly Told[], expected: number): Promise<Applied> {
+    const [first] = messages;
+    assert(first !== undefined && first.after <= expected && expected < first.sequence, "P3: the batch begins with the message after the position");
     const decoded = messages.map(decode);
     const end = messages.at(-1)?.sequence ?? expected;
     return database.transaction(async (transaction) => {
@@ -351,21 +365,21 @@ export function createProjector({
       if (row === undefined || row.position !== expected) return { kind: "elsewhere", position: row?.position ?? -1 }; // P2
       if (row.incarnation !== null && row.incarnation !== incarnation) return { kind: "fault", fault: replaced(row.incarnation, incarnation) }; // P4
       const batch = await load(transaction, decoded);
-      for (const { message, sequence } of decoded) projectMessage(batch, message, sequence);
+      for (const one of decoded) projectOrName(batch, one);
       const written = await write(transaction, batch);
       await transaction.query("update projection_positions set position = $2, incarnation = $3, updated_at = now() where name = $1", [
         PROJECTION_NAME,
         end,
         incarnation,
       ]); // P1
-      return { kind: "applied", position: end, ...written };
+      return { kind: "applied", messages, position: end, ...written };
     });
   }
 
   const ended = main().then(
     () => status,
     (error: unknown) => {
-      halt({ name: "unprojectable", message: `the projector broke: ${errorFields(error).error}` });
+      halt({ name: "broken", message: `the projector broke: ${errorFields(error).error}` });
       return status;
     },
   );
@@ -433,7 +447,7 @@ function faultOfBounds(row: Position, bounds: Awaited<ReturnType<Bus["bounds"]>>
   return undefined;
 }
 
-function headOf(messages: readonly StoredMessage[], count_max: number, bytes_max: number): StoredMessage[] {
+function headOf(messages: readonly Told[], count_max: number, bytes_max: number): Told[] {
   let bytes = 0;
   const end = messages.findIndex((message, index) => index > 0 && (index >= count_max || (bytes += message.data.byteLength) > bytes_max));
   return messages.slice(0, end < 0 ? messages.length : end);
@@ -451,6 +465,16 @@ function decode(stored: StoredMessage): Decoded {
     return { message: decodeJournal(stored.data, parsed.actor), sequence: stored.sequence };
   } catch (error) {
     throw new Unprojectable(`it is not a journal message: ${errorFields(error).error}`, { cause: error });
+  }
+}
+
+/** Whatever the rows of a message trip over is that message's fault until a person has looked: it is named, and nothing is retried. */
+function projectOrName(batch: Batch, { message, sequence }: Decoded): void {
+  try {
+    projectMessage(batch, message, sequence);
+  } catch (error) {
+    if (error instanceof Unprojectable) throw error;
+    throw new Unprojectable(errorFields(error).error, { cause: error });
   }
 }
 
