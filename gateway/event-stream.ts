@@ -39,13 +39,14 @@ export function encodeFrame(item: FeedItem): string {
 
 const frame = (cursor: Cursor, event: string, data: unknown): string => `id: ${encodeCursor(cursor)}\nevent: ${event}\ndata: ${JSON.stringify(data)}\n\n`;
 
-/** Waits until the socket takes more. False when it is closed, or did not drain in time (E2). */
-function drained(response: ServerResponse, world: World): Promise<boolean> {
+/** Waits until the socket takes more. False when it is closed, let go, or did not drain in time (E2). */
+function drained(response: ServerResponse, world: World, signal: AbortSignal): Promise<boolean> {
   return new Promise((resolve) => {
     const settle = (answer: boolean) => (): void => {
       cancel();
       response.off("drain", onDrain);
       response.off("close", onClose);
+      signal.removeEventListener("abort", onClose);
       resolve(answer);
     };
     const onDrain = settle(true);
@@ -53,20 +54,22 @@ function drained(response: ServerResponse, world: World): Promise<boolean> {
     const cancel = world.after(DRAIN_PATIENCE_MS, settle(false));
     response.once("drain", onDrain);
     response.once("close", onClose);
-    if (response.destroyed || response.writableEnded) onClose();
+    signal.addEventListener("abort", onClose);
+    if (response.destroyed || response.writableEnded || signal.aborted) onClose();
   });
 }
 
 export interface EventStreamOptions {
   readonly world: World;
-  readonly headers: Readonly<Record<string, string>>;
+  /** Aborted when the stream must end. */
+  readonly signal: AbortSignal;
   /** Says what to tell the client of an error that ended the feed. */
   problem(error: unknown): unknown;
 }
 
 /** Writes the feed until it ends or the socket does. Always ends the response. */
-export async function writeEventStream(response: ServerResponse, items: AsyncIterable<FeedItem>, { world, headers, problem }: EventStreamOptions): Promise<void> {
-  response.writeHead(200, { ...headers, "content-type": EVENT_STREAM_MEDIA_TYPE, "cache-control": "private, no-store", "x-accel-buffering": "no" });
+export async function writeEventStream(response: ServerResponse, items: AsyncIterable<FeedItem>, { world, signal, problem }: EventStreamOptions): Promise<void> {
+  response.writeHead(200, { "content-type": EVENT_STREAM_MEDIA_TYPE, "cache-control": "private, no-store", "x-accel-buffering": "no" });
   response.write(`retry: ${RETRY_MS}\n\n`);
   let cancelAwake: (() => void) | undefined;
   const keepAwake = (): void => {
@@ -82,7 +85,7 @@ export async function writeEventStream(response: ServerResponse, items: AsyncIte
     for await (const item of items) {
       if (response.destroyed) return;
       keepAwake();
-      if (!response.write(encodeFrame(item)) && !(await drained(response, world))) {
+      if (!response.write(encodeFrame(item)) && !(await drained(response, world, signal))) {
         response.destroy();
         return;
       }

@@ -35,6 +35,9 @@ export type Frame =
 /** Enough for a minute of chunks that overtook a lost one; a chunk is some 100 bytes. */
 export const HELD_CHUNKS_MAX = 4096;
 
+/** The `index` of a place after the last chunk of its attempt: nothing more of it is given. Cursors hold it, so it stays. */
+const INDEX_PAST_ALL = 2 ** 31 - 1;
+
 export interface Merge {
   /** Just after the last frame. */
   readonly cursor: Cursor;
@@ -76,8 +79,6 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
   let sequence = start.sequence;
   let given = start.events;
   let place: StepPlace | undefined = start.place;
-  /** The attempt of the open step said its last chunk, and all before it was given. */
-  let ended = false;
   /** Chunks that wait for one before them, for an attempt or a step that the journal has not told of. */
   let held: TokenChunk[] = [];
   /** While no step is open, chunks of steps up to this one are dropped: they are over. */
@@ -87,15 +88,9 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
 
   const cursor = (): Cursor => (place === undefined ? { sequence, events: given } : { sequence, events: given, place });
 
-  function open(next: StepPlace): void {
-    place = next;
-    ended = false;
-  }
-
   function close(): void {
     if (place && (over === undefined || compareSteps(place, over) > 0)) over = { turn: place.turn, step: place.step };
     place = undefined;
-    ended = false;
   }
 
   /** Void for good: of a step that is over, an attempt that was superseded, an owner that lost the actor, or given already (M3). */
@@ -112,8 +107,7 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
   function give(chunk: TokenChunk): Frame[] {
     assert(place !== undefined, "a chunk is given while its step is open");
     const characters = place.characters + (chunk.channel === undefined ? chunk.text.length : 0);
-    place = { ...place, index: chunk.index + 1, characters };
-    if (chunk.end) ended = true;
+    place = { ...place, index: chunk.end ? INDEX_PAST_ALL : chunk.index + 1, characters };
     if (chunk.text === "") return [];
     const { turn, step, attempt, index, text, channel } = chunk;
     return [{ kind: "token", cursor: cursor(), turn, step, attempt, index, text, ...(channel === undefined ? {} : { channel }) }];
@@ -138,7 +132,7 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
     assert(place !== undefined, "the remainder belongs to the open step");
     if (place.characters >= text.length) return [];
     const { turn, step, attempt, epoch, index, characters } = place;
-    return give({ turn, step, attempt, epoch, index, text: text.slice(characters) });
+    return give({ turn, step, attempt, epoch, index, text: text.slice(characters), end: true });
   }
 
   /** Moves the step along before an event is given. */
@@ -150,7 +144,7 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
         if (!isNumber(turn) || !isNumber(step)) return;
         const first = same && place ? place.attempt : 1;
         if (!same) close();
-        open({ turn, step, attempt: isNumber(attempt) ? attempt : first, epoch: message.epoch, index: 0, characters: 0 });
+        place = { turn, step, attempt: isNumber(attempt) ? attempt : first, epoch: message.epoch, index: 0, characters: 0 };
         return;
       }
       case "superseded":
@@ -158,7 +152,7 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
         // The attempt is over; what it said is void. If the step goes on, it is with the next attempt.
         if (same && place) {
           const next = (isNumber(attempt) ? attempt : place.attempt) + 1;
-          if (next > place.attempt) open({ ...place, attempt: next, epoch: type === "superseded" ? message.epoch : place.epoch, index: 0, characters: 0 });
+          if (next > place.attempt) place = { ...place, attempt: next, epoch: type === "superseded" ? message.epoch : place.epoch, index: 0, characters: 0 };
         }
         return;
       case "model.completed":
@@ -182,14 +176,15 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
       if (event.type === "model.completed" && place !== undefined && event["turn"] === place.turn && event["step"] === place.step) {
         const { attempt } = event;
         if (isNumber(attempt) && attempt > place.attempt) {
-          open({ ...place, attempt, index: 0, characters: 0 });
+          place = { ...place, attempt, index: 0, characters: 0 };
           frames.push(...flush());
         }
         const text = finishedText(message);
-        if (text !== undefined && !ended) {
+        if (text !== undefined && place.index < INDEX_PAST_ALL) {
           halted = { message, text };
           return frames;
         }
+        if (text !== undefined) frames.push(...remainder(text));
       }
       before(event, message);
       given += 1;
@@ -205,7 +200,7 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
     const { message, text } = halted;
     halted = undefined;
     const rest = remainder(text);
-    ended = true;
+    if (place) place = { ...place, index: INDEX_PAST_ALL };
     return [...rest, ...proceed(message)];
   }
 
@@ -236,7 +231,7 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
         return [];
       }
       const frames = [...give(chunk), ...flush()];
-      return halted !== undefined && ended ? [...frames, ...release()] : frames;
+      return halted !== undefined && place?.index === INDEX_PAST_ALL ? [...frames, ...release()] : frames;
     },
     textRead() {
       return halted === undefined ? [] : release();
@@ -247,7 +242,7 @@ export function createMerge(start: Cursor = CURSOR_START): Merge {
         const here = place;
         const attempts = held.filter((chunk) => compareSteps(chunk, here) === 0).map((chunk) => chunk.attempt);
         const highest = Math.max(here.attempt, ...attempts);
-        if (highest > here.attempt) open({ ...here, attempt: highest, index: 0, characters: 0 });
+        if (highest > here.attempt) place = { ...here, attempt: highest, index: 0, characters: 0 };
         frames.push(...flush());
       }
       for (const chunk of held) {
