@@ -10,8 +10,8 @@ const BELOW = {
   supervisors: ["protocol", "telemetry", "state-machines", "bus", "providers", "actors"],
   gateway: ["protocol", "telemetry", "state-machines", "bus", "providers", "actors"],
   projections: ["protocol", "telemetry", "state-machines", "bus", "providers", "actors"],
-  // The command reads what the projections hold, since `verify` compares them with the streams.
-  cli: ["protocol", "telemetry", "state-machines", "bus", "providers", "actors", "projections"],
+  // The command shows what supervisors and projections hold (`shards`, `verify`); they know nothing of it.
+  cli: ["protocol", "telemetry", "state-machines", "bus", "providers", "actors", "supervisors", "projections"],
   deploy: ["protocol"],
   // What main.ts is made of: one file per role of a process. It sees the whole house.
   roles: ["protocol", "telemetry", "state-machines", "bus", "providers", "actors", "supervisors", "gateway", "projections", "cli", "deploy"],
