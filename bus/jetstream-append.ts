@@ -2,26 +2,19 @@
 //
 //   waiting ──few wait──▶ sent singly ──┬─ acknowledged ──▶ committed
 //      └──many wait──▶ in a batch ──────┤
-//              └ refused: each singly ◀─┘─ refused or silent ──▶ the message after the expected one decides:
-//                                              ours: committed · another's: superseded · none: sent again, or unavailable
+//              └ refused: each singly ◀─┘─ refused or silent ──▶ fence.ts decides
 //
 // Invariants:
 //   G1. Every message carries its own expected sequence, so a member of a batch is fenced as if it went alone.
 //   G2. A refused batch stored nothing; its members go singly, so one stale writer harms no other.
-//   G3. `superseded` is only said with a rival's message seen where ours should stand: next after `expected_last_sequence`. The
-//       tail alone would not do: a rival may have built on top of our own write whose answer was lost.
 //   G4. One append of a subject is in flight; a second waits for the first.
 import { HEADER_COMMIT } from "../protocol/commands.ts";
 import { headers as newHeaders, type MsgHdrs } from "@nats-io/transport-node";
-import { pause } from "../protocol/world.ts";
-import { type Answer, type ApiError, BusUnavailable, type Link, parseJson } from "./jetstream-link.ts";
+import { ANSWER_PATIENCE_MS, APPEND_PATIENCE_MS, decideAppend, type Sending } from "./fence.ts";
+import { type Answer, type ApiError, type Link, parseJson } from "./jetstream-link.ts";
 import { leaderGet } from "./jetstream-reads.ts";
-import { type Append, type AppendOutcome, headerOf } from "./port.ts";
+import type { Append, AppendOutcome } from "./port.ts";
 
-/** An append that waited this long for certainty answers `unavailable`. */
-export const APPEND_PATIENCE_MS = 5_000;
-/** A broker that has not answered by then is asked what it has. */
-const ANSWER_PATIENCE_MS = 2_000;
 /** Below this many waiting, single appends are faster: a batch costs the broker a staging area, about 3 ms on a file. */
 const BATCH_MIN = 20;
 /** The broker takes 1,000; half leaves the next batch something to carry. */
@@ -33,8 +26,6 @@ const BATCHES_IN_FLIGHT_MAX = 4;
 /** Appends waiting in this process. More means the broker cannot keep up: better said than hoarded. */
 const WAITING_MAX = 20_000;
 const WAITING_BYTES_MAX = 256 * 1024 * 1024;
-const RETRY_FIRST_MS = 20;
-const RETRY_MAX_MS = 500;
 
 /** Expected sequence, commit id and a batch's three headers are below this together. */
 const HEADER_BYTES_MAX = 1024;
@@ -48,16 +39,6 @@ interface Waiting {
   readonly give_up_at_ms: number;
   readonly settle: (outcome: AppendOutcome) => void;
 }
-
-/** What one sending of one message came to. */
-type Sending =
-  | { readonly kind: "committed"; readonly sequence: number }
-  /** Refused by the fence: a message stands there, a rival's or our own. */
-  | { readonly kind: "fenced" }
-  /** Surely not stored. */
-  | { readonly kind: "not_stored"; readonly reason: string }
-  /** It may have been stored. */
-  | { readonly kind: "unknown"; readonly reason: string };
 
 export class Appender {
   #link: Link;
@@ -145,7 +126,7 @@ export class Appender {
   async #singly(waiting: Waiting): Promise<void> {
     this.#singles_in_flight += 1;
     try {
-      waiting.settle(await this.#untilDecided(waiting, () => this.#sendOne(waiting.append)));
+      waiting.settle(await this.#decide(waiting, () => this.#sendOne(waiting.append)));
     } finally {
       this.#singles_in_flight -= 1;
       this.#pump();
@@ -176,49 +157,21 @@ export class Appender {
       return before === undefined ? this.#sendOne(waiting.append) : Promise.resolve(before);
     };
     try {
-      waiting.settle(await this.#untilDecided(waiting, attempt));
+      waiting.settle(await this.#decide(waiting, attempt));
     } finally {
       this.#singles_in_flight -= 1;
       this.#pump();
     }
   }
 
-  /** Sends until it is known what stands after the expected sequence, or the patience ends. */
-  async #untilDecided(waiting: Waiting, attempt: () => Promise<Sending>): Promise<AppendOutcome> {
-    const { world } = this.#link;
-    let wait_ms = RETRY_FIRST_MS;
-    for (;;) {
-      const sending = await attempt();
-      if (sending.kind === "committed") return sending;
-      let reason = sending.kind === "fenced" ? "the broker refused the expected sequence, and nothing stands there yet" : sending.reason;
-      const left_ms = waiting.give_up_at_ms - world.monotonic_ms();
-      if (sending.kind !== "not_stored" && left_ms > 0) {
-        try {
-          const outcome = await this.#whatStands(waiting.append, sending.kind === "fenced", left_ms);
-          if (outcome !== undefined) return outcome;
-        } catch (error) {
-          if (!(error instanceof BusUnavailable)) throw error;
-          reason = error.message;
-        }
-      }
-      if (this.#link.closed || world.monotonic_ms() + wait_ms >= waiting.give_up_at_ms) return { kind: "unavailable", reason };
-      await pause(world, wait_ms);
-      wait_ms = Math.min(2 * wait_ms, RETRY_MAX_MS);
-    }
-  }
-
-  /** G3. What the leader has next after the expected sequence tells our write from a rival's. Undefined: nothing stands there. */
-  async #whatStands(append: Append, fenced: boolean, patience_ms: number): Promise<AppendOutcome | undefined> {
-    const next = await leaderGet(this.#link, STREAM, { seq: append.expected_last_sequence + 1, next_by_subj: append.subject }, patience_ms);
-    if (next !== undefined) {
-      const ours = headerOf(next.headers, HEADER_COMMIT) === append.commit_id;
-      return ours ? { kind: "committed", sequence: next.sequence } : { kind: "superseded", by_sequence: next.sequence };
-    }
-    if (!fenced) return undefined;
-    // The writer believes in a message that is not the last any more, nor followed by one: it is ahead of the stream.
-    const last = await leaderGet(this.#link, STREAM, { last_by_subj: append.subject }, patience_ms);
-    const last_sequence = last?.sequence ?? 0;
-    return last_sequence < append.expected_last_sequence ? { kind: "superseded", by_sequence: last_sequence } : undefined;
+  #decide(waiting: Waiting, send: () => Promise<Sending>): Promise<AppendOutcome> {
+    const link = this.#link;
+    const reads = {
+      next_after: (subject: string, sequence: number, patience_ms: number) => leaderGet(link, STREAM, { seq: sequence + 1, next_by_subj: subject }, patience_ms),
+      last: (subject: string, patience_ms: number) => leaderGet(link, STREAM, { last_by_subj: subject }, patience_ms),
+      is_closed: () => link.closed,
+    };
+    return decideAppend(link.world, reads, waiting.append, waiting.give_up_at_ms, send);
   }
 
   async #sendOne(append: Append): Promise<Sending> {

@@ -5,7 +5,8 @@
 //   K2. A watcher converges: each session first compares all keys, as the leader has them, with what was told, then follows.
 //   K3. A key is told `gone` once, however often the broker marks it.
 import { HEADER_COMMIT } from "../protocol/commands.ts";
-import { type ApiError, BusUnavailable, guarded, type Link, parseJson, toWire } from "./jetstream-link.ts";
+import { type ApiError, guarded, type Link, parseJson, toWire } from "./jetstream-link.ts";
+import { BusUnavailable } from "./fence.ts";
 import { followStream } from "./jetstream-follow.ts";
 import { lastOfEach, leaderGet, streamInfo } from "./jetstream-reads.ts";
 import { type Bucket, type BucketChange, type BucketEntry, type BucketName, type CasOutcome, headerOf, type Headers, type StoredMessage, type Subscription } from "./port.ts";

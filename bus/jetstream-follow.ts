@@ -7,7 +7,8 @@
 //   F3. A stream that was made anew (another incarnation) is followed from its beginning: its sequences mean other messages.
 import { pause } from "../protocol/world.ts";
 import { errorFields } from "../protocol/log.ts";
-import { BusUnavailable, type Link, toNanos } from "./jetstream-link.ts";
+import { type Link, toNanos } from "./jetstream-link.ts";
+import { BusUnavailable } from "./fence.ts";
 import { Pull } from "./jetstream-pull.ts";
 import { streamInfo } from "./jetstream-reads.ts";
 import type { StoredMessage, Subscription } from "./port.ts";

@@ -46,11 +46,6 @@ export interface ApiError {
 }
 export type ApiAnswer<T> = { readonly kind: "ok"; readonly value: T } | { readonly kind: "error"; readonly error: ApiError } | { readonly kind: "unavailable"; readonly reason: string };
 
-/** The broker could not answer a read. Reads reject with it, since an absent answer must not look like an absent message. */
-export class BusUnavailable extends Error {
-  override readonly name = "BusUnavailable";
-}
-
 interface Question {
   readonly resolve: (answer: Answer) => void;
   readonly expires_at_ms: number;

@@ -7,7 +7,8 @@
 //   R3. Memory of a read is bounded by one page.
 import type { Msg } from "@nats-io/transport-node";
 import { createInbox } from "@nats-io/transport-node";
-import { BusUnavailable, fromWire, type Link, parseHeaderText, REQUEST_PATIENCE_MS } from "./jetstream-link.ts";
+import { fromWire, type Link, parseHeaderText, REQUEST_PATIENCE_MS } from "./jetstream-link.ts";
+import { BusUnavailable } from "./fence.ts";
 import type { WireStreamInfo } from "./jetstream-ensure.ts";
 import type { StoredMessage, StreamName } from "./port.ts";
 

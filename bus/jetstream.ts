@@ -23,7 +23,7 @@ import { lastOfEach, leaderGet, readRange, streamInfo } from "./jetstream-reads.
 import { BUCKETS, type BucketName, type Bucket, type Bus, type CasOutcome, type CoreMessage, type Headers, type PublishOutcome, STREAMS, type Subscription } from "./port.ts";
 import { allDeclarations, type Declarations, declareStreams } from "./streams.ts";
 
-export { BusUnavailable } from "./jetstream-link.ts";
+export { BusUnavailable } from "./fence.ts";
 export type { Finding } from "./jetstream-audit.ts";
 
 export interface JetStreamOptions {
@@ -53,7 +53,8 @@ const STORE_FAILED = 10077;
 const RESOURCES_EXCEEDED: ReadonlySet<number> = new Set([10002, 10023, 10028, 10047, 10122]);
 const MESSAGE_TOO_LARGE = 10054;
 const WRONG_LAST: ReadonlySet<number> = new Set([10071, 10164]);
-const DELETE_FAILED: ReadonlySet<number> = new Set([10037, 10057]);
+/** The message at a sequence is not there: the subject has a newer one, or none. */
+const NOT_THERE: ReadonlySet<number> = new Set([10037, 10043, 10057]);
 const FOLLOW_OPENING_PATIENCE_MS = 5_000;
 
 interface Inside {
@@ -162,7 +163,7 @@ function createBus(link: Link, declarations: Declarations): Bus {
       if (answer.kind !== "answer") return { kind: "unavailable", reason: `the mark of ${subject} may stand: ${reasonOf(answer)}` };
       const outcome = parseJson(answer.message.data) as { success?: boolean; error?: ApiError } | undefined;
       if (outcome?.success === true) return { kind: "ok", revision: sequence };
-      if (outcome?.error !== undefined && DELETE_FAILED.has(outcome.error.err_code)) return { kind: "conflict" };
+      if (outcome?.error !== undefined && NOT_THERE.has(outcome.error.err_code)) return { kind: "conflict" };
       return { kind: "unavailable", reason: outcome?.error?.description ?? "the answer cannot be read" };
     },
     consume: (spec, handlers) => consumeInbox(link, spec, handlers),

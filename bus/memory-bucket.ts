@@ -1,0 +1,95 @@
+// memory-bucket: a bucket of the in-memory broker, as one connection sees it.
+import type { Connection } from "./memory.ts";
+import { HEADER_MARKER, type StoreOutcome } from "./memory-stream.ts";
+import { type Bucket, type BucketChange, type BucketEntry, type BucketName, type CasOutcome, headerOf, type Headers, type StoredMessage, type Subscription } from "./port.ts";
+import { bucketKey, bucketStream, bucketSubject } from "./streams.ts";
+
+const WRITE_PATIENCE_MS = 3_000;
+const HEADER_OPERATION = "KV-Operation";
+
+function isGone(message: StoredMessage): boolean {
+  return headerOf(message.headers, HEADER_OPERATION) !== undefined || headerOf(message.headers, HEADER_MARKER) !== undefined;
+}
+
+export class MemoryBucket implements Bucket {
+  #connection: Connection;
+  #name: BucketName;
+
+  constructor(connection: Connection, name: BucketName) {
+    this.#connection = connection;
+    this.#name = name;
+  }
+
+  async get(key: string): Promise<BucketEntry | undefined> {
+    const message = await this.#connection.readFrom("bucket_read", bucketSubject(this.#name, key), () => this.#stream().last(bucketSubject(this.#name, key)));
+    return message === undefined || isGone(message) ? undefined : this.#entryOf(message);
+  }
+
+  async all(): Promise<BucketEntry[]> {
+    return this.#connection.readFrom("bucket_read", bucketSubject(this.#name, ">"), () => this.#present().map((message) => this.#entryOf(message)));
+  }
+
+  create(key: string, value: Uint8Array): Promise<CasOutcome> {
+    return this.#write(key, () => {
+      // A marker of an expired or deleted key is a message, and the one to build on.
+      const last = this.#stream().last(bucketSubject(this.#name, key));
+      return this.#store(key, value, last !== undefined && isGone(last) ? last.sequence : 0, {});
+    });
+  }
+  update(key: string, value: Uint8Array, revision: number): Promise<CasOutcome> {
+    return this.#write(key, () => this.#store(key, value, revision, {}));
+  }
+  delete(key: string, revision: number): Promise<CasOutcome> {
+    return this.#write(key, () => this.#store(key, new Uint8Array(0), revision, { [HEADER_OPERATION]: "DEL" }));
+  }
+
+  async watch(listener: (change: BucketChange) => void): Promise<Subscription> {
+    const told = new Map<string, number>();
+    const tell = (change: BucketChange): void => this.#connection.guard("a bucket's watcher threw", () => listener(change));
+    const put = (message: StoredMessage): void => {
+      const entry = this.#entryOf(message);
+      if ((told.get(entry.key) ?? 0) >= entry.revision) return;
+      told.set(entry.key, entry.revision);
+      tell({ kind: "put", entry });
+    };
+    const gone = (key: string, revision: number): void => {
+      if ((told.get(key) ?? Infinity) > revision) return;
+      told.delete(key);
+      tell({ kind: "gone", key, revision });
+    };
+    const compare = (): number => {
+      const present = this.#present();
+      for (const message of present) put(message);
+      const keys = new Set(present.map((message) => bucketKey(this.#name, message.subject)));
+      const { last_sequence } = this.#stream();
+      for (const [key, revision] of [...told]) if (!keys.has(key)) gone(key, Math.max(revision, last_sequence));
+      return last_sequence + 1;
+    };
+    await this.#connection.readFrom("bucket_read", bucketSubject(this.#name, ">"), () => undefined);
+    return this.#connection.followStream(bucketStream(this.#name), bucketSubject(this.#name, ">"), { from_sequence: 1, on_connected: compare }, (message) =>
+      isGone(message) ? gone(bucketKey(this.#name, message.subject), message.sequence) : put(message),
+    );
+  }
+
+  async #write(key: string, store: () => StoreOutcome): Promise<CasOutcome> {
+    const outcome = await this.#connection.reach("bucket_write", bucketSubject(this.#name, key), WRITE_PATIENCE_MS, store);
+    if (outcome.kind !== "answer") return { kind: "unavailable", reason: outcome.reason };
+    if (outcome.value.kind === "stored") return { kind: "ok", revision: outcome.value.sequence };
+    return outcome.value.kind === "conflict" ? { kind: "conflict" } : { kind: "unavailable", reason: outcome.value.kind };
+  }
+
+  #store(key: string, value: Uint8Array, revision: number, headers: Headers): StoreOutcome {
+    return this.#stream().store(bucketSubject(this.#name, key), value, headers, revision);
+  }
+  #stream(): ReturnType<Connection["broker"]["stream"]> {
+    return this.#connection.broker.stream(bucketStream(this.#name));
+  }
+  #present(): StoredMessage[] {
+    return this.#stream()
+      .lastOfEach(bucketSubject(this.#name, ">"))
+      .filter((message) => !isGone(message));
+  }
+  #entryOf(message: StoredMessage): BucketEntry {
+    return { key: bucketKey(this.#name, message.subject), value: message.data, revision: message.sequence };
+  }
+}
