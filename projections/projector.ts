@@ -548,7 +548,8 @@ const UPSERT_TENANTS = `
   on conflict (tenant) do update set state = excluded.state, updated_at = excluded.updated_at, seq = excluded.seq, stream_sequence = excluded.stream_sequence`;
 const UPSERT_KEYS = `
   insert into keys select * from json_populate_recordset(null::keys, $1::json)
-  on conflict (tenant, key_id) do update set revoked_at = excluded.revoked_at`;
+  on conflict (tenant, key_id) do update set hash = excluded.hash, scopes = excluded.scopes, label = excluded.label, created_at = excluded.created_at,
+    revoked_at = excluded.revoked_at`;
 
 const PROJECTED_TABLES = "tenants, keys, agents, sessions, audit, llm_usage_events";
 

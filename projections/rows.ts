@@ -454,13 +454,10 @@ function projectTenant(batch: Batch, message: JournalMessage, stream_sequence: n
       const hash = textOf(body.hash);
       if (key_id === null || hash === null) throw new Unprojectable("a key has an id and a hash");
       const scopes = Array.isArray(body.scopes) ? body.scopes.filter((scope): scope is string => typeof scope === "string") : [];
+      // The tenant refuses an id that it has listed; one that is taken again is a new key.
       const key = rowKey(tenant, key_id);
-      const known = batch.keys.get(key);
-      // A key that exists keeps its hash; creating it again does not bring a revoked one back.
-      if (known === undefined) {
-        batch.keys.set(key, { tenant, key_id, hash, scopes, label: textOf(body.label), created_at: message.at, revoked_at: null });
-        batch.changed.keys.add(key);
-      }
+      batch.keys.set(key, { tenant, key_id, hash, scopes, label: textOf(body.label), created_at: message.at, revoked_at: null });
+      batch.changed.keys.add(key);
     } else if (entry.type === "key.revoke") {
       const key = rowKey(tenant, textOf(body.key_id) ?? "");
       const known = batch.keys.get(key);
