@@ -79,7 +79,12 @@ function firstEntriesOf(message: JournalMessage, to_seq: number): { message: Jou
 const reasonOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 /** Reads the snapshot that Y3 starts from. */
-async function readSnapshot({ bus, core, actor, to_seq }: ReplayOptions): Promise<{ state: ActorState; seq: number; last_sequence: number } | { reason: string }> {
+async function readSnapshot({
+  bus,
+  core,
+  actor,
+  to_seq,
+}: ReplayOptions): Promise<{ state: ActorState; seq: number; last_sequence: number } | { reason: string }> {
   const stored = await bus.last("SNAPSHOTS", actorSubject(actor, "snapshot"));
   if (stored === undefined) return { reason: "the actor has no snapshot yet" };
   try {
@@ -108,7 +113,12 @@ export async function replay(options: ReplayOptions): Promise<ReplayOutcome> {
     try {
       const { message, whole } = firstEntriesOf(decodeJournal(stored.data, actor), to_seq);
       if (message.machine !== core.machine_name)
-        return { kind: "broken", stream_sequence: stored.sequence, entries, what: `it was written by ${message.machine}; this program knows ${core.machine_name}` };
+        return {
+          kind: "broken",
+          stream_sequence: stored.sequence,
+          entries,
+          what: `it was written by ${message.machine}; this program knows ${core.machine_name}`,
+        };
       const replayed = replayMessage(core, state, message);
       if (whole) differences.push(...replayed.differences.map((one) => `seq ${message.seq}: ${one}`));
       for (const { entry, seq, step } of replayed.entries) {

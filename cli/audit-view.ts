@@ -1,0 +1,21 @@
+// audit-view: the audit projection as the verifier sees it.
+import type { AuditView } from "../actors/verify.ts";
+import { PROJECTION_NAME } from "../projections/projector.ts";
+import type { Queries } from "../projections/queries.ts";
+import { auditRecords } from "../projections/rows.ts";
+
+export function createAuditView(queries: Queries): AuditView {
+  return {
+    async position() {
+      const rows = await queries.positions();
+      return rows.find((row) => row.name === PROJECTION_NAME)?.position ?? 0;
+    },
+    rows_of: (message, stream_sequence) => auditRecords(message, stream_sequence).map((row) => row.hash),
+    async *rows(actor, through) {
+      for await (const { stream_sequence, hash } of queries.audit_hashes(actor)) {
+        if (stream_sequence > through) return;
+        yield { stream_sequence, digest: hash };
+      }
+    },
+  };
+}

@@ -1,0 +1,443 @@
+// run: the `troupe` command: reads what was typed, does it, and answers an exit code.
+//
+//   argv ──commander──▶ one command ──▶ its work, with a context of lazy connections ──▶ exit code
+//
+// Invariants:
+//   L1. Nothing is connected, read or written before the whole line was understood: wrong usage is exit code 2 and nothing else.
+//   L2. Every command that answers has --json; its help says whether that is one document or lines.
+//   L3. Every refusal has its code on stderr, and with --json also on stdout as {"ok": false, "error"}.
+//   L4. What was opened is closed, however the command ends.
+import { Command, CommanderError, Option } from "commander";
+import { errorBody, TroupeError } from "../protocol/errors.ts";
+import { errorFields } from "../protocol/log.ts";
+import { actorArgument, collected, filterArgument, idArgument, sessionArgument, wholeNumber } from "./arguments.ts";
+import { machines, replayCommand, verifyCommand } from "./checks.ts";
+import { drain, shards, workers } from "./cluster.ts";
+import { type Context, createContext, Unreachable } from "./context.ts";
+import { doctor } from "./doctor.ts";
+import { show } from "./look.ts";
+import { type CliPorts, EXIT } from "./ports.ts";
+import { createPrinter, type Printer } from "./printer.ts";
+import { audit, migrate, sessions, usage } from "./records.ts";
+import { chat, send, tail } from "./talk.ts";
+import { createKey, createTenant, listAgents, listKeys, listTenants, putAgent, revokeKey, showAgent } from "./tenancy.ts";
+
+type JsonForm = "document" | "lines" | "none";
+type Work = (context: Context, options: never, ...args: never[]) => Promise<number>;
+
+interface CommandSpec {
+  readonly name: string;
+  readonly summary: string;
+  /** What --help says beyond the summary. */
+  readonly about?: string;
+  readonly json: JsonForm;
+  readonly examples: readonly string[];
+  readonly work: Work;
+}
+
+const JSON_WORDS = { document: "print one JSON document", lines: "print JSON lines: one object a line" } as const;
+
+/** Says what went wrong, and with which code the process ends. */
+export function exitCodeOf(error: unknown, context: Context, printer: Printer): number {
+  if (error instanceof TroupeError) {
+    printer.refused(error.body);
+    return error.body.code === "unavailable" ? EXIT.unreachable : EXIT.refused;
+  }
+  if (error instanceof Unreachable) {
+    printer.refused(errorBody("unavailable", error.message));
+    return EXIT.unreachable;
+  }
+  const { error: what } = errorFields(error);
+  if (context.lost() || (error instanceof Error && error.name === "BusUnavailable")) {
+    printer.refused(errorBody("unavailable", `the connection to NATS was lost: ${what}`));
+    return EXIT.unreachable;
+  }
+  printer.refused(errorBody("internal", what));
+  context.ports.log.debug("a command broke", errorFields(error));
+  return EXIT.refused;
+}
+
+/** The whole command line as commander has it. `finish` hears the exit code of the command that ran. */
+export function createProgram(ports: CliPorts, finish: (code: number) => void): Command {
+  const program = new Command("troupe");
+  // Parsing answers by throwing instead of ending the process, and speaks through the given streams.
+  program.exitOverride();
+  program.configureOutput({
+    writeOut: (text) => void ports.stdout.write(text),
+    writeErr: (text) => void ports.stderr.write(text),
+    getOutHelpWidth: () => ports.stdout.columns ?? 100,
+    getErrHelpWidth: () => ports.stderr.columns ?? 100,
+    getOutHasColors: () => ports.stdout.isTTY === true,
+    getErrHasColors: () => ports.stderr.isTTY === true,
+  });
+  program.showHelpAfterError("(--help says how)");
+  program.description("Runs AI agents for many tenants as durable actors on NATS JetStream.");
+  program.addHelpText(
+    "after",
+    `
+Where things are is read from TROUPE_NATS_URL, TROUPE_NATS_USER, TROUPE_NATS_PASSWORD, TROUPE_NATS_MONITOR_URL, TROUPE_POSTGRES_URL,
+TROUPE_GATEWAY_URL and TROUPE_API_KEY, else from $TROUPE_HOME/dev.json (default .troupe/dev.json), which \`troupe up\` writes.
+
+Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable.`,
+  );
+
+  function add(parent: Command, spec: CommandSpec): Command {
+    const command = parent.command(spec.name).summary(spec.summary);
+    command.description(spec.about === undefined ? `${spec.summary}.` : `${spec.summary}.\n\n${spec.about}`);
+    if (spec.json !== "none") command.option("--json", JSON_WORDS[spec.json]);
+    command.addHelpText("after", `\nExamples:\n${spec.examples.map((example) => `  $ ${example}`).join("\n")}`);
+    command.action(async (...args: unknown[]) => {
+      const options = command.opts<{ json?: boolean }>();
+      const { json = false, ...rest } = options;
+      const printer = createPrinter(ports.stdout, ports.stderr, { json, env: ports.env });
+      const context = createContext(ports, printer);
+      const work = spec.work as unknown as (context: Context, options: object, ...args: unknown[]) => Promise<number>;
+      let code: number;
+      try {
+        code = await work(context, rest, ...args.slice(0, -2));
+      } catch (error) {
+        code = exitCodeOf(error, context, printer);
+      }
+      // L4. What does not close is no reason to say that the command failed: what it did is done.
+      await context.close().catch((error: unknown) => ports.log.debug("a connection did not close", errorFields(error)));
+      finish(code);
+    });
+    return command;
+  }
+  const tenantOption = (): Option => new Option("--tenant <id>", "the tenant").argParser(idArgument).makeOptionMandatory();
+  const limitOption = (what: string): Option => new Option("--limit <n>", what).argParser(wholeNumber(1, 500));
+
+  addRoles(program, ports, add);
+
+  // ── sessions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+  program.commandsGroup("Sessions:");
+  add(program, {
+    name: "send",
+    summary: "send a message to a session",
+    about: "With --agent the session is created when it does not exist. Prints the reply; with --wait the turn as it goes, until it ends.",
+    json: "lines",
+    examples: ["troupe send demo/session/s1 'hello' --agent assistant --wait", "troupe send demo/session/s1 'stop that' --on-busy interrupt --key 42"],
+    work: send,
+  })
+    .argument("<session>", "TENANT/session/ID", sessionArgument)
+    .argument("<text>", "what to say")
+    .addOption(new Option("--agent <id>", "create the session with this agent when it does not exist").argParser(idArgument))
+    .addOption(new Option("--on-busy <how>", "what to do while a turn runs").choices(["enqueue", "reject", "interrupt"]))
+    .option("--key <key>", "Idempotency-Key: a repeat with the same key is answered with the first outcome")
+    .option("--wait", "show the turn until it ends; exit code 1 when it fails or is cancelled")
+    .addOption(new Option("--patience <seconds>", "how long to wait for the answer").argParser(wholeNumber(1, 3600)).default(10));
+  add(program, {
+    name: "chat",
+    summary: "talk with an agent at the terminal",
+    about:
+      "Goes through the gateway with the tenant's key. Text streams as it comes; text of an attempt that was lost is marked void and begins again.\n" +
+      "Ctrl-C cancels the running turn first, then leaves. From a pipe, each line is a message, and each finished answer is printed.",
+    json: "lines",
+    examples: ["troupe chat", "troupe chat --tenant demo --agent assistant", "printf 'hello\\nand again\\n' | troupe chat --session s1"],
+    work: chat,
+  })
+    .addOption(new Option("--tenant <id>", "whose key of dev.json to use; the first that has one by default").argParser(idArgument))
+    .addOption(new Option("--agent <id>", "the agent of a new session").argParser(idArgument).default("assistant"))
+    .addOption(new Option("--session <id>", "go on with this session; it is created when it does not exist").argParser(idArgument))
+    .option("--gateway <url>", "the gateway (else TROUPE_GATEWAY_URL, else dev.json)")
+    .option("--key <key>", "the tenant's key (else TROUPE_API_KEY, else dev.json)");
+  add(program, {
+    name: "tail",
+    summary: "listen to events and tokens as they are stored",
+    about: "Lines begin with their cursor, which --from takes. Tokens come live only, by default when one actor is listened to.",
+    json: "lines",
+    examples: ["troupe tail demo", "troupe tail demo/session/s1 --from start", "troupe tail demo --from 1200 --no-follow --json"],
+    work: ((context: Context, options: Parameters<typeof tail>[1], filter: Parameters<typeof tail>[2]) => tail(context, options, filter)) as Work,
+  })
+    .argument("<what>", "TENANT, TENANT/KIND or TENANT/KIND/ID", filterArgument)
+    .option("--from <where>", "'start', 'now' or a cursor: what comes after it", "now")
+    .option("--tokens", "show tokens of more than one actor too")
+    .option("--no-tokens", "show no tokens")
+    .option("--no-follow", "end with what is stored");
+  add(program, {
+    name: "sessions",
+    summary: "list a tenant's sessions, newest first",
+    about: "Read from the projection in Postgres; `show` reads the journal.",
+    json: "document",
+    examples: ["troupe sessions --tenant demo", "troupe sessions --tenant demo --state thinking --limit 10 --json"],
+    work: sessions,
+  })
+    .addOption(tenantOption())
+    .option("--state <state>", "only those in this state")
+    .option("--agent <id>", "only those of this agent")
+    .addOption(limitOption("at most so many (default 50, at most 500)"))
+    .option("--after <cursor>", "go on after an earlier page");
+  add(program, {
+    name: "show",
+    summary: "show an actor: its state, why it waits, what it does, who owns it",
+    json: "document",
+    examples: ["troupe show demo/session/s1", "troupe show demo/tenant/main --entries 0 --json"],
+    work: show,
+  })
+    .argument("<actor>", "TENANT/KIND/ID", actorArgument)
+    .addOption(new Option("--entries <n>", "how many of its last entries").argParser(wholeNumber(0, 10_000)).default(10));
+
+  // ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────
+  program.commandsGroup("Audit:");
+  add(program, {
+    name: "replay",
+    summary: "rebuild an actor from the stream, entry by entry",
+    about:
+      "Prints each entry with the state it led to, and compares what the journal says with what the replay gives; a difference is exit code 1.\n" +
+      "With --step it stops after each entry at a terminal (Enter goes on, q ends) and prints events, outgoing messages and context.\n" +
+      "--from-snapshot proves that the stored snapshot, and the entries after it, give the same state as the whole journal.",
+    json: "lines",
+    examples: ["troupe replay demo/session/s1", "troupe replay demo/session/s1 --to 12 --step", "troupe replay demo/session/s1 --from-snapshot --json"],
+    work: replayCommand,
+  })
+    .argument("<actor>", "TENANT/KIND/ID", actorArgument)
+    .addOption(new Option("--to <seq>", "the last entry to apply").argParser(wholeNumber(1, Number.MAX_SAFE_INTEGER)))
+    .option("--step", "stop after each entry and print everything")
+    .option("--from-snapshot", "replay a second time from the snapshot, and compare");
+  add(program, {
+    name: "verify",
+    summary: "check every invariant on the streams and the projections",
+    about: "Names each violation by its invariant, actor and place. Exit code 1 when there is one; 3 when the projections could not be asked.",
+    json: "lines",
+    examples: ["troupe verify", "troupe verify demo", "troupe verify demo/session/s1 --json", "troupe verify --no-projections --passes 8"],
+    work: ((context: Context, options: Parameters<typeof verifyCommand>[1], filter: Parameters<typeof verifyCommand>[2]) =>
+      verifyCommand(context, options, filter)) as Work,
+  })
+    .argument("[what]", "TENANT, TENANT/KIND or TENANT/KIND/ID; everything by default", filterArgument)
+    .option("--no-projections", "leave Postgres out")
+    .addOption(
+      new Option("--passes <n>", "read the stream so often, each time for one part of the actors, to need less memory")
+        .argParser(wholeNumber(1, 1024))
+        .default(1),
+    );
+  add(program, {
+    name: "audit",
+    summary: "list what was done in a tenant's name, newest first",
+    json: "lines",
+    examples: ["troupe audit --tenant demo", "troupe audit --tenant demo --actor s1 --command message.send --json"],
+    work: audit,
+  })
+    .addOption(tenantOption())
+    .option("--kind <kind>", "only actors of this kind")
+    .option("--actor <id>", "only this actor")
+    .option("--entry <type>", "only entries of this type (command, refused, done, fail, timer, claim, …)")
+    .option("--command <type>", "only commands of this type")
+    .option("--since <time>", "RFC 3339, included")
+    .option("--until <time>", "RFC 3339, not included")
+    .addOption(limitOption("at most so many (default 50, at most 500)"))
+    .option("--after <cursor>", "go on after an earlier page");
+  add(program, {
+    name: "usage",
+    summary: "what a tenant's model calls used and cost",
+    about: "Sums by agent and model; with --json one object per model attempt, newest first.",
+    json: "lines",
+    examples: ["troupe usage --tenant demo", "troupe usage --tenant demo --session s1 --json", "troupe usage --tenant demo --since 2026-11-01T00:00:00Z"],
+    work: usage,
+  })
+    .addOption(tenantOption())
+    .option("--session <id>", "only this session")
+    .option("--agent <id>", "only this agent")
+    .option("--user <id>", "only this user")
+    .option("--model <model>", "only this model")
+    .option("--since <time>", "RFC 3339, included; by the end of the attempt")
+    .option("--until <time>", "RFC 3339, not included")
+    .addOption(new Option("--limit <n>", "with --json: at most so many attempts (default all)").argParser(wholeNumber(1, Number.MAX_SAFE_INTEGER)));
+  add(program, {
+    name: "machines",
+    summary: "list or draw the state machines",
+    about: "Without a name and --out it lists them. With a name it prints the drawing; with --out it writes files.",
+    json: "document",
+    examples: ["troupe machines", "troupe machines session", "troupe machines --format svg --out docs/machines"],
+    work: ((context: Context, options: Parameters<typeof machines>[1], name: string | undefined) => machines(context, options, name)) as Work,
+  })
+    .argument("[name]", "session, tenant, worker, …")
+    .addOption(new Option("--format <format>", "how to draw").choices(["svg", "mermaid", "dot"]).default("mermaid"))
+    .option("--out <directory>", "write NAME.svg, NAME.mmd or NAME.dot there");
+
+  // ── tenants ──────────────────────────────────────────────────────────────────────────────────────────────────────
+  program.commandsGroup("Tenants:");
+  const tenants = program.command("tenants").summary("list and create tenants").description("Tenants.");
+  add(tenants, { name: "list", summary: "list all tenants", json: "document", examples: ["troupe tenants list"], work: listTenants });
+  add(tenants, {
+    name: "create",
+    summary: "create a tenant",
+    about: "One that exists is left as it is.",
+    json: "document",
+    examples: ["troupe tenants create acme --name 'Acme Inc.'"],
+    work: createTenant,
+  })
+    .argument("<id>", "1 to 64 of A-Z a-z 0-9 _ -", idArgument)
+    .option("--name <text>", "what people call it");
+  const keys = program.command("keys").summary("list, create and revoke a tenant's keys").description("Keys of a tenant.");
+  add(keys, { name: "list", summary: "list a tenant's keys", json: "document", examples: ["troupe keys list --tenant acme"], work: listKeys }).addOption(
+    tenantOption(),
+  );
+  add(keys, {
+    name: "create",
+    summary: "create a key and print it, this once",
+    about: "Only the key is printed on stdout. What is stored is its hash.",
+    json: "document",
+    examples: ["KEY=$(troupe keys create --tenant acme --label ci)", "troupe keys create --tenant acme --scope sessions:read --json"],
+    work: createKey,
+  })
+    .addOption(tenantOption())
+    .addOption(new Option("--scope <scope...>", "what it may do; everything of the tenant when none is given").argParser(collected))
+    .option("--label <text>", "what people call it");
+  add(keys, { name: "revoke", summary: "revoke a key", json: "document", examples: ["troupe keys revoke --tenant acme 3f9a0c21d4e8"], work: revokeKey })
+    .argument("<key_id>", "as `keys list` names it", idArgument)
+    .addOption(tenantOption())
+    .option("--reason <text>", "why, for the audit");
+  const agents = program.command("agents").summary("list, show and put a tenant's agents").description("Agents of a tenant.");
+  add(agents, {
+    name: "list",
+    summary: "list a tenant's agents",
+    json: "document",
+    examples: ["troupe agents list --tenant acme"],
+    work: listAgents,
+  }).addOption(tenantOption());
+  add(agents, {
+    name: "show",
+    summary: "print an agent's configuration as JSON",
+    json: "document",
+    examples: ["troupe agents show --tenant acme helper"],
+    work: showAgent,
+  })
+    .argument("<agent>", "its id", idArgument)
+    .addOption(tenantOption());
+  add(agents, {
+    name: "put",
+    summary: "create an agent, or a new version of it, from a file",
+    about:
+      "FILE is a JSON object: the id under `agent`, `id` or `name`; the configuration beside it or under `config`: `model` (required), `instructions` (or\n" +
+      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
+      "Every fault is named with its JSON pointer. Sessions that run keep the version they began with. `-` reads from stdin.",
+    json: "document",
+    examples: ["troupe agents put --tenant acme helper.json", `echo '{"agent":"echo","model":"simulated/echo"}' | troupe agents put --tenant acme -`],
+    work: putAgent,
+  })
+    .argument("<file>", "a JSON file, or - for stdin")
+    .addOption(tenantOption());
+
+  // ── cluster ──────────────────────────────────────────────────────────────────────────────────────────────────────
+  program.commandsGroup("Cluster:");
+  add(program, { name: "workers", summary: "list the workers that hold a lease", json: "document", examples: ["troupe workers"], work: workers });
+  add(program, { name: "shards", summary: "list which worker owns which shard", json: "document", examples: ["troupe shards --json"], work: shards });
+  add(program, {
+    name: "drain",
+    summary: "move everything off a worker, so that it can be stopped",
+    about: "Running effects end first, for at most a minute; then their shards move.",
+    json: "document",
+    examples: ["troupe drain w1 --wait", "troupe drain w1 --undo"],
+    work: drain,
+  })
+    .argument("<worker>", "its id", idArgument)
+    .option("--undo", "let it take shards again")
+    .option("--reason <text>", "why, for the audit")
+    .option("--wait", "until it owns no shard any more")
+    .addOption(new Option("--patience <seconds>", "how long --wait waits").argParser(wholeNumber(1, 3600)).default(120));
+  add(program, {
+    name: "migrate",
+    summary: "bring the database's schema to the newest version",
+    json: "document",
+    examples: ["TROUPE_POSTGRES_URL=postgres://… troupe migrate"],
+    work: migrate,
+  });
+  add(program, {
+    name: "doctor",
+    summary: "check everything Troupe stands on",
+    about:
+      "Node, dev.json, clocks, NATS and its streams, Postgres and its migrations, the gateway, the providers' names. Exit code 1 when something is refused.",
+    json: "document",
+    examples: ["troupe doctor", "troupe doctor --json"],
+    work: doctor,
+  });
+  return program;
+}
+
+/** The roles: processes that run until they are told to stop. main.ts makes them. */
+function addRoles(program: Command, ports: CliPorts, add: (parent: Command, spec: CommandSpec) => Command): void {
+  const { roles } = ports;
+  const stopping = "Ctrl-C (SIGINT) and SIGTERM stop it cleanly.";
+  const numberIn = (name: string): number | undefined => (/^\d+$/.test(ports.env[name] ?? "") ? Number(ports.env[name]) : undefined);
+  const role = (command: Command, http_port = numberIn("TROUPE_HTTP_PORT") ?? 0): Command =>
+    command
+      .addOption(new Option("--id <id>", "its name among its like; a fresh one by default").argParser(idArgument))
+      .addOption(
+        new Option("--http-port <port>", "where /healthz, /readyz and /metrics are served; 0 for any").argParser(wholeNumber(0, 65_535)).default(http_port),
+      );
+  const common = (options: { id?: string; httpPort: number }): { id: string | undefined; http_port: number } => ({
+    id: options.id,
+    http_port: options.httpPort,
+  });
+
+  program.commandsGroup("Run:");
+  add(program, {
+    name: "up",
+    summary: "run everything on this machine: NATS, Postgres, supervisor, workers, gateway, projections",
+    about: `What \`npm start\` runs. Data lives in $TROUPE_HOME (default .troupe). ${stopping}`,
+    json: "none",
+    examples: ["troupe up", "troupe up --workers 4 --port 0"],
+    work: ((_context: Context, options: { port?: number; workers: number; shards?: number }) =>
+      roles.up({ port: options.port, workers: options.workers, shards: options.shards })) as Work,
+  })
+    .addOption(new Option("--port <port>", "the gateway's port, 0 for any (default TROUPE_PORT, else 8787)").argParser(wholeNumber(0, 65_535)))
+    .addOption(new Option("--workers <n>", "how many workers").argParser(wholeNumber(1, 64)).default(numberIn("TROUPE_WORKERS") ?? 2))
+    .addOption(new Option("--shards <n>", "partitions of the actors; fixed with the first start").argParser(wholeNumber(1, 1024)));
+  role(
+    add(program, {
+      name: "worker",
+      summary: "run one worker: it owns shards and runs their actors",
+      about: `SIGTERM drains it first: running effects end, then its shards move. Ctrl-C ends it at once.`,
+      json: "none",
+      examples: ["troupe worker --id w1"],
+      work: ((_context: Context, options: { id?: string; httpPort: number }) => roles.worker(common(options))) as Work,
+    }),
+  );
+  role(
+    add(program, {
+      name: "supervisor",
+      summary: "run one supervisor: one leads, the others stand by",
+      about: stopping,
+      json: "none",
+      examples: ["troupe supervisor --id s1"],
+      work: ((_context: Context, options: { id?: string; httpPort: number }) => roles.supervisor(common(options))) as Work,
+    }),
+  );
+  role(
+    add(program, {
+      name: "gateway",
+      summary: "run one gateway: HTTP, server-sent events, WebSocket",
+      about: `It serves on --http-port (else TROUPE_HTTP_PORT, else TROUPE_PORT, else 8787). ${stopping}`,
+      json: "none",
+      examples: ["troupe gateway --host 0.0.0.0 --http-port 8787"],
+      work: ((_context: Context, options: { id?: string; httpPort: number; host: string }) =>
+        roles.gateway({ ...common(options), host: options.host })) as Work,
+    }),
+    numberIn("TROUPE_HTTP_PORT") ?? numberIn("TROUPE_PORT") ?? 8787,
+  ).option("--host <address>", "the address to listen on", "127.0.0.1");
+  role(
+    add(program, {
+      name: "projector",
+      summary: "run the projections: streams to Postgres",
+      about: stopping,
+      json: "none",
+      examples: ["troupe projector", "troupe projector --rebuild"],
+      work: ((_context: Context, options: { id?: string; httpPort: number; rebuild?: boolean }) =>
+        roles.projector({ ...common(options), rebuild: options.rebuild === true })) as Work,
+    }),
+  ).option("--rebuild", "empty what was projected and project the streams from their beginning");
+}
+
+/** Does what `argv` (without the program's own name) says, and answers the exit code. Never throws. */
+export async function runCli(argv: readonly string[], ports: CliPorts): Promise<number> {
+  let code: number = EXIT.done;
+  const program = createProgram(ports, (finished) => (code = finished));
+  try {
+    await program.parseAsync([...argv], { from: "user" });
+    return code;
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    // Help that was asked for is exit code 0; everything else that commander ends is wrong usage.
+    return error.exitCode === 0 ? EXIT.done : EXIT.usage;
+  }
+}
