@@ -58,7 +58,9 @@ function get(url: URL, options: Parameters<typeof download>[1]): Promise<Answer>
       response.on("data", (chunk: Buffer) => {
         bytes += chunk.length;
         chunks.push(chunk);
-        if (bytes > options.bytes_max) request.destroy(new Error(`sends more than ${options.bytes_max} bytes`));
+        if (bytes <= options.bytes_max) return;
+        failed(`sends more than ${options.bytes_max} bytes`);
+        request.destroy();
       });
       response.once("error", (error) => failed(error.message));
       response.once("end", () => (response.complete ? resolve({ kind: "done", data: Buffer.concat(chunks) }) : failed("the transfer was cut off")));

@@ -53,6 +53,8 @@ export interface NatsServerOptions {
   readonly say: (line: string) => void;
   /** Default `${XDG_CACHE_HOME:-~/.cache}/troupe`; where that cannot be written, node_modules/.cache/troupe. */
   readonly cache_directory?: string;
+  /** Where else than on the PATH it usually lies; in tests nowhere. */
+  readonly usual_folders?: readonly string[];
 }
 
 /**
@@ -67,7 +69,7 @@ export async function ensureNatsServer(options: NatsServerOptions): Promise<Nats
   if (named !== undefined && named !== "") return namedProgram(named);
 
   const reasons: string[] = [];
-  const found = onPath(env, reasons);
+  const found = onPath(env, options.usual_folders ?? USUAL_FOLDERS, reasons);
   if (found !== undefined) return found;
 
   const cache = join(options.cache_directory ?? cacheDirectory(env), "nats-server");
@@ -112,8 +114,8 @@ function namedProgram(path: string): NatsServerProgram {
   return { path, version, origin: "TROUPE_NATS_SERVER" };
 }
 
-function onPath(env: NodeJS.ProcessEnv, reasons: string[]): NatsServerProgram | undefined {
-  const folders = new Set([...(env.PATH ?? "").split(delimiter), ...USUAL_FOLDERS].filter((folder) => folder !== ""));
+function onPath(env: NodeJS.ProcessEnv, usual_folders: readonly string[], reasons: string[]): NatsServerProgram | undefined {
+  const folders = new Set([...(env.PATH ?? "").split(delimiter), ...usual_folders].filter((folder) => folder !== ""));
   for (const folder of folders) {
     const path = join(folder, "nats-server");
     if (!isExecutable(path)) continue;
