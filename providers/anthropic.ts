@@ -21,7 +21,7 @@ import { AnswerMistake, factsOfTransport, type SdkProviderSettings, sdkPatience,
 type Sdk = typeof import("@anthropic-ai/sdk");
 type StreamEvent = AnthropicSdk.Messages.RawMessageStreamEvent;
 
-export const ANTHROPIC_BASE_URL = "https://api.anthropic.com";
+const ANTHROPIC_BASE_URL = "https://api.anthropic.com";
 
 export function anthropicProvider(settings: SdkProviderSettings): Provider {
   const context = {

@@ -28,7 +28,7 @@ export interface Patience {
 export const PATIENCE_DEFAULT: Patience = { first_event_ms: 300_000, silence_ms: 120_000 };
 
 /** Text, reasoning and arguments of one answer together. Four times what a million tokens of output come to; more is a stream gone mad. */
-export const ANSWER_CHARACTERS_MAX = 16 * 1024 * 1024;
+const ANSWER_CHARACTERS_MAX = 16 * 1024 * 1024;
 
 /** What was delivered so far, by kind. */
 export interface Delivered {

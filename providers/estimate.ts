@@ -72,7 +72,7 @@ export function estimateCallHeadTokens(name: string): number {
 }
 
 /** Tokens that a tool call takes in an answer, and again in every later prompt. */
-export function estimateCallTokens(call: ToolCall): number {
+function estimateCallTokens(call: ToolCall): number {
   return estimateCallHeadTokens(call.name) + estimateTokens(call.invalid_args ?? canonicalJson(call.args));
 }
 

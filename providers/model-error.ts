@@ -41,7 +41,7 @@ const BY_NAME: Readonly<Record<string, ModelErrorCode>> = {
 };
 
 /** The code of FailureFacts; undefined when nothing is recognised. */
-export function codeOf(facts: FailureFacts): ModelErrorCode | undefined {
+function codeOf(facts: FailureFacts): ModelErrorCode | undefined {
   for (const name of [facts.code, facts.type]) {
     if (name !== undefined && Object.hasOwn(BY_NAME, name)) return BY_NAME[name];
   }
@@ -95,7 +95,7 @@ export function modelErrorOf(facts: FailureFacts, secrets: readonly string[], no
 }
 
 /** Without the given secrets and without anything that has the shape of a key, and no longer than ERROR_TEXT_CHARACTERS_MAX. */
-export function redacted(text: string, secrets: readonly string[]): string {
+function redacted(text: string, secrets: readonly string[]): string {
   // A megabyte of a proxy's HTML is cut before the patterns run; twice the length, so that what is cut later was still looked at whole.
   let clean = text.slice(0, 2 * ERROR_TEXT_CHARACTERS_MAX);
   for (const secret of secrets) if (secret !== "") clean = clean.replaceAll(secret, "[key]");
@@ -117,7 +117,7 @@ function withoutBeginningAtEnd(text: string, secret: string): string {
  * How long the provider asks us to stay away: `retry-after-ms`, else `retry-after` (seconds or a date), else the latest reset among
  * Anthropic's limits that are used up (it does not always send `retry-after`). Undefined when it says nothing.
  */
-export function retryAfterMs(headers: Headers | undefined, now_ms: number): number | undefined {
+function retryAfterMs(headers: Headers | undefined, now_ms: number): number | undefined {
   if (headers === undefined) return undefined;
   const bounded = (ms: number) => (Number.isFinite(ms) ? Math.min(Math.max(Math.ceil(ms), 0), RETRY_AFTER_MS_MAX) : undefined);
 

@@ -25,7 +25,7 @@ type Sdk = typeof import("openai");
 type Chunk = OpenAiSdk.Chat.Completions.ChatCompletionChunk;
 type MessageParam = OpenAiSdk.Chat.Completions.ChatCompletionMessageParam;
 
-export const OPENAI_BASE_URL = "https://api.openai.com/v1";
+const OPENAI_BASE_URL = "https://api.openai.com/v1";
 
 export function openaiProvider(settings: SdkProviderSettings): Provider {
   const base_url = settings.base_url ?? OPENAI_BASE_URL;

@@ -53,8 +53,8 @@ export function createProviders(options: ProvidersOptions): Providers {
     if (api_key === "") {
       absences.set(name, `the provider ${name} has no key here`);
     } else if (base_url !== "" && !isHttpUrl(base_url)) {
-      absences.set(name, `the base URL of the provider ${name} is not an http URL`);
-      log.error("a provider's base URL is not a URL; the provider is off", { provider: name });
+      absences.set(name, `the base URL of the provider ${name} is not an http URL, or holds a password`);
+      log.error("a provider's base URL is not an http URL without a password; the provider is off", { provider: name });
     } else {
       providers.set(name, SDK_PROVIDERS[name]({ api_key, world, log, ...patience, ...(base_url === "" ? {} : { base_url }) }));
     }
@@ -81,6 +81,9 @@ function refused(message: string): Resolution {
   return { kind: "refused", error: modelError("model_unknown", message) };
 }
 
+/** One that holds a name and a password is none: fetch refuses it, and quotes the password in its refusal. */
 function isHttpUrl(text: string): boolean {
-  return URL.canParse(text) && /^https?:$/.test(new URL(text).protocol);
+  if (!URL.canParse(text)) return false;
+  const url = new URL(text);
+  return /^https?:$/.test(url.protocol) && url.username === "" && url.password === "";
 }

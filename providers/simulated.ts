@@ -25,7 +25,7 @@
 // Usage is exact at any moment: input = words of the instructions and of every message (a call counts its name and the words of its JSON),
 // output = words said and called, reasoning = words thought. `max_output_tokens` holds: beyond it the answer stops with `length`.
 import { z } from "zod";
-import { canonicalJson, hashOf, type Json } from "../protocol/json.ts";
+import { canonicalJson, hashOf } from "../protocol/json.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 import { type Attempt, PATIENCE_DEFAULT, type Patience, runAttempt } from "./attempt.ts";
@@ -254,7 +254,7 @@ class Performance {
 
   #callTool(step: CallStep): boolean {
     const id = `call_${hashOf(this.#request.idempotency_key).slice(0, 16)}_${this.#calls.length}`;
-    const call = toolCall(id, step.call, canonicalJson((step.args ?? {}) as Json));
+    const call = toolCall(id, step.call, canonicalJson(step.args ?? {}));
     const costs = callWords(call);
     if (costs > this.#words_left) return false;
     this.#words_left -= costs;

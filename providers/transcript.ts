@@ -7,7 +7,7 @@
 import type { ChatMessage } from "./provider.ts";
 
 /** What the model reads where a call has no result. */
-export const NO_RESULT = "There is no result: the call was not run, or was stopped.";
+const NO_RESULT = "There is no result: the call was not run, or was stopped.";
 
 /** Puts results behind their calls, fills in missing ones as errors and drops those nobody asked for. Pure. */
 export function wellFormed(messages: readonly ChatMessage[]): ChatMessage[] {

@@ -111,6 +111,7 @@ describe("estimates", () => {
     ["Why did the developer go broke? Because they were always tracing their steps but never logging any savings!", 20, 2.2],
     ['{"location": "San Francisco, CA", "unit": "celsius"}', 14, 2.5],
     ["東京は日本の首都です。", 7, 2.7],
+    ["🌍👋🏽🎉", 6, 3],
     ["", 0, 1],
   ])("of %j is not below the true count %i and not above %f times it", (text, tokens, factor) => {
     expect(estimateTokens(text)).toBeGreaterThanOrEqual(tokens);
@@ -155,11 +156,16 @@ describe("the registry", () => {
     },
   );
 
-  test("a base URL that is none turns the provider off and says so", () => {
-    const providers = createProviders({ ...options, anthropic: { api_key: "k", base_url: "localhost" } });
-    expect(providers.configured).toEqual(["simulated"]);
-    expect(providers.resolve("anthropic/x")).toMatchObject({ kind: "refused", error: { message: expect.stringContaining("base URL") } });
-  });
+  test.each(["localhost", "ftp://127.0.0.1", "http://user:hunter2@127.0.0.1"])(
+    "the base URL %s turns the provider off and says so without quoting it",
+    (base_url) => {
+      const providers = createProviders({ ...options, anthropic: { api_key: "k", base_url } });
+      expect(providers.configured).toEqual(["simulated"]);
+      const resolution = providers.resolve("anthropic/x");
+      expect(resolution).toMatchObject({ kind: "refused", error: { message: expect.stringContaining("base URL") } });
+      expect(JSON.stringify(resolution)).not.toContain("hunter2");
+    },
+  );
 });
 
 describe("a transcript", () => {

@@ -79,7 +79,7 @@ test.each(recorded.map((recording) => [recording.name, recording] as const))(
   },
 );
 
-// The three errors that were seen in the wild, written down here so that they are always checked.
+// Written down here, so that they are checked everywhere.
 test("errors as they were seen in the wild", async () => {
   const overloaded = Buffer.from(
     'event: error\ndata: {"type":"error","error":{"details":null,"type":"overloaded_error","message":"Overloaded"}              }\n\n',

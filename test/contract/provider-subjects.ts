@@ -9,7 +9,8 @@ import type { CallIo, ModelDelta, ModelOutcome, ModelRequest, Provider } from ".
 import { simulatedProvider } from "../../providers/simulated.ts";
 import { type Dialect, type ModelAnswer, type ModelServer, type ModelServerRequest, startModelServer } from "./model-server.ts";
 
-export const API_KEY = "sk-SENTINEL_KEY_XYZ-0123456789";
+/** Without the shape of any provider's keys, so that only knowing it hides it. */
+export const API_KEY = "SENTINEL_KEY_XYZ_0123456789";
 
 export const world: World = {
   now_ms: () => Date.now(),

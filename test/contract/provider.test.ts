@@ -88,6 +88,12 @@ describe.each([
     expect(outcome.usage?.output_tokens).toBeGreaterThanOrEqual(2);
   });
 
+  test("P2: a provider that is slow but not silent is heard to its end", async () => {
+    const told = subject.tell({ tokens: 30, token_ms: 25 }, { patience: { first_event_ms: 5_000, silence_ms: 500 } });
+    const { outcome } = await callOnce(told);
+    expect(outcome).toMatchObject({ kind: "completed" });
+  });
+
   test("P3: an abort in the middle settles within a tick, with the text and the usage so far, and silences the listener", async () => {
     const controller = new AbortController();
     const deltas: ModelDelta[] = [];
@@ -106,7 +112,7 @@ describe.each([
     await pause(40);
     expect(deltas.length).toBe(heard);
     // The connection is given up too: nobody pays for words that nobody reads.
-    if (subject.server !== undefined) expect(subject.server.open_streams).toBe(0);
+    if (subject.server !== undefined) await expect.poll(() => subject.server?.open_streams).toBe(0);
   });
 
   test("P3: an abort before the call makes no request and costs nothing", async () => {
@@ -130,10 +136,11 @@ describe.each([
     expect(outcome.tool_calls.every((call) => call.invalid_args === undefined)).toBe(true);
   });
 
-  test("P6: arguments that are no JSON object come as invalid_args", async () => {
-    const broken = name === "simulated" ? '"{\\"at\\": "' : '{"at": ';
-    const { outcome } = await callOnce(subject.tell({ tool_calls: [{ name: "look", args: name === "simulated" ? '{"at": ' : broken }] }));
-    expect(outcome).toMatchObject({ kind: "completed", tool_calls: [{ name: "look", args: {}, invalid_args: broken }] });
+  test.each(['{"at": ', "[1]", '"text"', "null", "7"])("P6: arguments that are no JSON object, such as %s, come as invalid_args", async (args) => {
+    const { outcome } = await callOnce(subject.tell({ tool_calls: [{ name: "look", args }] }));
+    if (outcome.kind !== "completed") throw new Error(JSON.stringify(outcome));
+    // A script is JSON itself, so what it names as arguments arrives as that value's JSON.
+    expect(outcome.tool_calls).toMatchObject([{ name: "look", args: {}, invalid_args: name === "simulated" ? JSON.stringify(args) : args }]);
   });
 
   test("P7: the classes of usage are disjoint and add up to what the provider counted", async () => {
@@ -174,15 +181,16 @@ describe.each(["anthropic", "openai"] as const)("%s on the wire", (dialect) => {
 
   test("P2, P8: an answer cut at any byte is a classified failure, or complete once the provider has said how it ends", async () => {
     const answer: ModelAnswer = { text: "a ü 🌍", tool_calls: [{ name: "f", args: { é: 1 } }] };
-    const bytes = answerBytes(dialect, answer);
+    const modelOf = (n: number) => `cut${String(n).padStart(5, "0")}`; // Equally long: it stands in the answer.
+    const bytes = answerBytes(dialect, answer, modelOf(0));
     const whole = await callOnce(subject.tell(answer));
     if (whole.outcome.kind !== "completed") throw new Error(JSON.stringify(whole.outcome));
     const seen = { failed: 0, completed: 0 };
     let next = 0;
     const cutAll = async () => {
-      while (next < bytes.length) {
+      while (next <= bytes.length) {
         const cut_after_bytes = next++;
-        const { outcome, text } = await callOnce(subject.tell({ ...answer, cut_after_bytes }, { request: { model: `cut${cut_after_bytes}` } }));
+        const { outcome, text } = await callOnce(subject.tell({ ...answer, cut_after_bytes }, { request: { model: modelOf(cut_after_bytes) } }));
         assertWellFormed(outcome, text);
         seen[outcome.kind] += 1;
         if (outcome.kind === "failed") expect([cut_after_bytes, outcome.error.code]).toEqual([cut_after_bytes, "stream_broken"]);
@@ -290,7 +298,7 @@ describe.each(["anthropic", "openai"] as const)("%s on the wire", (dialect) => {
     [{ "retry-after": "soon" }, undefined],
     [{}, undefined],
   ])("the wish to stay away %o becomes %s ms", async (headers, retry_after_ms) => {
-    const { outcome } = await callOnce(subject.tell(refusal(429, headers as Record<string, string>)));
+    const { outcome } = await callOnce(subject.tell(refusal(429, headers)));
     expect(outcome.kind === "failed" && outcome.error.retry_after_ms).toBe(retry_after_ms);
   });
 
@@ -562,6 +570,20 @@ describe("what is one dialect's own", () => {
       expect(Object.keys(sentTo(openai, model)).filter((key) => key.startsWith("max_"))).toEqual([field]);
     }
   });
+});
+
+test("an answer that never ends is given up at its bound, and what it was charged for is said", async () => {
+  const subject = await sdkSubject("openai");
+  const chunk = (content: string) => `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content } }] })}\n\n`;
+  const raw = Buffer.from(chunk("x".repeat(9 * 1024 * 1024)) + chunk("y".repeat(9 * 1024 * 1024)));
+  const { outcome, text } = await callOnce(subject.tell({ raw }));
+  expect(outcome).toMatchObject({
+    kind: "failed",
+    error: { code: "provider_error", message: expect.stringContaining("longer than") },
+    usage: { estimated: true },
+  });
+  expect(outcome.text === text && text.length === 9 * 1024 * 1024).toBe(true);
+  await subject.close();
 });
 
 test("the model server counts words, keeps its pace, and gives up a stream whose reader left", async () => {
