@@ -683,8 +683,9 @@ class MemoryInbox implements Subscription {
     this.#cancel_ack_wait = world.after(Math.max(0, oldest_ms + ACK_WAIT_MS - world.monotonic_ms()), () => {
       this.#cancel_ack_wait = undefined;
       const [still_ms] = this.#unacknowledged.values();
+      // Opening again forgets what was unacknowledged, and the next delivery begins the watch anew.
       if (still_ms !== undefined && still_ms + ACK_WAIT_MS <= world.monotonic_ms()) this.#reset();
-      this.#watchAcks();
+      else this.#watchAcks();
     });
   }
 }

@@ -78,6 +78,9 @@ export async function startNatsServer(options: { sync?: boolean; max_payload?: s
       rmSync(folder, { recursive: true, force: true });
     },
   };
-  await server.start();
+  await server.start().catch(async (error: unknown) => {
+    await server.stop();
+    throw error;
+  });
   return server;
 }
