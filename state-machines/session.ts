@@ -288,7 +288,7 @@ function tellCreated({ agent, external_id, user, requested, metadata }: SessionC
 function configured(context: SessionContext, { config, hash, agent_version }: ConfigurationOutput): Change {
   return {
     context: {
-      mode: config.mode,
+      mode: context.requested?.mode ?? config.mode,
       requested: null,
       config: {
         seq: context.now.seq,
