@@ -108,7 +108,7 @@ describe("what the rows say", () => {
       expect(row).toEqual({ entries: journal.state()?.seq, seq_max: journal.state()?.seq });
       const session = await createQueries(database).sessions.get(journal.actor.tenant, journal.actor.id);
       expect(session?.seq).toBe(journal.state()?.seq);
-      expect(session?.turn).toBe((journal.state()?.snapshot.context as { turn: number }).turn);
+      expect(session?.turn).toBe((journal.state()?.snapshot.context as { turn: number } | undefined)?.turn);
     }
   });
 
