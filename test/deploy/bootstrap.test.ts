@@ -11,11 +11,11 @@ import { freshFolder } from "../harness/servers.ts";
 const ROOT = join(import.meta.dirname, "..", "..");
 
 const MAIN = `
-console.log("began", process.pid, JSON.stringify(process.argv.slice(2)));
-if (process.argv[2] === "exit") process.exit(Number(process.argv[3]));
 let signals = 0;
 process.on("SIGINT", () => { signals += 1; setTimeout(() => { console.log("signals", signals); process.exit(4); }, 200); });
 process.on("SIGTERM", () => { console.log("asked to end"); process.exit(0); });
+console.log("began", process.pid, JSON.stringify(process.argv.slice(2)));
+if (process.argv[2] === "exit") process.exit(Number(process.argv[3]));
 setInterval(() => undefined, 1000);
 `;
 

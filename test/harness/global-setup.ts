@@ -31,10 +31,15 @@ export default async function setup(project: TestProject): Promise<() => Promise
   const guard = spawn(process.execPath, [join(import.meta.dirname, "guard.ts"), run_directory], { stdio: ["pipe", "inherit", "inherit"], detached: true });
   const guard_ended = once(guard, "exit");
 
-  let nats_server: Promise<string> | undefined;
+  // Found or fetched now, so that processes which tests start find it in their environment. Where there is none, the tests that need it say why.
+  const nats_server = ensureNatsServer({ env: process.env, say }).then((program) => program.path);
+  await nats_server.then(
+    (path) => (process.env.TROUPE_NATS_SERVER = path),
+    () => undefined,
+  );
   let postgres: Promise<LocalPostgres> | undefined;
   const answers: Readonly<Record<string, () => Promise<string>>> = {
-    "/nats-server": () => (nats_server ??= ensureNatsServer({ env: process.env, say }).then((program) => program.path)),
+    "/nats-server": () => nats_server,
     "/postgres": async () => {
       postgres ??= startSharedPostgres(run_directory, say);
       return (await postgres).url;
