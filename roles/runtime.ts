@@ -4,6 +4,7 @@ import { connectJetStream } from "../bus/jetstream.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
+import type { Tracing } from "../telemetry/tracing.ts";
 import type { Settings } from "./settings.ts";
 
 export interface Runtime {
@@ -11,6 +12,7 @@ export interface Runtime {
   readonly log: Log;
   readonly settings: Settings;
   readonly metrics: Metrics;
+  readonly tracing: Tracing;
   /** Resolves with the first signal that asks the process to end: `drain` (SIGTERM) or `quick` (SIGINT). */
   readonly asked_to_end: Promise<"drain" | "quick">;
   /** Unguessable bytes. */

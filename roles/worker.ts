@@ -4,22 +4,28 @@
 import { createAdmission } from "../actors/admission.ts";
 import type { CellObserver } from "../actors/cell.ts";
 import { createDirectory } from "../actors/directory.ts";
+import type { EffectScope, Performers } from "../actors/performer.ts";
 import { createPerformers } from "../actors/performers.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../actors/shard-host.ts";
 import { assert } from "../protocol/assert.ts";
+import type { JsonObject } from "../protocol/json.ts";
 import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
 import { createProviders } from "../providers/registry.ts";
-import { cores, definitions } from "../state-machines/kinds.ts";
+import { cores, definitions, type HostedKind } from "../state-machines/kinds.ts";
 import { lint } from "../state-machines/lint.ts";
 import { startHostService } from "../supervisors/host-service.ts";
 import { Member } from "../supervisors/member.ts";
-import { startTelemetryServer } from "../telemetry/http.ts";
+import { startStatusServer } from "../telemetry/http.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
+import type { Tracing } from "../telemetry/tracing.ts";
 import { connect, observeBus, type Runtime } from "./runtime.ts";
 
 /** A quick end (Ctrl-C on everything) does not wait for model calls: they are resumed at the next start. */
 const QUICK_DEADLINE_MS = 500;
+
+/** Bodies that create one of each kind, for the lint of what a machine makes of them. */
+const CREATION_SAMPLES: Readonly<Record<HostedKind, JsonObject>> = { session: { agent: "a" }, tenant: {}, worker: { incarnation: "i", versions: [] } };
 
 export interface WorkerRoleOptions {
   readonly id: string;
@@ -41,11 +47,22 @@ function observerOf(metrics: Metrics): CellObserver {
   };
 }
 
+/** Each effect within a span of its own, a child of the command's trace that began it. */
+function traced(tracing: Tracing, performers: Performers): Performers {
+  return Object.fromEntries(
+    Object.entries(performers).map(([src, perform]) => [
+      src,
+      (input: never, scope: EffectScope) =>
+        tracing.withSpan(src, { attributes: { tenant: scope.actor.tenant, session: scope.actor.id, "troupe.inst": scope.inst, "troupe.attempt": scope.attempt }, trace: scope.trace }, () => perform(input, scope)),
+    ]),
+  );
+}
+
 export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleOptions): Promise<number> {
   const { world, settings, metrics } = runtime;
   const log = runtime.log.with({ worker: id });
   for (const definition of Object.values(definitions)) {
-    const faults = lint(definition);
+    const faults = lint(definition, CREATION_SAMPLES[definition.kind as HostedKind]);
     assert(faults.length === 0, `machines are data and complete: ${faults.join("; ")}`);
   }
   const bus = await connect(runtime, `worker-${id}`);
@@ -68,7 +85,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     log,
     cores,
     restorer,
-    performers: createPerformers({
+    performers: traced(runtime.tracing, createPerformers({
       world,
       directory,
       providers,
@@ -77,7 +94,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
         for (const kind of ["input", "output", "cache_read", "cache_write", "reasoning"] as const) metrics.add("troupe_model_tokens_total", { provider, model: name, class: kind }, usage?.[`${kind}_tokens`] ?? 0);
         metrics.add("troupe_model_cost_usd_micros_total", { provider, model: name }, cost_usd_micros ?? 0);
       },
-    }),
+    })),
     worker: id,
     next_commit_id: () => `${nonce}.${commits++}`,
     may_act: () => member?.may_act() ?? false,
@@ -95,7 +112,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   member = new Member({ bus, world, log, id, versions, host, ttl_ms: settings.TROUPE_LEASE_TTL_MS });
   await member.start();
   const me = member;
-  const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining });
+  const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining, may_act: () => me.may_act() });
 
   let ending = false;
   const beat = (): void => {
@@ -108,7 +125,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     });
   };
   beat();
-  const http = await startTelemetryServer({ host: "127.0.0.1", port: http_port, metrics, ready: () => ({ bus: bus.state === "connected", lease: me.phase === "present" }) });
+  const http = await startStatusServer({ port: http_port, metrics, log, ready: () => ({ bus: { ok: bus.state === "connected" }, lease: { ok: me.phase === "present", detail: me.phase } }) });
   log.info("worker runs", { http: http.url, providers: [...providers.configured] });
 
   const how = await runtime.asked_to_end;
@@ -119,7 +136,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   await host.stop();
   await service.stop();
   await directory.stop();
-  await http.close();
+  await http.stop();
   await bus.close();
   log.info("worker ended");
   return 0;

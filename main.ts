@@ -1,0 +1,140 @@
+// main: the one place that makes real clocks, sockets and ids, and reads the environment. Everything else is given what it needs.
+//
+// Rooms are imported when they are needed: a worker does not wait for what only a gateway uses.
+import { randomBytes } from "node:crypto";
+import { fileURLToPath } from "node:url";
+import type { CliPorts } from "./cli/ports.ts";
+import { runCli } from "./cli/run.ts";
+import { readDevFile } from "./cli/dev-file.ts";
+import { realWorld } from "./roles/real-world.ts";
+import { connect, type Runtime } from "./roles/runtime.ts";
+import { readSettings, type Settings } from "./roles/settings.ts";
+import { createLog } from "./telemetry/log.ts";
+import { createMetrics, type Role } from "./telemetry/metrics.ts";
+import { noTracing, startTracing, type Tracing } from "./telemetry/tracing.ts";
+
+// Who reads our output may leave early (`troupe shards | head`): that ends us, and is no error.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(0);
+});
+
+const world = realWorld();
+const read = readSettings(process.env, process.cwd());
+if (read.kind === "invalid") {
+  process.stderr.write(`The environment cannot be used:\n${read.faults.map((fault) => `  ${fault}\n`).join("")}`);
+  process.exit(2);
+}
+const { settings } = read;
+
+/** The first signal asks to end, a second of the same kind ends at once. */
+function askedToEnd(): Promise<"drain" | "quick"> {
+  return new Promise((resolve) => {
+    const hear = (signal: "SIGTERM" | "SIGINT", how: "drain" | "quick"): void => {
+      let heard = 0;
+      process.on(signal, () => {
+        if (++heard > 1) process.exit(130);
+        resolve(how);
+      });
+    };
+    hear("SIGTERM", "drain");
+    hear("SIGINT", "quick");
+  });
+}
+
+function runtimeOf(role: Role, id: string, tracing: Tracing = noTracing): Runtime {
+  const log = createLog({ level: settings.TROUPE_LOG_LEVEL, fields: { role, id } });
+  return { world, log, settings, tracing, metrics: createMetrics(role), asked_to_end: askedToEnd(), random_bytes: (count) => randomBytes(count) };
+}
+
+/** Runs a role to its end, with tracing when an endpoint is given. */
+async function runRole(role: Role, id: string, run: (runtime: Runtime) => Promise<number>): Promise<number> {
+  const log = createLog({ level: settings.TROUPE_LOG_LEVEL, fields: { role, id } });
+  const tracing = await startTracing({ endpoint: settings.OTEL_EXPORTER_OTLP_ENDPOINT, service_name: `troupe-${role}`, instance: id, log });
+  try {
+    return await run(runtimeOf(role, id, tracing));
+  } finally {
+    await tracing.stop();
+  }
+}
+
+const fresh = (): string => world.id().slice(0, 8);
+
+/** Where the command line finds the broker and the database: what the environment says, else what `up` wrote down. */
+async function commandLineSettings(): Promise<Settings> {
+  const dev = await readDevFile(settings.TROUPE_HOME);
+  if (dev.kind !== "read" || settings.TROUPE_NATS_URL !== undefined) return settings;
+  const { nats_url, nats_operator, nats_monitor_url, postgres_url } = dev.file;
+  return {
+    ...settings,
+    TROUPE_NATS_URL: nats_url,
+    TROUPE_NATS_USER: nats_operator?.user,
+    TROUPE_NATS_PASSWORD: nats_operator?.password,
+    TROUPE_NATS_MONITOR_URL: settings.TROUPE_NATS_MONITOR_URL ?? nats_monitor_url,
+    TROUPE_POSTGRES_URL: settings.TROUPE_POSTGRES_URL ?? postgres_url,
+  };
+}
+
+const log = createLog({ level: "warn", fields: { role: "cli" }, for_people: process.stderr.isTTY === true });
+const commandLine = async (): Promise<Runtime> => ({ world, log, settings: await commandLineSettings(), tracing: noTracing, metrics: createMetrics("all"), asked_to_end: new Promise(() => undefined), random_bytes: (count) => randomBytes(count) });
+
+const ports: CliPorts = {
+  world,
+  log,
+  env: process.env,
+  working_directory: process.cwd(),
+  stdin: process.stdin,
+  stdout: process.stdout,
+  stderr: process.stderr,
+  node_version: process.version,
+  random_bytes: (count) => randomBytes(count),
+  fetch: (url, init) => fetch(url, init),
+  on_interrupt(listener) {
+    process.on("SIGINT", listener);
+    process.on("SIGTERM", listener);
+    return () => {
+      process.off("SIGINT", listener);
+      process.off("SIGTERM", listener);
+    };
+  },
+  async connectBus() {
+    return connect(await commandLine(), "troupe-cli", { ensure: false });
+  },
+  async openDatabase() {
+    const { TROUPE_POSTGRES_URL: url } = await commandLineSettings();
+    if (url === undefined) throw new Error("no Postgres is configured: TROUPE_POSTGRES_URL is not set and dev.json names none");
+    const { createDatabase } = await import("./projections/database.ts");
+    const database = createDatabase({ url, application_name: "troupe-cli", log });
+    await database.query("select 1");
+    return database;
+  },
+  async auditSubstrate(bus, options) {
+    const { auditSubstrate } = await import("./bus/jetstream.ts");
+    return auditSubstrate(bus, options);
+  },
+  roles: {
+    async up({ port, workers, shards }) {
+      const { runUp } = await import("./roles/up.ts");
+      const say = (line: string): void => void process.stdout.write(`${line}\n`);
+      return runUp({ ...runtimeOf("all", "up"), log }, { port, workers, shards, program: process.execPath, main: fileURLToPath(import.meta.url), env: process.env, say });
+    },
+    async worker({ id = `w-${fresh()}`, http_port }) {
+      const { runWorker } = await import("./roles/worker.ts");
+      return runRole("worker", id, (runtime) => runWorker(runtime, { id, http_port }));
+    },
+    async supervisor({ id = `s-${fresh()}`, http_port }) {
+      const { runSupervisor } = await import("./roles/supervisor.ts");
+      return runRole("supervisor", id, (runtime) => runSupervisor(runtime, { id, http_port }));
+    },
+    async gateway({ id = `g-${fresh()}`, http_port, host }) {
+      const { runGateway } = await import("./roles/gateway.ts");
+      return runRole("gateway", id, (runtime) => runGateway(runtime, { id, http_port, host }));
+    },
+    async projector({ id = `p-${fresh()}`, http_port, rebuild }) {
+      const { runProjector } = await import("./roles/projector.ts");
+      return runRole("projector", id, (runtime) => runProjector(runtime, { id, http_port, rebuild }));
+    },
+  },
+};
+
+process.exitCode = await runCli(process.argv.slice(2), ports);

@@ -1,0 +1,81 @@
+// gateway: HTTP, SSE and the replay service. Any gateway serves any session; it owns nothing that a restart loses.
+import { createCommandClient } from "../actors/client.ts";
+import { createDirectory } from "../actors/directory.ts";
+import { createRestorer } from "../actors/restore.ts";
+import { type Readiness, startGateway } from "../gateway/server.ts";
+import { createDatabase } from "../projections/database.ts";
+import { createQueries } from "../projections/queries.ts";
+import { errorBody, TroupeError } from "../protocol/errors.ts";
+import { cores, definitions } from "../state-machines/kinds.ts";
+import { connect, observeBus, type Runtime } from "./runtime.ts";
+
+export interface GatewayRoleOptions {
+  readonly id: string;
+  readonly host: string;
+  readonly http_port: number;
+}
+
+export async function runGateway(runtime: Runtime, { id, host, http_port }: GatewayRoleOptions): Promise<number> {
+  const { world, settings, metrics } = runtime;
+  const log = runtime.log.with({ gateway: id });
+  const bus = await connect(runtime, `gateway-${id}`);
+  observeBus(bus, metrics);
+  const restorer = createRestorer({ bus, cores, log });
+  const directory = createDirectory({ bus, restorer, world, log });
+  const client = createCommandClient({ bus, world });
+  const database = settings.TROUPE_POSTGRES_URL === undefined ? undefined : createDatabase({ url: settings.TROUPE_POSTGRES_URL, application_name: `troupe-gateway-${id}`, log });
+  const queries = database === undefined ? undefined : createQueries(database);
+
+  /** Sessions run without Postgres, so its absence is told and does not make the gateway unready; only lists need it. */
+  async function readiness(): Promise<Readiness> {
+    const bus_ok = bus.state === "connected";
+    let shards: { ok: boolean; detail?: string } = { ok: false, detail: "the placement table cannot be read" };
+    if (bus_ok) {
+      try {
+        const placed = (await bus.bucket("PLACEMENT").all()).filter(({ value }) => (JSON.parse(new TextDecoder().decode(value)) as { worker: string }).worker !== "").length;
+        shards = { ok: placed === bus.shards, detail: `${placed} of ${bus.shards} shards have an owner` };
+      } catch {
+        // told by the component itself
+      }
+    }
+    let postgres: { ok: boolean; detail?: string } = { ok: true, detail: "not configured; lists are unavailable" };
+    if (database !== undefined) {
+      try {
+        await database.query("select 1");
+        postgres = { ok: true };
+      } catch (error) {
+        postgres = { ok: false, detail: error instanceof Error ? error.name : "away" };
+      }
+    }
+    return { ready: bus_ok && shards.ok, components: { nats: { ok: bus_ok }, shards, postgres } };
+  }
+
+  const gateway = await startGateway({
+    bus,
+    restorer,
+    directory,
+    client,
+    sessions: {
+      list(tenant, request) {
+        if (queries === undefined) throw new TroupeError(errorBody("unavailable", "no database is configured, so there are no lists"));
+        return queries.sessions.list(tenant, request);
+      },
+    },
+    definition: definitions.session,
+    readiness,
+    metrics,
+    world,
+    log,
+    host,
+    port: http_port,
+  });
+  log.info("gateway runs", { url: gateway.url });
+  await runtime.asked_to_end;
+  await gateway.close();
+  await client.stop();
+  await directory.stop();
+  await database?.close();
+  await bus.close();
+  log.info("gateway ended");
+  return 0;
+}

@@ -1,0 +1,44 @@
+// supervisor: one of those that stand by to lead. The leader decides which worker owns which shard; its journal of decisions is the workers' own.
+import { createRestorer } from "../actors/restore.ts";
+import { cores } from "../state-machines/kinds.ts";
+import { Leader } from "../supervisors/leader.ts";
+import { createWorkerCells } from "../supervisors/worker-cell.ts";
+import { startStatusServer } from "../telemetry/http.ts";
+import { connect, observeBus, type Runtime } from "./runtime.ts";
+
+export interface SupervisorRoleOptions {
+  readonly id: string;
+  readonly http_port: number;
+}
+
+export async function runSupervisor(runtime: Runtime, { id, http_port }: SupervisorRoleOptions): Promise<number> {
+  const { world, settings, metrics } = runtime;
+  const log = runtime.log.with({ supervisor: id });
+  const bus = await connect(runtime, `supervisor-${id}`);
+  observeBus(bus, metrics);
+  const nonce = world.id();
+  let commits = 0;
+  const restorer = createRestorer({ bus, cores, log });
+  const leader = new Leader({
+    bus,
+    world,
+    log,
+    id,
+    open_cell: createWorkerCells({ bus, world, log, core: cores.worker, restorer, supervisor: id, next_commit_id: () => `${nonce}.${commits++}` }),
+    ttl_ms: settings.TROUPE_LEASE_TTL_MS,
+    observer: {
+      role: (role) => metrics.set("troupe_leading", {}, role === "leading" ? 1 : 0),
+      died: (_worker, detect_ms) => metrics.observe("troupe_recovery_detect_seconds", {}, detect_ms / 1000),
+      assigned: (_shard, _worker, _epoch, assign_ms) => metrics.observe("troupe_recovery_assign_seconds", {}, assign_ms / 1000),
+    },
+  });
+  leader.start();
+  const http = await startStatusServer({ port: http_port, metrics, log, ready: async () => ({ bus: { ok: bus.state === "connected" } }) });
+  log.info("supervisor runs", { http: http.url });
+  await runtime.asked_to_end;
+  await leader.stop();
+  await http.stop();
+  await bus.close();
+  log.info("supervisor ended");
+  return 0;
+}
