@@ -156,7 +156,7 @@ describe("the registry", () => {
     },
   );
 
-  test.each(["localhost", "ftp://127.0.0.1", "http://user:hunter2@127.0.0.1"])(
+  test.each(["localhost", "ftp://127.0.0.1", "http://user:hunter2@127.0.0.1", "http://hunter2@127.0.0.1"])(
     "the base URL %s turns the provider off and says so without quoting it",
     (base_url) => {
       const providers = createProviders({ ...options, anthropic: { api_key: "k", base_url } });

@@ -321,7 +321,13 @@ describe.each(["anthropic", "openai"] as const)("%s on the wire", (dialect) => {
   });
 
   test("P4: a key never comes out, not even in a key that the provider quotes back or in a page of HTML", async () => {
-    const pages = [`<html>${"x".repeat(990)}${API_KEY}${"y".repeat(5000)}`, `Incorrect API key provided: sk-SENT*****6789`, `Authorization: Bearer ${API_KEY}`];
+    const pages = [
+      // Cut in the middle of a key, and short enough after the others are hidden for that piece to be shown.
+      `${API_KEY} `.repeat(100),
+      `<html>${"x".repeat(990)}${API_KEY}${"y".repeat(5000)}`,
+      `Incorrect API key provided: sk-SENT*****6789`,
+      `Authorization: Bearer ${API_KEY}`,
+    ];
     for (const message of pages) {
       const { outcome } = await callOnce(subject.tell({ refusal: { status: 401, body: { error: { type: "authentication_error", message } } } }));
       if (outcome.kind !== "failed") throw new Error("completed");
@@ -462,6 +468,28 @@ describe("what is one dialect's own", () => {
       "tool_use",
       "tool_use",
     ]);
+  });
+
+  test("anthropic: iterations of the server are all billed, so their usage is added", async () => {
+    const events = [
+      { type: "message_start", message: { role: "assistant", content: [], usage: { input_tokens: 100, cache_read_input_tokens: 5000, output_tokens: 7 } } },
+      {
+        type: "message_delta",
+        delta: { stop_reason: "end_turn" },
+        usage: {
+          input_tokens: 181,
+          output_tokens: 8,
+          cache_read_input_tokens: 0,
+          iterations: [
+            { type: "compaction", input_tokens: 100, output_tokens: 83, cache_read_input_tokens: 5000, cache_creation_input_tokens: 20 },
+            { type: "message", input_tokens: 181, output_tokens: 8, cache_read_input_tokens: 0, output_tokens_details: { thinking_tokens: 3 } },
+          ],
+        },
+      },
+    ];
+    const raw = Buffer.from(events.map((event) => `event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`).join(""));
+    const { outcome } = await callOnce(anthropic.tell({ raw }));
+    expect(outcome.usage).toEqual({ input_tokens: 281, output_tokens: 88, cache_read_tokens: 5000, cache_write_tokens: 20, reasoning_tokens: 3 });
   });
 
   test("anthropic: ids of another provider are made fit, the same way at the call and at its result", async () => {
