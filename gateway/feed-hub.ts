@@ -209,7 +209,9 @@ export function createFeedHub({ bus, world, log, on_behind = () => {} }: FeedHub
       const message = decodeJournal(data, actor);
       const previous = last ?? 0;
       last = sequence;
+      const rested = !BUSY_STATES.has(state);
       state = message.state;
+      if (rested && BUSY_STATES.has(state)) armCheck();
       hand({ kind: "journal", sequence, previous, message, bytes: data.byteLength });
     }
 
@@ -313,6 +315,7 @@ export function createFeedHub({ bus, world, log, on_behind = () => {} }: FeedHub
     }
 
     function armCheck(): void {
+      cancelCheck?.();
       if (ended) return;
       cancelCheck = world.after(BUSY_STATES.has(state) ? CHECK_BUSY_MS : CHECK_RESTING_MS, () => void check().finally(armCheck));
     }
