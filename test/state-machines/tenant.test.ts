@@ -1,0 +1,158 @@
+// Goal: a tenant's configuration keeps T1 to T4, and each command is answered in each state as its page says.
+// Method: every state crossed with every command; stories for keys and agents at their bounds.
+import { describe, expect, test } from "vitest";
+import { agentConfig, COMMANDS } from "../../protocol/commands.ts";
+import type { JsonObject } from "../../protocol/json.ts";
+import { coreOf } from "../../state-machines/step.ts";
+import { TENANT_AGENTS_MAX, TENANT_BYTES_MAX, TENANT_KEYS_MAX, type TenantContext, tenantContextOf, tenantDefinition } from "../../state-machines/tenant.ts";
+import { Drive } from "./drive.ts";
+
+const core = coreOf(tenantDefinition);
+const hash = (n: number): string => n.toString(16).padStart(64, "0");
+const config = (instructions = ""): JsonObject => agentConfig.parse({ model: "simulated/echo", instructions }) as unknown as JsonObject;
+const key = (n: number, more: JsonObject = {}): JsonObject => ({ key_id: `k${n}`, hash: hash(n), scopes: ["sessions"], ...more });
+const active = (): Drive => new Drive(core, { tenant: "acme", kind: "tenant", id: "main" }).create({ name: "Acme" });
+const suspended = (): Drive => {
+  const drive = active();
+  drive.tell("tenant.suspend", { reason: "unpaid" });
+  return drive;
+};
+const contextOf = (drive: Drive): TenantContext => tenantContextOf(drive.view);
+
+const BODIES: Record<string, JsonObject> = { "key.create": key(1), "key.revoke": { key_id: "k9" }, "agent.put": { agent: "a", config: config() } };
+const TABLE: Record<string, Record<string, string>> = {
+  active: {
+    "tenant.create": "illegal_transition",
+    "tenant.suspend": "suspended",
+    "tenant.resume": "illegal_transition",
+    "key.create": "active",
+    "key.revoke": "not_found",
+    "agent.put": "active",
+  },
+  suspended: {
+    "tenant.create": "illegal_transition",
+    "tenant.suspend": "illegal_transition",
+    "tenant.resume": "active",
+    "key.create": "suspended",
+    "key.revoke": "not_found",
+    "agent.put": "suspended",
+  },
+};
+
+describe("every state crossed with every command", () => {
+  const ways: Record<string, () => Drive> = { active, suspended };
+  const cases = Object.entries(TABLE).flatMap(([state, row]) => Object.entries(row).map(([command, leads_to]) => ({ state, command, leads_to })));
+  test("the table is whole", () => {
+    expect(Object.keys(TABLE).sort()).toEqual(Object.keys(tenantDefinition.machine.states).sort());
+    for (const row of Object.values(TABLE)) expect(Object.keys(row).sort()).toEqual(Object.keys(COMMANDS.tenant).sort());
+  });
+  test.each(cases)("$state takes $command to $leads_to", ({ state, command, leads_to }) => {
+    const drive = ways[state]?.() ?? active();
+    expect(drive.at).toBe(state);
+    expect(drive.command(command, BODIES[command] ?? {})?.code ?? drive.at).toBe(leads_to);
+  });
+});
+
+test("creation, suspension and its end are told with their reason", () => {
+  const drive = suspended();
+  expect(tenantDefinition.waits(drive.view)).toBe("suspended (unpaid): waits for tenant.resume");
+  drive.tell("tenant.resume");
+  expect(drive.events).toEqual([
+    { type: "tenant.created", name: "Acme" },
+    { type: "tenant.state", from: "active", to: "suspended", reason: "unpaid" },
+    { type: "tenant.state", from: "suspended", to: "active" },
+  ]);
+});
+
+describe("keys", () => {
+  test("are listed by their hash, and told without it", () => {
+    const drive = active();
+    expect(drive.tell("key.create", key(1, { label: "ci" }))).toEqual({ key_id: "k1" });
+    expect(drive.told).toEqual([{ type: "key.created", key_id: "k1", scopes: ["sessions"], label: "ci" }]);
+    expect(contextOf(drive).keys).toEqual({ k1: { hash: hash(1), scopes: ["sessions"], label: "ci", created_at_ms: drive.at_ms, revoked_at_ms: null } });
+  });
+
+  test("T1: an id, and a key, is listed once", () => {
+    const drive = active();
+    drive.tell("key.create", key(1));
+    expect(drive.refusal("key.create", key(1))).toMatchObject({ code: "conflict" });
+    expect(drive.refusal("key.create", { ...key(2), hash: hash(1) })).toMatchObject({ code: "conflict" });
+  });
+
+  test("T2: a revoked key stays revoked, and revoking it again is no news", () => {
+    const drive = active();
+    drive.tell("key.create", key(1));
+    drive.later(5).tell("key.revoke", { key_id: "k1", reason: "leaked" });
+    expect(drive.told).toEqual([{ type: "key.revoked", key_id: "k1", reason: "leaked" }]);
+    const revoked = contextOf(drive).keys;
+    expect(revoked["k1"]?.revoked_at_ms).toBe(drive.at_ms);
+    expect(drive.later(5).tell("key.revoke", { key_id: "k1" })).toEqual({ key_id: "k1" });
+    expect([drive.told, contextOf(drive).keys]).toEqual([[], revoked]);
+    expect(drive.refusal("key.create", key(1))).toMatchObject({ code: "conflict" });
+  });
+
+  test("T4: at most 1,000 work; revoked ones are forgotten, oldest first, when there is no room", () => {
+    const drive = active();
+    drive.thorough = false;
+    for (let n = 0; n < TENANT_KEYS_MAX; n++) drive.tell("key.create", key(n));
+    expect(drive.refusal("key.create", key(TENANT_KEYS_MAX))).toMatchObject({ code: "invalid", details: { keys_max: TENANT_KEYS_MAX } });
+    drive.later(1).tell("key.revoke", { key_id: "k7" });
+    drive.later(1).tell("key.revoke", { key_id: "k3" });
+    drive.tell("key.create", key(TENANT_KEYS_MAX));
+    expect(Object.keys(contextOf(drive).keys)).toHaveLength(TENANT_KEYS_MAX);
+    expect([contextOf(drive).keys["k7"], contextOf(drive).keys["k3"]?.revoked_at_ms]).toEqual([undefined, drive.at_ms]);
+  });
+});
+
+describe("agents", () => {
+  test("T3: the version rises exactly when the configuration changes", () => {
+    const drive = active();
+    const first = drive.tell("agent.put", { agent: "a", config: config("one") });
+    expect(first).toMatchObject({ agent: "a", version: 1 });
+    expect(drive.told).toEqual([{ type: "agent.put", ...first }]);
+    const reordered = Object.fromEntries(Object.entries(config("one")).reverse());
+    expect(drive.tell("agent.put", { agent: "a", config: reordered })).toEqual(first);
+    expect(drive.told).toEqual([]);
+    expect(drive.later(9).tell("agent.put", { agent: "a", config: config("two") })).toMatchObject({ version: 2 });
+    expect(drive.tell("agent.put", { agent: "a", config: config("one") })).toEqual({ ...first, version: 3 });
+    expect(drive.tell("agent.put", { agent: "b", config: config("one") })).toEqual({ ...first, agent: "b" });
+    expect(contextOf(drive).agents["a"]).toEqual({ version: 3, hash: first.hash, config: config("one"), at_ms: drive.at_ms });
+  });
+
+  test("may have any name that an id may have", () => {
+    const drive = active();
+    for (const agent of ["__proto__", "constructor", "toString"]) {
+      expect(drive.tell("agent.put", { agent, config: config() })).toMatchObject({ agent, version: 1 });
+      expect(drive.tell("agent.put", { agent, config: config("x") })).toMatchObject({ agent, version: 2 });
+      expect(drive.refusal("key.revoke", { key_id: agent })).toMatchObject({ code: "not_found" });
+    }
+    expect(Object.keys(contextOf(drive).agents)).toEqual(["__proto__", "constructor", "toString"]);
+  });
+
+  test("T4: are bounded in number and in bytes", () => {
+    const drive = active();
+    drive.thorough = false;
+    for (let n = 0; n < TENANT_AGENTS_MAX; n++) drive.tell("agent.put", { agent: `a${n}`, config: config() });
+    expect(drive.refusal("agent.put", { agent: "more", config: config() })).toMatchObject({ code: "invalid", details: { agents_max: TENANT_AGENTS_MAX } });
+    expect(drive.refusal("agent.put", { agent: "a1", config: config("changed") })).toBeUndefined();
+    const large = active();
+    large.thorough = false;
+    let put = 0;
+    while (large.command("agent.put", { agent: `a${put}`, config: config("x".repeat(200_000)) }) === undefined) put += 1;
+    expect(put).toBe(Math.floor(TENANT_BYTES_MAX / 200_300));
+    expect(large.refusal("agent.put", { agent: "z", config: config("x".repeat(200_000)) })).toMatchObject({
+      code: "too_large",
+      details: { bytes_max: TENANT_BYTES_MAX },
+    });
+    expect(large.refusal("key.create", key(1, { label: "x" }))).toBeUndefined();
+  });
+});
+
+test("a tenant replays from its first entry to the same state", () => {
+  const drive = active();
+  drive.tell("key.create", key(1), { key: "idem" });
+  drive.tell("agent.put", { agent: "a", config: config() });
+  drive.tell("tenant.suspend");
+  drive.tell("key.revoke", { key_id: "k1" });
+  expect(drive.replayed()).toEqual({ saved: drive.saved, events: drive.events });
+});
