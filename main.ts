@@ -27,13 +27,17 @@ if (read.kind === "invalid") {
 }
 const { settings } = read;
 
-/** The first signal asks to end, a second of the same kind ends at once. */
+/** Ctrl-C reaches a process twice when its parent passes on what the terminal told them both: within this it is one wish. */
+const SAME_SIGNAL_MS = 2_000;
+
+/** The first signal asks to end; another one later ends at once. */
 function askedToEnd(): Promise<"drain" | "quick"> {
   return new Promise((resolve) => {
+    let first_ms: number | undefined;
     const hear = (signal: "SIGTERM" | "SIGINT", how: "drain" | "quick"): void => {
-      let heard = 0;
       process.on(signal, () => {
-        if (++heard > 1) process.exit(130);
+        first_ms ??= world.monotonic_ms();
+        if (world.monotonic_ms() - first_ms > SAME_SIGNAL_MS) process.exit(130);
         resolve(how);
       });
     };

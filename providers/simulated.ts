@@ -43,6 +43,9 @@ import {
 } from "./provider.ts";
 import { toolCall } from "./tool-args.ts";
 
+/** The echo's pace: fast enough for a program, slow enough that a person sees it stream. */
+const ECHO_TOKEN_MS = 25;
+
 export const SIMULATED_MODELS = ["echo", "script"] as const;
 
 /** More than any experiment says, and still only seconds of work. */
@@ -197,7 +200,7 @@ class Performance {
     const text = messages[at]?.text ?? "";
     switch (model) {
       case "echo":
-        return this.#play([{ say: text }]);
+        return this.#play([{ say: text, token_ms: ECHO_TOKEN_MS }]);
       case "script": {
         const script = parseScript(text);
         if (script.kind === "no_script") return Promise.resolve(this.#attempt.failed(modelError("script_failed", script.message)));

@@ -107,6 +107,13 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   }
   const broker = nats;
   const database = postgres;
+  // Told to end at once, or broken: nothing of ours outlives us.
+  let over = false;
+  process.once("exit", () => {
+    if (over) return;
+    for (const { pid } of children.running()) endNow(pid, "SIGKILL");
+    for (const pid of [broker.pid(), database.pid()]) endNow(pid, "SIGTERM");
+  });
 
   const runtime: Runtime = {
     ...outer,
@@ -240,8 +247,17 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   await Promise.all([watching.stop(), client.stop(), directory.stop()]);
   await bus.close();
   await endServers();
+  over = true;
   say("ended");
   return exit;
+}
+
+function endNow(pid: number, signal: NodeJS.Signals): void {
+  try {
+    if (pid > 0) process.kill(pid, signal);
+  } catch {
+    // it has ended already
+  }
 }
 
 function isFree(port: number): Promise<boolean> {
