@@ -129,6 +129,7 @@ export class Leader {
   readonly #deaths = new Map<string, number[]>();
   readonly #subscriptions: Subscription[] = [];
   #leadership: Leadership | undefined;
+  #preparing = false;
   #stopped = false;
   #cancelBeat: (() => void) | undefined;
   #tried_ms = Number.NEGATIVE_INFINITY;
@@ -162,6 +163,11 @@ export class Leader {
   /** Of the present leadership. */
   get epoch(): number | undefined {
     return this.#leadership?.epoch;
+  }
+
+  /** D4. By our own clock, now: may this supervisor decide anything? */
+  may_decide(): boolean {
+    return this.#leadership !== undefined && this.#mayAct(this.#leadership);
   }
 
   /** Stands by from now on. Its loop is its own: it beats until stop. */
@@ -216,12 +222,17 @@ export class Leader {
     if (bus.state === "disconnected") this.#outage();
     const leadership = this.#leadership;
     if (leadership !== undefined && !this.#lease.is_valid()) this.#endLeadership("its lease ended");
-    else if (leadership?.passing_since_ms !== undefined && now_ms - leadership.passing_since_ms >= PASS_PATIENCE_MS) this.#endLeadership("a pass makes no progress"); // D5
     if (this.#lease.busy) return;
+    if (this.#leadership?.passing_since_ms !== undefined && now_ms - this.#leadership.passing_since_ms >= PASS_PATIENCE_MS) {
+      this.#endLeadership("a pass makes no progress"); // D5: let another one try, and not this one at once
+      this.#tried_ms = now_ms + this.#ttl_ms;
+      await this.#lease.release();
+      return;
+    }
     if (this.#lease.is_valid()) {
       if (now_ms - this.#renewed_ms >= LEASE_RENEW_MS) await this.#renew(now_ms);
       if (!this.#lease.is_valid() || this.#stopped) return;
-      if (this.#leadership === undefined) await this.#lead();
+      if (this.#leadership === undefined) this.#beginToLead();
       else this.#wake(this.#leadership);
       return;
     }
@@ -231,7 +242,7 @@ export class Leader {
     if (outcome.kind === "unavailable") this.#outage();
     if (outcome.kind !== "held" || this.#stopped) return;
     this.#renewed_ms = now_ms;
-    await this.#lead();
+    this.#beginToLead();
   }
 
   #value(): Uint8Array {
@@ -247,6 +258,20 @@ export class Leader {
 
   // ── leading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+  /** Beside the loop, which goes on renewing the lease meanwhile. */
+  #beginToLead(): void {
+    if (this.#preparing) return;
+    this.#preparing = true;
+    this.#lead()
+      .catch((error: unknown) => {
+        this.#options.log.error("a supervisor could not begin to lead", errorFields(error));
+        this.#endLeadership("it could not begin");
+      })
+      .finally(() => {
+        this.#preparing = false;
+      });
+  }
+
   async #lead(): Promise<void> {
     const { bus, world, log, id, observer } = this.#options;
     const revision = this.#lease.revision;
@@ -256,7 +281,7 @@ export class Leader {
     const heads = known.map((message) => decodeJournal(message.data));
     // The revision rises from holder to holder; above every journal's epoch too, should the bucket ever have begun anew.
     const epoch = Math.max(revision, ...heads.map((head) => head.epoch + 1));
-    const leadership = newLeadership(epoch, this.#incarnation);
+    const leadership = newLeadership(epoch, this.#incarnation, world.monotonic_ms());
     this.#leadership = leadership;
     log.info("this supervisor leads", { supervisor: id, epoch });
     observer?.role?.("leading", epoch);
@@ -773,7 +798,7 @@ function isAlive(state: string): boolean {
   return state !== "dead" && state !== "left";
 }
 
-function newLeadership(epoch: number, incarnation: string): Leadership {
+function newLeadership(epoch: number, incarnation: string, began_ms: number): Leadership {
   let resolveEnded: (value: "ended") => void = () => {};
   const ended = new Promise<"ended">((resolve) => {
     resolveEnded = resolve;
@@ -792,7 +817,7 @@ function newLeadership(epoch: number, incarnation: string): Leadership {
     commands: [],
     commanding: false,
     dirty: true,
-    passing_since_ms: undefined,
+    passing_since_ms: began_ms, // reading everything is the first of its passes
     over: false,
     ended,
     end() {

@@ -318,7 +318,7 @@ export class Member {
 
   /** M4 */
   async #comeBack(since_ms: number): Promise<void> {
-    if (this.#options.world.monotonic_ms() - since_ms >= OUTAGE_HOLD_MS || this.#longest_silence_ms >= OUTAGE_HOLD_MS) return this.#startOver("the bus was away for too long");
+    if (this.#options.world.monotonic_ms() - since_ms >= OUTAGE_HOLD_MS) return this.#startOver("the bus was away for too long");
     if (!this.#lease.is_valid()) {
       const outcome = await this.#acquire();
       if (outcome === "taken") return this.#startOver("another process took the worker's name");

@@ -4,7 +4,7 @@ import { expect } from "vitest";
 import type { ShardHost, ShardStatus } from "../../actors/shard-host.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createMemoryBroker, type Faults, type MemoryBroker } from "../../bus/memory.ts";
-import type { Bucket, BucketName, Bus } from "../../bus/port.ts";
+import type { Bucket, BucketChange, BucketName, Bus } from "../../bus/port.ts";
 import { decodeJournal, type JournalMessage } from "../../protocol/journal.ts";
 import { LEASE_RENEW_MS } from "../../protocol/limits.ts";
 import { silentLog } from "../../protocol/log.ts";
@@ -14,12 +14,16 @@ import { cores } from "../../state-machines/kinds.ts";
 import { Leader, type LeaderOptions } from "../../supervisors/leader.ts";
 import { Member } from "../../supervisors/member.ts";
 import { decodePlacementEntry, type PlacementEntry, shardOfKey } from "../../supervisors/tables.ts";
-import { createWorkerCells, workerActor } from "../../supervisors/worker-cell.ts";
+import { createWorkerCells, type WorkerCell, workerActor } from "../../supervisors/worker-cell.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
 /** A process that can be stopped as by SIGSTOP: its alarms and what it hears wait until it goes on; time does not. */
 export class Sleeper {
   asleep = false;
+  /** Awake, but what it watches does not reach it. */
+  deaf = false;
+  /** Who listens to WORKERS, so that a test can lie to them. */
+  readonly worker_listeners: ((change: BucketChange) => void)[] = [];
   #waiting: (() => void)[] = [];
   readonly world: World;
   constructor(world: World) {
@@ -56,7 +60,12 @@ export class Sleeper {
         create: (key, value) => inner.create(key, value),
         update: (key, value, revision) => inner.update(key, value, revision),
         delete: (key, revision) => inner.delete(key, revision),
-        watch: (listener) => inner.watch((change) => this.run(() => listener(change))),
+        watch: (listener) => {
+          if (name === "WORKERS") this.worker_listeners.push(listener);
+          return inner.watch((change) => {
+            if (!this.deaf) this.run(() => listener(change));
+          });
+        },
       };
     };
     return new Proxy(bus, {
@@ -87,6 +96,8 @@ export class RecordingHost implements Pick<ShardHost, "take" | "leave" | "drop" 
   }
   async leave(shard: number, deadline_ms: number): Promise<{ gap: boolean }> {
     const until_ms = this.#world.monotonic_ms() + deadline_ms;
+    const status = this.shards.get(shard);
+    if (status !== undefined) this.shards.set(shard, { ...status, phase: "leaving" });
     while (this.busy && this.shards.has(shard) && this.#world.monotonic_ms() < until_ms) await new Promise<void>((resolve) => void this.#world.after(20, resolve));
     this.history.push(`leave ${shard}`);
     this.shards.delete(shard);
@@ -160,7 +171,7 @@ export class Cluster {
     return worker;
   }
 
-  supervisor(id: string, options: Partial<LeaderOptions> = {}): TestSupervisor {
+  supervisor(id: string, { change_cell, ...options }: Partial<LeaderOptions> & { change_cell?: (cell: WorkerCell) => WorkerCell } = {}): TestSupervisor {
     const connection = `supervisor-${id}-${this.#connections++}`;
     const sleeper = new Sleeper(this.world);
     const bus = sleeper.bus(this.broker.connect(connection));
@@ -175,7 +186,7 @@ export class Cluster {
       supervisor: id,
       next_commit_id: () => `${connection}.${commits++}`,
     });
-    const leader = new Leader({ bus, world, log: silentLog, id, open_cell, ...options });
+    const leader = new Leader({ bus, world, log: silentLog, id, open_cell: change_cell === undefined ? open_cell : (worker, term) => change_cell(open_cell(worker, term)), ...options });
     leader.start();
     return {
       id,
