@@ -261,6 +261,19 @@ describe("leading", () => {
     }
   });
 
+  test("D4: what a leader hears as it wakes from a sleep longer than its lease is decided under a new leadership, not under the old one", async () => {
+    const { cluster, supervisor } = await running(["w1"]);
+    const epoch = supervisor.leader.epoch!;
+    supervisor.sleeper.asleep = true;
+    cluster.worker("w2"); // heard before the beat that would notice
+    await cluster.world.advance(7_000);
+    supervisor.sleeper.wake();
+    await cluster.until("balanced", () => cluster.balanced());
+    const epochs = (await cluster.journal("w2")).map((message) => message.epoch);
+    expect(epochs.length).toBeGreaterThan(4);
+    expect(Math.min(...epochs)).toBeGreaterThan(epoch);
+  });
+
   test("a leader whose lease was taken while it still trusts it is fenced by the journal's append and steps down", async () => {
     const { cluster, supervisor } = await running(["w1"]);
     const leaders = cluster.observer.bucket("LEADER");
