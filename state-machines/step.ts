@@ -57,6 +57,22 @@ interface Seen {
   readonly marks: Readonly<Record<string, number>>;
 }
 
+/**
+ * The recovery budget, spent. A take-over that lost attempts spends one try and what those attempts may have cost; only real progress (an
+ * effect's result) gives it back. Above either limit the actor is told `recovery.exhausted` instead of being tried again.
+ */
+export interface Recovery {
+  readonly tries: number;
+  readonly cost_usd_micros: number;
+}
+/** Five workers lost with an actor's work in their hands are no coincidence. */
+export const RECOVERY_TRIES_MAX = 5;
+/** A dollar of model calls paid for and thrown away. */
+export const RECOVERY_COST_USD_MICROS_MAX = 1_000_000;
+/** The event a machine is told then; one that does not take it is tried on. */
+export const RECOVERY_EXHAUSTED = "recovery.exhausted";
+const NO_RECOVERY: Recovery = { tries: 0, cost_usd_micros: 0 };
+
 export interface ActorState {
   readonly actor: ActorAddress;
   readonly seq: number;
@@ -66,6 +82,8 @@ export interface ActorState {
   readonly running: Readonly<Record<string, Running>>;
   readonly timers: Readonly<Record<string, Timer>>;
   readonly seen: Seen;
+  /** What recovering has used up since the last real progress. */
+  readonly recovery: Recovery;
   /** Hash of the body it was created with: creating again with the same body answers with the existing one. */
   readonly created_hash: string;
 }
@@ -104,6 +122,7 @@ export interface SavedState {
   readonly timers: Readonly<Record<string, Timer>>;
   readonly seen: Seen;
   readonly created_hash: string;
+  readonly recovery: Recovery;
 }
 
 /** What a command must show of itself to be recognised. */
@@ -201,6 +220,18 @@ export interface Core {
   load(saved: SavedState): ActorState;
 }
 
+/** The parameters of those of XState's built-in actions that are read here; its own types leave them open. */
+interface SpawnParams {
+  readonly actorRef?: { readonly id?: unknown };
+  readonly src?: unknown;
+  readonly input?: Json;
+}
+interface RaiseParams {
+  readonly id?: string;
+  readonly event: { readonly type: string };
+  readonly delay?: number;
+}
+
 export function coreOf(definition: ActorDefinition): Core {
   const { machine } = definition;
   const machineName = `${machine.id}@${machine.version ?? "0"}`;
@@ -237,30 +268,34 @@ export function coreOf(definition: ActorDefinition): Core {
     const out: OutMessage[] = [];
     let result: JsonObject | undefined;
     for (const action of actions) {
-      // biome-ignore lint: XState's own types leave the parameters of built-in actions open.
-      const params = action.params as any;
+      const params: unknown = action.params;
       switch (action.type as string) {
         case "xstate.spawnChild": {
-          const id: unknown = params.actorRef?.id;
-          assert(typeof id === "string" && typeof params.src === "string", "an effect has an id and is named, not inline");
-          running[id] = { inst: `${frame.seq}:${id}`, src: params.src, input: (params.input ?? null) as Json, attempt: 1 };
+          const { actorRef, src, input = null } = params as SpawnParams;
+          const id = actorRef?.id;
+          assert(typeof id === "string" && typeof src === "string", "an effect has an id and is named, not inline");
+          running[id] = { inst: `${frame.seq}:${id}`, src, input, attempt: 1 };
           break;
         }
-        case "xstate.stopChild":
-          if (params) delete running[params.id ?? params.actorRef?.id];
+        case "xstate.stopChild": {
+          // The reference itself; none when there was no such child any more.
+          const child = params as { readonly id: string } | undefined;
+          if (child !== undefined) delete running[child.id];
           break;
-        case "xstate.raise":
+        }
+        case "xstate.raise": {
+          const { id, event, delay } = params as RaiseParams;
           // Without a delay it was already consumed by the step itself.
-          if (typeof params.delay === "number") {
-            const id = params.id ?? `raise.${params.event.type}`;
-            timers[id] = { inst: `${frame.seq}:${id}`, due_ms: frame.at_ms + params.delay, event: { type: params.event.type } };
-          }
+          if (typeof delay !== "number") break;
+          const name = id ?? `raise.${event.type}`;
+          timers[name] = { inst: `${frame.seq}:${name}`, due_ms: frame.at_ms + delay, event: { type: event.type } };
           break;
+        }
         case "xstate.cancel":
-          delete timers[params.sendId];
+          delete timers[(params as { readonly sendId: string }).sendId];
           break;
         case "xstate.emit": {
-          const emitted = params.event as Emitted;
+          const { event: emitted } = params as { readonly event: Emitted };
           if (emitted.type === "tell") events.push(emitted.event);
           else if (emitted.type === "send") out.push({ id: `${frame.seq}.${out.length}`, to: emitted.to, type: emitted.command, body: emitted.body });
           else if (emitted.type === "answer") result = { ...result, ...emitted.result };
@@ -320,7 +355,8 @@ export function coreOf(definition: ActorDefinition): Core {
       const kind = definition.effects[effect.src];
       assert(kind !== undefined, `effect '${effect.src}' of ${machineName} is declared`);
       const superseded = kind.superseded?.(effect.input, effect.attempt);
-      if (superseded) events.push(superseded);
+      const assumed = entry.assumed?.[inst];
+      if (superseded) events.push(assumed === undefined ? superseded : { ...superseded, assumed_usd_micros: assumed });
       if (kind.lost(effect.input) === "retry") {
         current = { ...current, running: { ...current.running, [id]: { ...effect, attempt: effect.attempt + 1 } } };
         continue;
@@ -330,6 +366,19 @@ export function coreOf(definition: ActorDefinition): Core {
       const error = { code: "ambiguous", message: "the worker was lost while this ran; it may have acted" };
       const moved = move(current, { type: `xstate.error.actor.${id}`, actorId: id, error } as { type: string }, frame, running, { ...current.timers });
       // Ids of outgoing messages count over the whole entry.
+      out.push(...moved.out.map((message, index) => ({ ...message, id: `${frame.seq}.${out.length + index}` })));
+      events.push(...moved.events);
+      current = moved.state;
+    }
+    const spent: Recovery = {
+      tries: state.recovery.tries + (entry.lost.length > 0 ? 1 : 0),
+      cost_usd_micros: state.recovery.cost_usd_micros + Object.values(entry.assumed ?? {}).reduce((sum, cost) => sum + cost, 0),
+    };
+    current = { ...current, recovery: spent };
+    const exhausted = { type: RECOVERY_EXHAUSTED, ...spent };
+    const over = spent.tries >= RECOVERY_TRIES_MAX || spent.cost_usd_micros >= RECOVERY_COST_USD_MICROS_MAX;
+    if (over && Object.keys(current.running).length > 0 && current.snapshot.can(exhausted as never)) {
+      const moved = move({ ...current, recovery: NO_RECOVERY }, exhausted, frame, { ...current.running }, { ...current.timers });
       out.push(...moved.out.map((message, index) => ({ ...message, id: `${frame.seq}.${out.length + index}` })));
       events.push(...moved.events);
       current = moved.state;
@@ -356,7 +405,7 @@ export function coreOf(definition: ActorDefinition): Core {
       const timers: Record<string, Timer> = {};
       const told = interpret(actions, frame, running, timers);
       const hash = commandHash(entry.type, entry.body);
-      const created = settle({ actor, seq: 0, at_ms: 0, epoch: 0, snapshot, running, timers, seen: NO_SEEN, created_hash: hash }, frame);
+      const created = settle({ actor, seq: 0, at_ms: 0, epoch: 0, snapshot, running, timers, seen: NO_SEEN, created_hash: hash, recovery: NO_RECOVERY }, frame);
       const outcome: Outcome = { ok: true, seq: frame.seq, state: outerState(snapshot), result: { created: true, ...told.result } };
       return { events: told.events, out: told.out, outcome, state: { ...created, seen: remember(NO_SEEN, frame.at_ms, { ...entry, hash }, outcome) } };
     }
@@ -389,7 +438,9 @@ export function coreOf(definition: ActorDefinition): Core {
           entry.t === "done"
             ? { type: `xstate.done.actor.${id}`, actorId: id, output: entry.output }
             : { type: `xstate.error.actor.${id}`, actorId: id, error: entry.error };
-        return { ...move(state, event, frame, running, { ...state.timers }), outcome: undefined };
+        // A result is real progress, and nothing else is: it gives the recovery budget back.
+        const before = entry.t === "done" ? { ...state, recovery: NO_RECOVERY } : state;
+        return { ...move(before, event, frame, running, { ...state.timers }), outcome: undefined };
       }
       case "timer": {
         const id = state.snapshot.status === "active" ? idOf(state.timers, entry.inst) : undefined;
@@ -456,6 +507,7 @@ export function coreOf(definition: ActorDefinition): Core {
         timers: state.timers,
         seen: state.seen,
         created_hash: state.created_hash,
+        recovery: state.recovery,
       };
     },
     load(saved) {
@@ -473,8 +525,8 @@ export function coreOf(definition: ActorDefinition): Core {
         children,
       };
       const [snapshot] = withActions((scope) => asSnapshot(machine.restoreSnapshot(resting as never, scope as never)));
-      const { actor, seq, at_ms, epoch, running, timers, seen, created_hash } = saved;
-      return { actor, seq, at_ms, epoch, snapshot, running, timers, seen, created_hash };
+      const { actor, seq, at_ms, epoch, running, timers, seen, created_hash, recovery } = saved;
+      return { actor, seq, at_ms, epoch, snapshot, running, timers, seen, created_hash, recovery };
     },
   };
 }

@@ -307,7 +307,7 @@ describe("the loop", () => {
   });
 
   test("SE7: a tool that the agent does not have, or nobody has, is answered as an error without an effect", () => {
-    const drive = thinking({ tools: ["now"] });
+    const drive = thinking({ tools: ["now", "constructor"] });
     drive.done("model", answer("", "wait_ms", "rm_rf", "constructor"));
     expect([drive.at, drive.running, drive.context.step]).toEqual(["thinking", ["model"], 1]);
     expect(drive.types).toEqual(["model.completed", "tool.failed", "tool.failed", "tool.failed", "model.started"]);
