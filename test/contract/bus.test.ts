@@ -138,6 +138,15 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       }
     });
 
+    test("200 appends that travel together are told their own sequences, on which their next ones build", async () => {
+      const tenant = newTenant();
+      const actors = Array.from({ length: 200 }, (_, index) => journal(tenant, `s${index}`));
+      const first = await Promise.all(actors.map((subject) => committed(append(bus, subject, 0, `first of ${subject}`))));
+      const second = await Promise.all(actors.map((subject, index) => committed(append(bus, subject, first[index] as number, `second of ${subject}`))));
+      const stored = new Map((await collect(bus.read("EVENTS", `tenant.${tenant}.>`, 1))).map((message) => [message.sequence, text(message.data)]));
+      expect(actors.map((_, index) => [stored.get(first[index] as number), stored.get(second[index] as number)])).toEqual(actors.map((subject) => [`first of ${subject}`, `second of ${subject}`]));
+    });
+
     test("an append waits for an earlier one of the same subject, so both can be committed", async () => {
       const subject = journal(newTenant());
       const first = append(bus, subject, 0, "one");
@@ -471,6 +480,20 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       expect(await bucket.update(key, bytes("late"), lease.kind === "ok" ? lease.revision : -1)).toEqual({ kind: "conflict" });
       expect((await bucket.create(key, bytes("again"))).kind).toBe("ok");
       await eventually(() => changes.length, (length) => length === 7);
+      await subscription.stop();
+    });
+
+    test("a lease that was given back is told as gone once, though its marker expires too", async () => {
+      const key = newTenant();
+      const bucket = bus.bucket("WORKERS");
+      const told: string[] = [];
+      const subscription = await bucket.watch((change) => {
+        if ((change.kind === "put" ? change.entry.key : change.key) === key) told.push(change.kind);
+      });
+      const lease = await bucket.create(key, bytes("1"));
+      await bucket.delete(key, lease.kind === "ok" ? lease.revision : -1);
+      await sleep(LEASE_TTL_MS + 500);
+      expect(told).toEqual(["put", "gone"]);
       await subscription.stop();
     });
 
