@@ -1,5 +1,5 @@
 // cluster: workers, shards and drain: who runs where, as the leases and the placement table say, and an operator's word to a worker.
-import { errorBody, TroupeError } from "../protocol/errors.ts";
+import { TroupeError } from "../protocol/errors.ts";
 import { SYSTEM_TENANT } from "../protocol/ids.ts";
 import { pause } from "../protocol/world.ts";
 import {
@@ -135,7 +135,10 @@ export async function drain(context: Context, { undo, reason, wait, patience }: 
     }
     if (owns < owned && !printer.json) printer.note(`${worker} still owns ${owns} shards, ${lease.running} effects run`);
     owned = Math.min(owned, owns);
-    if (ports.world.monotonic_ms() >= until_ms)
-      throw new TroupeError(errorBody("unavailable", `after ${patience} s ${worker} still owns ${owns} shards; it goes on draining`));
+    if (ports.world.monotonic_ms() >= until_ms) {
+      if (printer.json) printer.document({ worker, state, shards: owns });
+      printer.note(`after ${patience} s ${worker} still owns ${owns} shards; it goes on draining`);
+      return EXIT.refused;
+    }
   }
 }

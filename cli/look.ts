@@ -36,7 +36,10 @@ export function contextSummary(context: JsonObject): Readonly<Record<string, Jso
       const flat =
         fields.length <= 12 && fields.every(([, field]) => field === null || typeof field !== "object" || (Array.isArray(field) && field.length <= 8));
       if (fields.length > 0) summary[name] = flat ? value : `${fields.length} entries`;
-    } else if (value !== "") summary[name] = name.endsWith("_at_ms") && typeof value === "number" ? timestamp(value) : value;
+    } else if (value !== "") {
+      const isTime = name.endsWith("_at_ms") && typeof value === "number";
+      summary[isTime ? name.slice(0, -3) : name] = isTime ? timestamp(value) : value;
+    }
   }
   return summary;
 }
@@ -91,7 +94,7 @@ export async function show(context: Context, { entries: count }: { entries: numb
   printer.line(printer.style("bold", actorPath(actor)));
   printer.pairs([
     ["state", view.final ? `${view.state} (finished)` : view.state],
-    ["waits", view.final ? "for nothing: it is finished" : (definition.waits(view) ?? "for nothing: it works")],
+    ["why", view.final ? "it is finished" : (definition.waits(view) ?? "it works")],
     ["owner", `${last.worker}, epoch ${last.epoch}`],
     [
       "journal",

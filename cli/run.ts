@@ -325,7 +325,8 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   add(program, {
     name: "drain",
     summary: "move everything off a worker, so that it can be stopped",
-    about: "Running effects end first, for at most a minute; then their shards move.",
+    about:
+      "Running effects end first, for at most a minute; then its shards move to other workers. With --wait, exit code 1 when it still owns some after --patience.",
     json: "document",
     examples: ["troupe drain w1 --wait", "troupe drain w1 --undo"],
     work: drain,
