@@ -388,7 +388,7 @@ function addRoles(program: Command, ports: CliPorts, add: (parent: Command, spec
     add(program, {
       name: "worker",
       summary: "run one worker: it owns shards and runs their actors",
-      about: `SIGTERM drains it first: running effects end, then its shards move. Ctrl-C ends it at once.`,
+      about: `SIGTERM drains it first: running effects end, then its shards move. Ctrl-C (SIGINT) does so with little patience.`,
       json: "none",
       examples: ["troupe worker --id w1"],
       work: ((_context: Context, options: { id?: string; httpPort: number }) => roles.worker(common(options))) as Work,

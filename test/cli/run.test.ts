@@ -1,9 +1,10 @@
 // Goal: what is typed is understood or refused before anything is touched, and the exit code says which of four things happened.
 // Method: the command with ports that have nothing behind them; what is reached for is told.
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { INVARIANTS } from "../../actors/verify.ts";
 import type { CliPorts, TextOutput } from "../../cli/ports.ts";
 import { createProgram } from "../../cli/run.ts";
 import type { Database } from "../../projections/database.ts";
@@ -71,6 +72,29 @@ describe("help", () => {
     expect(ran.stdout).toMatch(/Examples:\n {2}\$ /);
     if (!["up", "worker", "supervisor", "gateway", "projector"].includes(words[0] as string))
       expect(ran.stdout).toMatch(/--json +print (one JSON document|JSON lines)/);
+  });
+
+  test("docs/cli.md tells every command, argument and option as the help does, every invariant, and no other", async () => {
+    const doc = await readFile(new URL("../../docs/cli.md", import.meta.url), "utf8");
+    const leaves = createProgram(ports, () => {}).commands.flatMap((command) =>
+      command.commands.length > 0
+        ? command.commands.map((sub) => ({ name: `${command.name()} ${sub.name()}`, sub }))
+        : [{ name: command.name(), sub: command }],
+    );
+    const sections = new Map(
+      doc
+        .split("\n### troupe ")
+        .slice(1)
+        .map((section) => [section.split("\n")[0]?.replace(/ [<[].*/, ""), section]),
+    );
+    expect([...sections.keys()].sort()).toEqual(leaves.map(({ name }) => name).sort());
+    for (const { name, sub } of leaves) {
+      const section = sections.get(name);
+      const rows = [...sub.registeredArguments.map((one) => [one.name(), one.description]), ...sub.options.map((one) => [one.flags, one.description])];
+      for (const [word, says] of rows) expect(section).toContain(`| \`${word}\` | ${says}`);
+      expect(section?.match(/^\| `/gm) ?? []).toHaveLength(rows.length);
+    }
+    for (const [invariant, says] of Object.entries(INVARIANTS)) expect(doc).toContain(`| ${invariant} | ${says}`);
   });
 
   test("the whole help names the exit codes and the environment", async () => {
