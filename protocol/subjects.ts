@@ -137,3 +137,6 @@ export function parseHostSubject(subject: string): { worker: string; operation: 
   if (!(HOST_OPERATIONS as readonly unknown[]).includes(operation)) return undefined;
   return { worker, operation: operation as HostOperation };
 }
+
+/** Where workers tell the leading supervisor that an actor with work in flight goes on with them. */
+export const RESUMED_SUBJECT = "system.supervisor.v1.resumed";

@@ -32,11 +32,12 @@ import type { JsonObject } from "../protocol/json.ts";
 import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS, LEASE_TTL_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { encodeReply } from "../protocol/reply.ts";
-import { isReplyAllowed, parseActorSubject, WORKER_COMMAND_FILTER } from "../protocol/subjects.ts";
+import { isReplyAllowed, parseActorSubject, RESUMED_SUBJECT, WORKER_COMMAND_FILTER } from "../protocol/subjects.ts";
 import { timestamp, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
 import { Lease } from "./lease.ts";
 import { leastLoaded, type PlacementDecision, type PlacementStrategy, type PlacementWorker, planPlacement } from "./placement.ts";
+import { decodeResumed } from "./resumed.ts";
 import { decodeLeaderLease, decodePlacementEntry, decodeWorkerLease, encodeRecord, LEADER_KEY, type PlacementEntry, placementKey, shardOfKey, type WorkerLease } from "./tables.ts";
 import { type CommandOrigin, type OpenWorkerCell, type WorkerCell, workerActor } from "./worker-cell.ts";
 
@@ -55,6 +56,8 @@ const DEATHS_MAX = 3;
 const DEATHS_WINDOW_MS = 5 * 60_000;
 /** The names of workers come from our own configuration; the bound is for a configuration that draws a new name at each start. */
 const CELLS_MAX = 10_000;
+/** News of resumed actors waiting for their append. A worker's death is some hundred of them; above it the history is thinned, not the work. */
+const RESUMING_MAX = 1_000;
 const WORKER_JOURNALS = `tenant.${SYSTEM_TENANT}.worker.*.event`;
 
 export interface LeaderOptions {
@@ -106,6 +109,12 @@ interface Leadership {
   /** When a planned move was first seen, for its deadline. */
   readonly moves: Map<number, { readonly to: string; readonly seen_ms: number }>;
   readonly unowned_since_ms: Map<number, number>;
+  /** For how long each dead worker had been silent when it was declared dead. */
+  readonly detected_ms: Map<string, number>;
+  /** How each shard came to its present owner after a death, for the history of what resumed. */
+  readonly recoveries: Map<number, { readonly epoch: number; readonly detect_ms: number; readonly assign_ms: number }>;
+  /** News of resumed actors on their way into a journal. */
+  resuming: number;
   readonly subscriptions: Subscription[];
   readonly commands: Delivery[];
   commanding: boolean;
@@ -295,8 +304,9 @@ export class Leader {
             { stream: "COMMANDS", durable: "workers", filters: [WORKER_COMMAND_FILTER] },
             { on_delivery: (delivery) => this.#onCommand(leadership, delivery), on_reset: () => void leadership.commands.splice(0) },
           ),
+        async () => bus.subscribe(RESUMED_SUBJECT, ({ data }) => this.#onResumed(leadership, data)),
       ]) {
-        const subscription = await begin();
+        const subscription: Subscription = await begin();
         if (leadership.over) await subscription.stop();
         else leadership.subscriptions.push(subscription);
       }
@@ -584,6 +594,7 @@ export class Leader {
     if (outcome?.ok !== true) return;
     log.warn("a worker is dead", { worker, ...evidence, silent_ms });
     observer?.died?.(worker, silent_ms);
+    leadership.detected_ms.set(worker, silent_ms);
     const deaths = (this.#deaths.get(worker) ?? []).filter((at_ms) => now_ms - at_ms < DEATHS_WINDOW_MS);
     this.#deaths.set(worker, [...deaths, now_ms].slice(-DEATHS_MAX - 1));
   }
@@ -685,7 +696,10 @@ export class Leader {
       const since_ms = leadership.unowned_since_ms.get(shard);
       leadership.unowned_since_ms.delete(shard);
       log.info("a shard was given", { shard, worker, epoch, from, reason });
-      observer?.assigned?.(shard, worker, epoch, world.monotonic_ms() - (since_ms ?? world.monotonic_ms()));
+      const assign_ms = world.monotonic_ms() - (since_ms ?? world.monotonic_ms());
+      observer?.assigned?.(shard, worker, epoch, assign_ms);
+      const detect_ms = reason === "owner_gone" && from !== null ? leadership.detected_ms.get(from) : undefined;
+      leadership.recoveries.set(shard, { epoch, detect_ms: detect_ms ?? 0, assign_ms: Math.round(assign_ms) });
       return;
     }
     if (placed === undefined) return;
@@ -719,6 +733,29 @@ export class Leader {
     if (read?.entry !== undefined) this.#placed(leadership, read.entry);
     leadership.dirty = true;
     return false;
+  }
+
+  // ── what resumed ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #onResumed(leadership: Leadership, data: Uint8Array): void {
+    const news = decodeResumed(data);
+    if (news === undefined || leadership.over || leadership.cells.get(news.worker)?.record() === undefined) {
+      this.#options.log.debug("news of a resumed actor is set aside", { worker: news?.worker });
+      return;
+    }
+    if (leadership.resuming >= RESUMING_MAX) {
+      this.#options.log.warn("too many actors resume at once for all to be told", { worker: news.worker, actor: news.actor });
+      return;
+    }
+    const recovery = leadership.recoveries.get(news.shard);
+    const { detect_ms, assign_ms } = recovery?.epoch === news.epoch ? recovery : { detect_ms: 0, assign_ms: 0 };
+    const { actor, entries, replay_ms, first_token_ms } = news;
+    leadership.resuming += 1;
+    this.#say(leadership, news.worker, "actor.resumed", { actor, entries, detect_ms, assign_ms, replay_ms: Math.round(replay_ms), ...(first_token_ms === undefined ? {} : { first_token_ms: Math.round(first_token_ms) }) })
+      .catch((error: unknown) => this.#options.log.warn("a resumed actor could not be told", { actor, ...errorFields(error) }))
+      .finally(() => {
+        leadership.resuming -= 1;
+      });
   }
 
   // ── operators' commands ──────────────────────────────────────────────────────────────────────────────────────────
@@ -813,6 +850,9 @@ function newLeadership(epoch: number, incarnation: string, began_ms: number): Le
     table: new Map(),
     moves: new Map(),
     unowned_since_ms: new Map(),
+    detected_ms: new Map(),
+    recoveries: new Map(),
+    resuming: 0,
     subscriptions: [],
     commands: [],
     commanding: false,

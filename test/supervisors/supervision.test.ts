@@ -3,7 +3,8 @@
 // what happens and looks at what the hosts own, what the table says, and what the journals tell.
 import { describe, expect, test } from "vitest";
 import { decodeReply } from "../../protocol/reply.ts";
-import { actorSubject } from "../../protocol/subjects.ts";
+import { actorSubject, RESUMED_SUBJECT } from "../../protocol/subjects.ts";
+import { tellResumed } from "../../supervisors/resumed.ts";
 import { workerActor } from "../../supervisors/worker-cell.ts";
 import { Cluster } from "./cluster.ts";
 
@@ -65,6 +66,23 @@ describe("death", () => {
     expect(events.slice(-6)).toEqual(["state ready→suspected", "state suspected→dead", ...Array.from({ length: 4 }, () => "shard.released")]);
     const verdict = (await cluster.journal("w1")).flatMap(({ entries }) => entries).find((entry) => entry.t === "command" && entry.type === "worker.declare_dead");
     expect(verdict).toMatchObject({ body: { evidence: { kind: "lease_expired" } } });
+  });
+
+  test("an actor that goes on elsewhere is told in the new owner's journal, with the time it took to notice, to decide and to replay", async () => {
+    const { cluster, workers } = await running(["w1", "w2"]);
+    const [shard] = [...workers[0]!.host.shards.keys()];
+    workers[0]!.kill();
+    await cluster.until("the other owns everything", () => cluster.placed(), 7_000);
+    const { epoch } = workers[1]!.host.shards.get(shard!)!;
+    tellResumed(cluster.observer, { worker: "w2", actor: "acme/session/s1", shard: shard!, epoch, entries: 12, replay_ms: 3.4 });
+    tellResumed(cluster.observer, { worker: "unknown", actor: "acme/session/s1", shard: shard!, epoch, entries: 12, replay_ms: 3.4 });
+    cluster.observer.send(RESUMED_SUBJECT, new TextEncoder().encode("{"));
+    await cluster.world.advance(500);
+    const told = (await cluster.journal("w2")).flatMap(({ events }) => events).filter(({ type }) => type === "actor.resumed");
+    expect(told).toEqual([{ type: "actor.resumed", actor: "acme/session/s1", entries: 12, detect_ms: expect.any(Number), assign_ms: expect.any(Number), replay_ms: 3 }]);
+    expect(told[0]!["detect_ms"]).toBeGreaterThanOrEqual(4_000);
+    expect(told[0]!["detect_ms"]).toBeLessThan(6_500);
+    expect(await cluster.journal("unknown")).toEqual([]);
   });
 
   test("a worker that is killed and started again under its name is another incarnation and owns nothing of the earlier one's", async () => {
