@@ -52,6 +52,7 @@ interface Question {
 }
 
 export const REQUEST_PATIENCE_MS = 5_000;
+const FLUSH_PATIENCE_MS = 2_000;
 /** Finer than anybody waits, coarser than it costs. */
 const SWEEP_EVERY_MS = 50;
 /** Two of these missed and the connection is dialled anew: a broker that hangs is noticed in 15 s. */
@@ -113,7 +114,7 @@ export class Link {
   #questions = new Map<string, Question>();
   #question_count = 0;
   #stop_sweep: (() => void) | undefined;
-  #state_listeners = new Set<(state: ConnectionState) => void>();
+  #state_listeners = new Set<(state: ConnectionState) => unknown>();
 
   constructor(connection: NatsConnection, options: LinkOptions) {
     this.connection = connection;
@@ -132,7 +133,7 @@ export class Link {
     return this.#closed;
   }
 
-  onState(listener: (state: ConnectionState) => void): Subscription {
+  onState(listener: (state: ConnectionState) => unknown): Subscription {
     this.#state_listeners.add(listener);
     return { stop: async () => void this.#state_listeners.delete(listener) };
   }
@@ -227,13 +228,14 @@ export class Link {
     }
   }
 
+  /** Ends when the broker has seen everything sent so far, or within its patience: a broker that hangs answers no flush. */
   async flush(): Promise<void> {
-    if (this.#closed) return;
-    try {
-      await this.connection.flush();
-    } catch (error) {
-      this.log.debug("a flush was cut off", errorFields(error));
-    }
+    if (this.#closed || this.#state === "disconnected") return;
+    let cancel = (): void => {};
+    const patience = new Promise<void>((resolve) => (cancel = this.world.after(FLUSH_PATIENCE_MS, resolve)));
+    const flushed = this.connection.flush().catch((error: unknown) => this.log.debug("a flush was cut off", errorFields(error)));
+    await Promise.race([flushed, patience]);
+    cancel();
   }
 
   async close(): Promise<void> {

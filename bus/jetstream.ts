@@ -112,14 +112,14 @@ function insideOf(bus: Bus): Inside {
 /** J1. A broker that was restarted has forgotten its memory streams. */
 function remakeMemoryStreams(link: Link, declarations: Declarations): void {
   const memory = allDeclarations(declarations).filter((declared) => declared.storage === "memory");
-  link.onState(async (state) => {
-    if (state === "disconnected") return;
+  const remake = async (): Promise<void> => {
     for (const declared of memory) {
       const outcome = await ensureStream(link, declared, declarations.parameters.shards);
       if (outcome.kind === "created") link.log.warn("a memory stream was lost with the broker and is made again", { stream: declared.name });
       if (outcome.kind === "refused" || outcome.kind === "unavailable") link.log.error("a memory stream cannot be made again", { stream: declared.name, outcome: outcome.kind });
     }
-  });
+  };
+  link.onState((state) => (state === "connected" ? remake() : undefined));
 }
 
 function createBus(link: Link, declarations: Declarations): Bus {
