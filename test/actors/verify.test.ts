@@ -252,11 +252,14 @@ describe("what is planted is found and named", () => {
       withChange(-1, (message) => message)(streams);
       streams.store("EVENTS", actorSubject(s1, "event"), new TextEncoder().encode("{"));
       streams.store("EVENTS", actorSubject(s2, "event"), new TextEncoder().encode('{"v":1,"seq":1,"epoch":1}'));
+      streams.event({ ...(cleanJournal({ ...s1, id: "s3" }).messages[0] as JournalMessage), entries: [] });
     });
     expect(violations.map((one) => [one.invariant, one.actor])).toEqual([
       ["J3", "acme/session/s1"],
       ["J3", "globex/session/s2"],
+      ["J3", "acme/session/s3"],
     ]);
+    expect(violations.at(-1)?.what).toBe("it is no journal message: it holds no entry");
   });
 
   test("J3: a message of another actor of the same tenant", async () => {
@@ -434,6 +437,11 @@ describe("what is planted is found and named", () => {
     const { violations } = await verify(withChange(2, (message) => ({ ...message, machine: "session@0" })));
     expect(violations).toMatchObject([{ invariant: "A5", stream_sequence: 3 }]);
     expect(violations[0]?.what).toContain("session@0");
+  });
+
+  test("A5: a journal that no core can follow, with the promise that broke", async () => {
+    const { violations } = await verify(withChange(0, (message) => ({ ...message, entries: [say("first", 1), say("hello", 2)] })));
+    expect(violations).toMatchObject([{ invariant: "A5", stream_sequence: 1, what: "it cannot be replayed: a journal begins with init" }]);
   });
 
   test("A5: a snapshot that the replay does not give, with the fields that differ", async () => {
