@@ -88,6 +88,9 @@ const LIST_LIMIT_MAX = 100;
 const EVENTS_LIMIT_DEFAULT = 100;
 const EVENTS_LIMIT_MAX = 1000;
 const AFTER_CHARACTERS_MAX = 1024;
+/** Requests under way when the gateway closes get this long; then their connections are cut off. */
+const CLOSE_PATIENCE_MS = 10_000;
+const SWEEP_MS = 50;
 /** Above it a request that dribbles in is let go. */
 const REQUEST_PATIENCE_MS = 60_000;
 const IDEMPOTENCY_KEY_PATTERN = /^[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?$/;
@@ -196,7 +199,7 @@ function sendProblem(reply: FastifyReply, error: ErrorBody, status?: number): Fa
   const retry_after = retryAfterSeconds(error);
   if (retry_after !== undefined) reply.header("retry-after", String(retry_after));
   if (error.code === "unauthenticated") reply.header("www-authenticate", "Bearer");
-  return reply.code(problem.status).type(PROBLEM_MEDIA_TYPE).send(JSON.stringify(problem));
+  return reply.code(problem.status).type(PROBLEM_MEDIA_TYPE).send(Buffer.from(JSON.stringify(problem))); // Bytes: to text fastify adds a charset, which this type does not have.
 }
 
 /** Fastify's own refusals, in our words. */
@@ -216,6 +219,17 @@ function parseJson(_request: FastifyRequest, data: Buffer, done: (error: Error |
     done(null, JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data)));
   } catch (error) {
     done(invalid(`the body is not JSON in UTF-8: ${error instanceof Error ? error.message.slice(0, 200) : "unreadable"}`, ""));
+  }
+}
+
+/** The bytes of a command, for the same reading that commands from anywhere get. */
+function commandBytes(type: string, body: JsonObject): Uint8Array {
+  try {
+    return new TextEncoder().encode(JSON.stringify({ type, body }));
+  } catch (error) {
+    // Reading JSON takes any depth, writing it does not: 1 MiB can nest half a million deep.
+    if (error instanceof RangeError) throw invalid("the body is nested too deep", "");
+    throw error;
   }
 }
 
@@ -333,7 +347,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   async function say(request: FastifyRequest, session: ActorAddress, type: string, body: JsonObject, key: string | undefined): Promise<{ seq: number; result: JsonObject }> {
     const trace = headerText(request, HEADER_TRACEPARENT);
     const header = (name: string): string | undefined => (name === HEADER_TRACEPARENT ? trace : name === HEADER_IDEMPOTENCY_KEY ? key : undefined);
-    const decoding = decodeCommand("session", "command", new TextEncoder().encode(JSON.stringify({ type, body })), header);
+    const decoding = decodeCommand("session", "command", commandBytes(type, body), header);
     if (decoding.kind === "refused") throw new TroupeError(withoutEnvelope(decoding.error));
     const { command } = decoding;
     // A key of our own when the client has none: should the answer not come in time, a repeat with it is done once.
@@ -475,7 +489,19 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     async close() {
       closing = true;
       for (const abort of streams) abort.abort();
-      await app.close();
+      const closed = app.close();
+      // Connections that become idle only now would be kept for their next request; those that never do are cut off in the end.
+      let waited_ms = 0;
+      let cancelSweep = (): void => {};
+      const sweep = (): void => {
+        waited_ms += SWEEP_MS;
+        if (waited_ms < CLOSE_PATIENCE_MS) app.server.closeIdleConnections();
+        else app.server.closeAllConnections();
+        cancelSweep = world.after(SWEEP_MS, sweep);
+      };
+      sweep();
+      await closed;
+      cancelSweep();
       await replay.stop();
       await hub.stop();
     },
