@@ -122,17 +122,25 @@ export function createDatabase({ url, application_name, log, pool_size_max = POO
         error: (text: string) => log.error("a migration fails", { text }),
       };
       // Its own connection: the advisory lock belongs to a session, and a long migration must not meet the pool's statement limit.
-      const applied = await runner({
-        databaseUrl: { connectionString: url, application_name: `${application_name} migrations`, connectionTimeoutMillis: CONNECT_PATIENCE_MS },
-        dir: MIGRATIONS,
-        migrationsTable: MIGRATIONS_TABLE,
-        direction: "up",
-        singleTransaction: true,
-        advisoryLockMode: "wait",
-        logger: quiet as never,
-      });
-      for (const { name } of applied) log.info("a migration was applied", { name });
-      return applied.map(({ name }) => name);
+      // Made here, because the runner's own has nobody who hears its errors (one of them ends the process) and is left half closed.
+      const client = new pg.Client({ connectionString: url, application_name: `${application_name} migrations`, connectionTimeoutMillis: CONNECT_PATIENCE_MS });
+      client.on("error", (error) => log.debug("the migrations' connection was lost", errorFields(error)));
+      await client.connect();
+      try {
+        const applied = await runner({
+          dbClient: client,
+          dir: MIGRATIONS,
+          migrationsTable: MIGRATIONS_TABLE,
+          direction: "up",
+          singleTransaction: true,
+          advisoryLockMode: "wait",
+          logger: quiet as never,
+        });
+        for (const { name } of applied) log.info("a migration was applied", { name });
+        return applied.map(({ name }) => name);
+      } finally {
+        await client.end();
+      }
     },
 
     async close() {

@@ -16,7 +16,7 @@ import { decodeJournal } from "../protocol/journal.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
-import { assert, BrokenPromise } from "../protocol/assert.ts";
+import { assert, BrokenPromise, unreachable } from "../protocol/assert.ts";
 import type { Bus, StoredMessage } from "../bus/port.ts";
 import { type Metrics, silentMetrics } from "../telemetry/metrics.ts";
 import { type Database, faultOf, type Transaction } from "./database.ts";
@@ -413,6 +413,24 @@ export function createProjector({
       await ended;
     },
   };
+}
+
+/** The projector as a component of /readyz. */
+export function readinessOf(status: ProjectorStatus): { readonly ok: boolean; readonly detail: string } {
+  switch (status.kind) {
+    case "starting":
+      return { ok: false, detail: "starting" };
+    case "following":
+      return { ok: true, detail: `at ${status.position}` };
+    case "waiting":
+      return { ok: false, detail: `waits at ${status.position}: ${status.reason}` };
+    case "stopped":
+      return { ok: false, detail: `stopped at ${status.position}: ${status.fault.name}: ${status.fault.message}` };
+    case "ended":
+      return { ok: false, detail: `ended at ${status.position}` };
+    default:
+      return unreachable(status, "a projector's status");
+  }
 }
 
 interface Position {

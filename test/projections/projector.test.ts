@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, describe, expect, test } from "vitest";
 import { createDatabase, type Database, type Transaction } from "../../projections/database.ts";
-import { createProjector, type Projector, rebuild } from "../../projections/projector.ts";
+import { createProjector, type Projector, readinessOf, rebuild } from "../../projections/projector.ts";
 import { createQueries } from "../../projections/queries.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { createMetrics } from "../../telemetry/metrics.ts";
@@ -83,6 +83,15 @@ describe("what the rows say", () => {
       "select session, inst, attempt from llm_usage_events where outcome in ('completed', 'failed', 'superseded')",
     );
     expect(rows.map(({ session, inst, attempt }) => `${session} ${inst} ${attempt}`).sort()).toEqual(truth);
+  });
+
+  test("an attempt begins when the one before it was lost", async () => {
+    const rows = await database.query<{ began: string; lost: string }>(
+      `select next.started_at as began, lost.ended_at as lost from llm_usage_events lost join llm_usage_events next using (tenant, session, inst)
+       where lost.outcome = 'superseded' and next.attempt = lost.attempt + 1`,
+    );
+    expect(rows.length).toBeGreaterThan(5);
+    for (const { began, lost } of rows) expect(began).toBe(lost);
   });
 
   test("what an attempt cost is in its row, and null where nobody knows it", async () => {
@@ -253,6 +262,17 @@ describe("exactly once", () => {
   });
 });
 
+describe("readiness", () => {
+  test("says ok only while it follows, and why not otherwise", () => {
+    expect(readinessOf({ kind: "following", position: 3 })).toEqual({ ok: true, detail: "at 3" });
+    expect(readinessOf({ kind: "waiting", position: 3, reason: "Postgres is away" })).toEqual({ ok: false, detail: "waits at 3: Postgres is away" });
+    expect(readinessOf({ kind: "stopped", position: 3, fault: { name: "stream_cut", message: "those between were removed" } })).toEqual({
+      ok: false,
+      detail: "stopped at 3: stream_cut: those between were removed",
+    });
+  });
+});
+
 describe("when something is away", () => {
   test("Postgres killed and away for 5 s costs nothing but time", { timeout: 60_000 }, async () => {
     const postgres = await freshPostgres();
@@ -347,6 +367,17 @@ describe("what stops it", () => {
     expect(await dump(database)).toEqual(before);
     expect((await rebuild({ bus: stream.bus, database, world: realWorld, log: silentLog })).kind).toBe("rebuilt");
     expect((await createQueries(database).sessions.list("other")).items.length).toBeGreaterThan(0);
+  });
+
+  test("another stream of the very same length stops it too, though there is nothing to write", async () => {
+    const { stream } = livedStream(SEED + 11, 3, 30);
+    const database = await emptyTables();
+    await projectAll(stream, database);
+    const length = stream.messages.length;
+    stream.recreate();
+    for (const message of livedStream(SEED + 12, 3, 60).stream.messages.slice(0, length)) stream.append(message.subject, message.data);
+    expect(endOf(stream)).toBe(length);
+    expect(await project(stream, database).ended).toMatchObject({ kind: "stopped", fault: { name: "stream_replaced" } });
   });
 
   test("a stream that ends before the position stops it, and so does one whose next messages were removed", async () => {

@@ -10,8 +10,11 @@ import { decodeJournal, type Entry } from "../../protocol/journal.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { atEndOfFile } from "../harness/endings.ts";
-import { freshDatabase } from "../harness/servers.ts";
-import { answered, command, createEventStream, type EventStream, type Journal, readySession, realWorld } from "./event-stream.ts";
+import { freshDatabase, freshPostgres } from "../harness/servers.ts";
+import { answered, command, createEventStream, eventually, type EventStream, type Journal, readySession, realWorld } from "./event-stream.ts";
+
+/** node-pg-migrate's own. */
+const MIGRATION_LOCK = "7241865325823964";
 
 let database: Database;
 let queries: Queries;
@@ -58,6 +61,7 @@ beforeAll(async () => {
     if (index % 3 !== 0) journal.commit(answered(journal.inst("model") ?? "", "hello", index, 2));
     journals.push(journal);
   }
+  journals[4]?.commit(...["one", "two", "three", "four", "five"].map((content) => command("message.send", { content })));
   await projected();
 });
 
@@ -80,7 +84,7 @@ describe("sessions", () => {
 
   test("filters by state and agent hold over pages", async () => {
     const thinking = await walk((after) => queries.sessions.list("acme", { state: "thinking", agent: "a0", limit: 2, after }));
-    expect(thinking.length).toBe(4);
+    expect(thinking.length).toBe(5);
     expect(thinking.every(({ state, agent }) => state === "thinking" && agent === "a0")).toBe(true);
   });
 
@@ -130,6 +134,11 @@ describe("cursors and limits", () => {
     for (const agent of ["' or 1=1 --", "\u0000", "\ud800", "%"]) expect((await queries.sessions.list("acme", { agent })).items).toEqual([]);
   });
 
+  test("a forgotten transaction and a stuck statement have an end on the server's side", async () => {
+    expect(await database.query("show idle_in_transaction_session_timeout")).toEqual([{ idle_in_transaction_session_timeout: "15s" }]);
+    expect(await database.query("show statement_timeout")).toEqual([{ statement_timeout: "1min" }]);
+  });
+
   test("a database that is away is `unavailable`", async () => {
     const away = createDatabase({ url: "postgres://nobody:x@127.0.0.1:1/none", application_name: "test", log: silentLog });
     expect(await codeOf(() => createQueries(away).sessions.list("acme"))).toBe("unavailable");
@@ -165,6 +174,14 @@ describe("usage and audit", () => {
     });
   });
 
+  test("pages may end within a commit of several entries", async () => {
+    for (const limit of [1, 2, 3]) {
+      const rows = await walk((after) => queries.audit("acme", { actor: "s4", limit, after }));
+      expect(rows.map(({ seq }) => seq)).toEqual([9, 8, 7, 6, 5, 4, 3, 2, 1]);
+      expect(rows.map(({ state_after }) => state_after === null)).toEqual([false, true, true, true, true, false, false, false, false]);
+    }
+  });
+
   test("what the audit holds of an actor equals what its journal says, and one changed byte shows", async () => {
     const journal = journals[1] as Journal;
     const entries: Entry[] = stream.messages.flatMap(({ subject, data }) => (subject === "tenant.acme.session.s1.event" ? decodeJournal(data).entries : []));
@@ -177,4 +194,25 @@ describe("usage and audit", () => {
     expect(digestOf(changed.map(auditHash))).not.toBe(summary.digest);
     expect(await queries.audit_summary({ ...journal.actor, tenant: "other" })).toEqual({ rows: 0, seq_max: 0, stream_sequence_max: 0, digest: digestOf([]) });
   });
+});
+
+test("migrations that meet the end of Postgres reject, and the process lives", { timeout: 60_000 }, async () => {
+  const postgres = await freshPostgres();
+  const fresh = createDatabase({ url: postgres.url, application_name: "test", log: silentLog });
+  atEndOfFile(() => fresh.close());
+  // Somebody else holds the lock, so they wait; then Postgres goes.
+  const holder = createDatabase({ url: postgres.url, application_name: "holder", log: silentLog });
+  atEndOfFile(() => holder.close());
+  await holder.query(`select pg_advisory_lock(${MIGRATION_LOCK})`);
+  const waits = fresh.migrate();
+  const outcome = waits.then(
+    () => "migrated",
+    () => "rejected",
+  );
+  await eventually(async () => (await holder.query<{ waiting: number }>("select count(*) as waiting from pg_locks where not granted"))[0]?.waiting === 1);
+  await postgres.stop();
+  expect(await outcome).toBe("rejected");
+  await postgres.start();
+  expect(await fresh.migrate()).toEqual(["0001_projections"]);
+  expect(await fresh.migrate()).toEqual([]);
 });
