@@ -1,6 +1,7 @@
 // cluster: workers, shards and drain: who runs where, as the leases and the placement table say, and an operator's word to a worker.
 import { TroupeError } from "../protocol/errors.ts";
 import { SYSTEM_TENANT } from "../protocol/ids.ts";
+import { decodeJournal } from "../protocol/journal.ts";
 import { pause } from "../protocol/world.ts";
 import {
   decodeLeaderLease,
@@ -41,16 +42,23 @@ export async function workers(context: Context): Promise<number> {
   const { printer, ports } = context;
   const all = await leases(context);
   const leader = await (await context.bus()).bucket("LEADER").get(LEADER_KEY);
+  // What the leading supervisor thinks of them stands in their journals; a lease says only what a worker says of itself.
+  const states = new Map<string, string>();
+  for (const stored of await (await context.bus()).last_of_each("EVENTS", `tenant.${SYSTEM_TENANT}.worker.*.event`)) {
+    const { actor, state } = decodeJournal(stored.data);
+    states.set(actor.id, state);
+  }
+  const stateOf = (lease: WorkerLease): string => states.get(lease.id) ?? (lease.draining ? "draining" : "joining");
   const leading = leader === undefined ? undefined : decodeLeaderLease(leader.value);
   if (printer.json) {
-    printer.document({ leader: leading ?? null, workers: all });
+    printer.document({ leader: leading ?? null, workers: all.map((lease) => ({ ...lease, state: stateOf(lease) })) });
     return EXIT.done;
   }
   printer.table(
     ["worker", "state", "shards", "actors", "effects", "up", "machines"],
     all.map((one) => [
       one.id,
-      one.draining ? "draining" : "ready",
+      stateOf(one),
       one.owned,
       one.resident,
       one.running,

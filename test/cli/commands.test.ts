@@ -232,8 +232,26 @@ describe("workers, shards, drain and machines", () => {
       .bucket("PLACEMENT")
       .create("1", encodeRecord({ worker: "w1", incarnation: "i", epoch: 4, since: started_at, moving_to: "w2", from: null, reason: "new" }));
     const workers = JSON.parse((await ground.cli(["workers", "--json"])).stdout);
-    expect(workers).toMatchObject({ leader: null, workers: [{ id: "w1", draining: true, resident: 3 }] });
+    expect(workers).toMatchObject({ leader: null, workers: [{ id: "w1", draining: true, resident: 3, state: "draining" }] });
     expect((await ground.cli(["workers"])).stdout).toMatch(/w1 +draining +2 +3 +0/);
+    // What the leader wrote into the worker's journal counts more than what the worker says of itself.
+    const w1 = { tenant: "system", kind: "worker", id: "w1" } as const;
+    const suspected = {
+      v: 1,
+      actor: w1,
+      seq: 1,
+      epoch: 1,
+      worker: "s1",
+      machine: "worker@1",
+      at: started_at,
+      entries: [],
+      state: "suspected",
+      events: [],
+      out: [],
+      out_confirmed_seq: 0,
+    } as const;
+    await ground.bus.append({ subject: "tenant.system.worker.w1.event", data: encodeJournal(suspected), expected_last_sequence: 0, commit_id: "leader.1" });
+    expect((await ground.cli(["workers"])).stdout).toMatch(/w1 +suspected +2 +3 +0/);
     const shards = JSON.parse((await ground.cli(["shards", "--json"])).stdout);
     expect(shards.shards).toMatchObject([
       { shard: 0, worker: null },
