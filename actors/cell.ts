@@ -26,10 +26,10 @@ import { APPEND_BYTES_TARGET, APPEND_ENTRIES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_EV
 import { errorFields, type Log } from "../protocol/log.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import { pause, timestamp, type World } from "../protocol/world.ts";
-import { type ActorState, commandHash, type Core, outerState, recognise, type Outcome } from "../state-machines/step.ts";
+import { type ActorState, commandHash, type Core, outerState, recognise, type Outcome, type Running } from "../state-machines/step.ts";
 import { createEffectRunner, type EffectRunner } from "./effect-runner.ts";
 import type { EntryCache } from "./entry-cache.ts";
-import type { Performers } from "./performer.ts";
+import type { EffectScope, Performers } from "./performer.ts";
 import { type CommitHead, encodeSnapshot, type Restored, type Restorer } from "./restore.ts";
 import { createTokenWriter } from "./token-writer.ts";
 
@@ -43,13 +43,14 @@ export type MailItem =
       readonly decided: (outcome: Outcome) => void;
     }
   | { readonly kind: "refused"; readonly error: ErrorBody; readonly type: string; readonly channel: Command["channel"]; readonly source?: CommandSource; readonly decided: (outcome: Outcome) => void }
-  | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" }> };
+  | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" | "claim" }> };
 
 export interface CellObserver {
   committed?(entries: number, ms: number): void;
   decided?(outcome: Outcome, type: string): void;
   effect?(what: "started" | "done" | "failed" | "aborted", src: string): void;
-  first_token?(): void;
+  /** A model call of this actor said its first word. */
+  first_token?(actor: ActorAddress): void;
   events?(actor: ActorAddress, events: readonly ActorEvent[]): void;
 }
 
@@ -77,6 +78,13 @@ export interface CellDeps {
   admit?(command: Command): Promise<ErrorBody | undefined>;
   /** Makes the actor's debt durable before it exists; undefined for actors outside the shards. */
   mark?(): Promise<void>;
+  /** What a lost attempt may have cost, for effects that cost money; the machine's recovery budget counts it. Rejects when it cannot be known. */
+  readonly assume_cost?: (effect: Running, scope: EffectScope) => Promise<number | undefined>;
+  /**
+   * An actor that lost its worker more than once is suspected to be why. Resolves when it may begin its effects, one suspect at a time in
+   * this process; the answer is called when it has shown that it does no harm, or has left.
+   */
+  readonly quarantine?: (tries: number) => Promise<() => void>;
   /** Why the previous owner is not ours: stands in the claim. */
   readonly claim_reason: string;
   /** Told when an actor with work in flight goes on here. */
@@ -93,6 +101,11 @@ const REFUSED_PER_S = 1;
 const PERMISSION_POLL_MS = 50;
 /** Waits between repeats of what the bus could not take; the last one repeats. */
 const RETRY_MS = [20, 50, 100, 250, 500, 1000] as const;
+
+/** From this many lost attempts in a row on, an actor is a suspect. Two: the first loss is anybody's, the second a coincidence at most. */
+const SUSPECT_TRIES = 2;
+/** A suspect whose effects run this long without harm lets the next one begin. Poison acts at once, as a rule. */
+const SUSPECT_SURVIVES_MS = 3_000;
 
 interface Decided {
   readonly item: MailItem;
@@ -118,30 +131,37 @@ export class ActorCell {
   #trace: string | undefined;
   #armed_due_ms: number | undefined;
   readonly #unanswered = new Set<(outcome: Outcome) => void>();
+  /** Its effects may not begin yet: it is suspected of ending the processes it runs in. */
+  #quarantined = false;
+  #leaveQuarantine: (() => void) | undefined;
 
   constructor(deps: CellDeps) {
     this.#deps = deps;
     this.#touched_at_ms = deps.world.monotonic_ms();
     this.#refused_at_ms = this.#touched_at_ms;
     this.#snapshot_at_ms = this.#touched_at_ms;
-    const { bus, world, log, actor } = deps;
     this.#effects = createEffectRunner({
       performers: deps.performers,
-      log,
+      log: deps.log,
       post: (entry) => this.push({ kind: "entry", entry }),
       observe: (what, src) => deps.observer?.effect?.(what, src),
-      scope: (effect, signal) => ({
-        actor,
-        inst: effect.inst,
-        attempt: effect.attempt,
-        epoch: deps.epoch,
-        idempotency_key: `${actorPath(actor)}/${effect.inst}`,
-        signal,
-        trace: this.#trace,
-        entries: (seqs) => deps.entries.get(actor, seqs),
-        tokens: (place) => createTokenWriter(actor, { ...place, attempt: effect.attempt, epoch: deps.epoch }, { bus, world, log, on_first: () => deps.observer?.first_token?.() }),
-      }),
+      scope: (effect, signal) => this.#scopeOf(effect, signal),
     });
+  }
+
+  #scopeOf(effect: Running, signal: AbortSignal): EffectScope {
+    const { actor, bus, world, log, epoch, entries, observer } = this.#deps;
+    return {
+      actor,
+      inst: effect.inst,
+      attempt: effect.attempt,
+      epoch,
+      idempotency_key: `${actorPath(actor)}/${effect.inst}`,
+      signal,
+      trace: this.#trace,
+      entries: (seqs) => entries.get(actor, seqs),
+      tokens: (place) => createTokenWriter(actor, { ...place, attempt: effect.attempt, epoch }, { bus, world, log, on_first: () => observer?.first_token?.(actor) }),
+    };
   }
 
   get actor(): ActorAddress {
@@ -201,6 +221,7 @@ export class ActorCell {
   /** Ends everything at once. Nothing more is appended, answered or acknowledged. */
   stop(): void {
     this.#phase = "stopped";
+    this.#endQuarantine();
     this.#effects.stop();
     this.#stopClocks();
     this.#mailbox.length = 0;
@@ -277,20 +298,62 @@ export class ActorCell {
       if (!(await this.#claim(restored))) return false;
       this.#deps.resumed?.({ actor, entries: restored.entries_replayed, replay_ms: world.monotonic_ms() - began_ms });
     }
-    this.#reconcile(false);
+    this.#reconcile(this.#holding());
     return !this.#stopped();
   }
 
   /** C5. Answers false when the cell stopped, or must be loaded again. */
   async #claim(restored: Restored): Promise<boolean> {
     const held = new Set(restored.last.held);
-    const lost = Object.values(restored.state.running)
-      .map((effect) => effect.inst)
-      .filter((inst) => !held.has(inst));
-    const entry: Entry = { t: "claim", from: restored.last.worker, reason: this.#deps.claim_reason, lost };
+    const effects = Object.values(restored.state.running).filter((effect) => !held.has(effect.inst));
+    const assumed = await this.#assumedCosts(effects);
+    const entry: Entry = {
+      t: "claim",
+      from: restored.last.worker,
+      reason: this.#deps.claim_reason,
+      lost: effects.map((effect) => effect.inst),
+      ...(Object.keys(assumed).length === 0 ? {} : { assumed }),
+    };
     const folded = this.#fold(restored.state, entry, this.#stamp(restored.state));
+    const { tries } = folded.state.recovery;
+    const suspect = this.#deps.quarantine !== undefined && tries >= SUSPECT_TRIES && Object.keys(folded.state.running).length > 0;
+    this.#quarantined = suspect;
     const outcome = await this.#commit([folded], []);
+    if (outcome === "committed" && suspect) this.#enterQuarantine(tries);
     return outcome === "committed";
+  }
+
+  async #assumedCosts(effects: readonly Running[]): Promise<Record<string, number>> {
+    const costs: Record<string, number> = {};
+    for (const effect of effects) {
+      try {
+        const cost = await this.#deps.assume_cost?.(effect, this.#scopeOf(effect, new AbortController().signal));
+        if (cost !== undefined) costs[effect.inst] = cost;
+      } catch (error) {
+        this.#deps.log.warn("what a lost attempt may have cost is not known", { actor: actorPath(this.actor), inst: effect.inst, ...errorFields(error) });
+      }
+    }
+    return costs;
+  }
+
+  /** The claim said that nothing of it has begun (`held`); another one says when it may. */
+  #enterQuarantine(tries: number): void {
+    const { quarantine, world, worker } = this.#deps;
+    void quarantine?.(tries).then((leave) => {
+      if (this.#stopped()) {
+        leave();
+        return;
+      }
+      this.#leaveQuarantine = leave;
+      this.#quarantined = false;
+      this.push({ kind: "entry", entry: { t: "claim", from: worker, reason: "its quarantine ended", lost: [] } });
+      void world.after(SUSPECT_SURVIVES_MS, () => this.#endQuarantine());
+    });
+  }
+
+  #endQuarantine(): void {
+    this.#leaveQuarantine?.();
+    this.#leaveQuarantine = undefined;
   }
 
   // ── deciding ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -326,7 +389,10 @@ export class ActorCell {
   /** What becomes of one item: an entry to append, or only an answer, or (for stale news) nothing. */
   async #decide(item: MailItem, state: ActorState | undefined): Promise<{ entry?: Entry; outcome?: Outcome }> {
     const { core, actor } = this.#deps;
-    if (item.kind === "entry") return state !== undefined && core.awaits(state, item.entry) ? { entry: item.entry } : {};
+    if (item.kind === "entry") {
+      const wanted = state !== undefined && core.awaits(state, item.entry) && (item.entry.t !== "claim" || Object.keys(state.running).length > 0);
+      return wanted ? { entry: item.entry } : {};
+    }
     const no = (error: ErrorBody): { outcome: Outcome } => ({ outcome: { ok: false, error } });
     if (item.kind === "refused") {
       if (state === undefined || !this.#mayJournalRefusal()) return no(item.error);
@@ -405,7 +471,7 @@ export class ActorCell {
     const last = folds.at(-1);
     assert(last !== undefined, "a commit has entries");
     const { state } = last;
-    const hold = this.#deps.holding();
+    const hold = this.#holding();
     const live = this.#effects.live();
     const held = hold ? Object.values(state.running).flatMap((effect) => (live.has(effect.inst) ? [] : [effect.inst])) : [];
     const out = folds.flatMap((fold) => fold.out);
@@ -446,6 +512,7 @@ export class ActorCell {
     if (out.length > 0 && !(await this.#publishOut(out))) return "stopped";
     this.#tell(decided);
     this.#reconcile(hold);
+    if (Object.keys(state.running).length === 0) this.#endQuarantine();
     await this.#maybeSnapshot(bus);
     return "committed";
   }
@@ -496,7 +563,7 @@ export class ActorCell {
     this.#effects.reconcile(state.running, hold || !permitted);
     this.#reconcileTimers(state);
     // Held up by an outage, not by leaving: what the state names begins as soon as the lease is good again.
-    if (!permitted && !hold) void this.#deps.world.after(PERMISSION_POLL_MS, () => this.#reconcile(this.#deps.holding()));
+    if (!permitted && !hold) void this.#deps.world.after(PERMISSION_POLL_MS, () => this.#reconcile(this.#holding()));
   }
 
   #reconcileTimers(state: ActorState): void {
@@ -567,6 +634,10 @@ export class ActorCell {
     this.#snapshot_at_ms = world.monotonic_ms();
     const outcome = await bus.publish(actorSubject(actor, "snapshot"), data);
     if (outcome.kind !== "stored") log.warn("snapshot not stored; the journal is replayed from the one before", { actor: actorPath(actor), outcome: outcome.kind });
+  }
+
+  #holding(): boolean {
+    return this.#quarantined || this.#deps.holding();
   }
 
   #stopped(): boolean {

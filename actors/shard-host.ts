@@ -52,6 +52,7 @@ export interface ShardHostDeps {
   on_conflict(shard: number, epoch: number): Promise<"mine" | "lost">;
   readonly admit?: (actor: ActorAddress, command: Parameters<NonNullable<CellDeps["admit"]>>[0]) => ReturnType<NonNullable<CellDeps["admit"]>>;
   on_resumed?(resumed: Resumed): void;
+  readonly assume_cost?: CellDeps["assume_cost"];
   readonly observer?: CellObserver;
   readonly passivate_after_ms?: number;
 }
@@ -87,6 +88,8 @@ const REST_EVERY_MS = 5_000;
 const RESTORES_AT_ONCE = 64;
 /** An append that is under way when a shard leaves gets this long to be answered; the journal knows its fate in any case. */
 const SETTLE_MS = 1_000;
+/** How long a suspect waits at least: the restores of one take-over are over by then. */
+const QUARANTINE_MS = 200;
 /** Looks for a gap this often while leaving. */
 const LEAVE_POLL_MS = 10;
 
@@ -170,12 +173,36 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       resumed: (resumed) => deps.on_resumed?.({ ...resumed, shard: shard.number, epoch: shard.epoch, from: shard.from.worker, reason: shard.from.reason, replay_ms: world.monotonic_ms() - began_ms }),
       ...(admit === undefined ? {} : { admit: (command) => admit(actor, command) }),
       ...(deps.observer === undefined ? {} : { observer: deps.observer }),
+      ...(deps.assume_cost === undefined ? {} : { assume_cost: deps.assume_cost }),
+      quarantine,
     });
     const found = shard.found_marks.get(path);
     shard.found_marks.delete(path);
     const resident: Resident = { cell, mark: found === undefined ? { kind: "none" } : { kind: "set", sequence: found } };
     shard.residents.set(path, resident);
     return resident;
+  }
+
+  /** Suspects begin one after another, those that lost most first: so the guilty one is found before it costs the others their tries. */
+  const suspects: { readonly tries: number; readonly begin: (leave: () => void) => void }[] = [];
+  let suspect_out = false;
+  function quarantine(tries: number): Promise<() => void> {
+    return new Promise((resolve) => {
+      suspects.push({ tries, begin: resolve });
+      suspects.sort((a, b) => b.tries - a.tries);
+      // A moment for the others of the same loss to arrive, so that the order means something.
+      void world.after(QUARANTINE_MS, nextSuspect);
+    });
+  }
+  function nextSuspect(): void {
+    if (suspect_out) return;
+    const next = suspects.shift();
+    if (next === undefined) return;
+    suspect_out = true;
+    next.begin(() => {
+      suspect_out = false;
+      nextSuspect();
+    });
   }
 
   // ── the inbox ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -82,6 +82,7 @@ export const COMMANDS = {
     "session.resume": { channels: ["command", "control"], body: reason },
     "session.hibernate": { channels: ["command", "control"], body: reason },
     "session.terminate": { channels: ["command", "control"], body: reason },
+    "session.unpark": { channels: ["control"], body: reason },
   },
   tenant: {
     "tenant.create": { channels: ["control"], body: z.object({ name: z.string().max(256).optional() }) },

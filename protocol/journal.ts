@@ -44,7 +44,14 @@ export type Entry =
   | { readonly t: "fail"; readonly inst: string; readonly error: EffectError }
   | { readonly t: "timer"; readonly inst: string }
   /** A new owner took the actor over while effects were in flight; `lost` are the insts whose attempt may have begun elsewhere. */
-  | { readonly t: "claim"; readonly from: string | null; readonly reason: string; readonly lost: readonly string[] }
+  | {
+      readonly t: "claim";
+      readonly from: string | null;
+      readonly reason: string;
+      readonly lost: readonly string[];
+      /** inst → what its lost attempt may have cost, in micro-dollars: the provider may have billed it. */
+      readonly assumed?: Readonly<Record<string, number>>;
+    }
   | { readonly t: "upgrade"; readonly to: string };
 
 export type EntryTag = Entry["t"];

@@ -4,6 +4,7 @@
 import { createAdmission } from "../actors/admission.ts";
 import type { CellObserver } from "../actors/cell.ts";
 import { createDirectory } from "../actors/directory.ts";
+import { assumedCost } from "../actors/effects/assumed-cost.ts";
 import type { EffectScope, Performers } from "../actors/performer.ts";
 import { createPerformers } from "../actors/performers.ts";
 import { createRestorer } from "../actors/restore.ts";
@@ -105,6 +106,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
       metrics.observe("troupe_recovery_replay_seconds", {}, resumed.replay_ms / 1000);
       log.info("actor goes on here", { tenant: resumed.actor.tenant, kind: resumed.actor.kind, actor: resumed.actor.id, from: resumed.from, reason: resumed.reason, entries: resumed.entries, replay_ms: Math.round(resumed.replay_ms) });
     },
+    assume_cost: assumedCost,
     observer: observerOf(metrics),
     passivate_after_ms: settings.TROUPE_PASSIVATE_AFTER_MS,
   });

@@ -538,6 +538,14 @@ function turnCancelled(context: SessionContext, reason: string): Change {
   }));
 }
 
+/** Recovering it is given up until somebody says otherwise: the call in flight ends, the step's tools are answered, the turn stays open. */
+function parked(context: SessionContext, { tries, cost_usd_micros }: { tries: number; cost_usd_micros: number }): Change {
+  const reason = `its worker was lost ${tries} times in a row while it worked, at a cost of up to ${cost_usd_micros} micro-dollars`;
+  const call: Change = context.now.attempts["model"] === undefined ? {} : modelFailed(context, { code: "lost", message: "the session was parked" });
+  const tools = after(context, call, (called) => toolsGivenUp(called, { code: "lost", message: "the session was parked while this ran; it may have acted" }));
+  return after(context, after(context, tools, stepClosed), () => ({ context: { reason }, tell: [{ type: "session.parked", reason, tries, cost_usd_micros }] }));
+}
+
 /** SE1: what still waits will not have its turn. */
 function queueDropped(context: SessionContext): Change {
   return { context: { queue: [] }, tell: context.queue.map(({ turn }) => ({ type: "turn.cancelled", turn, reason: "terminated" })) };
@@ -547,8 +555,14 @@ function queueDropped(context: SessionContext): Change {
 
 type SessionCommand =
   | CommandEvent<"message.send", MessageBody>
-  | CommandEvent<"turn.cancel" | "session.pause" | "session.resume" | "session.hibernate" | "session.terminate", ReasonBody>;
-type SessionEvent = SessionCommand | GroupResult<"tool", ToolOutput>;
+  | CommandEvent<"turn.cancel" | "session.pause" | "session.resume" | "session.hibernate" | "session.terminate" | "session.unpark", ReasonBody>;
+/** Said by the host: this actor lost its worker too often, or too expensively, without getting anywhere. */
+interface RecoveryExhausted {
+  readonly type: "recovery.exhausted";
+  readonly tries: number;
+  readonly cost_usd_micros: number;
+}
+type SessionEvent = SessionCommand | RecoveryExhausted | GroupResult<"tool", ToolOutput>;
 
 /** What enqueueActions offers, as far as it is used here. */
 interface Enqueue {
@@ -589,6 +603,7 @@ export function sessionMachineOver(table: ToolTable) {
       all_back: ({ context }) => !context.tools.some(isPending),
       pausing: ({ context }) => context.pausing,
       not_pausing: ({ context }) => !context.pausing,
+      not_configured: ({ context }) => context.config === null,
       turn_open: ({ context }) => context.turn_state === "open",
       loops_used: ({ context }) => context.turn_state === "open" && context.step + 1 >= maxLoops(context),
       single_over: ({ context }) => context.mode === "single" && context.turn > 0 && context.turn_state !== "open",
@@ -628,6 +643,7 @@ export function sessionMachineOver(table: ToolTable) {
           after(args.context, turnCancelled(args.context, "expired"), () => ({ context: { reason: "expired" }, tell: [{ type: "session.expired", state }] })),
         ),
       ),
+      park: enqueueActions((args, spent: { tries: number; cost_usd_micros: number }) => perform(args, parked(args.context, spent))),
       drop_queue: enqueueActions((args) => perform(args, queueDropped(args.context))),
     },
   }).createMachine({
@@ -637,6 +653,7 @@ export function sessionMachineOver(table: ToolTable) {
     entry: "tell_created",
     initial: "initializing",
     on: {
+      "recovery.exhausted": { target: ".parked", actions: { type: "park", params: ({ event }) => ({ tries: event.tries, cost_usd_micros: event.cost_usd_micros }) } },
       "session.terminate": {
         target: ".terminated",
         actions: [
@@ -808,6 +825,20 @@ export function sessionMachineOver(table: ToolTable) {
         on: { "session.resume": { target: "initializing", actions: { type: "give_reason", params: { reason: null } } } },
       },
 
+      parked: {
+        id: "parked",
+        meta: { group: "suspended" },
+        description: "lost too many workers; waits for an operator",
+        on: {
+          "message.send": { actions: "receive" },
+          "session.unpark": [
+            { guard: "not_configured", target: "initializing", actions: { type: "give_reason", params: { reason: null } } },
+            { target: "choosing", actions: { type: "give_reason", params: { reason: null } } },
+          ],
+        },
+        after: { suspended_ttl: { target: "terminated", actions: { type: "expire", params: { state: "parked" } } } },
+      },
+
       terminated: { id: "terminated", type: "final", entry: "drop_queue" },
     },
   });
@@ -863,6 +894,8 @@ function waits(view: ActorView): string | undefined {
       return `hibernated${because}: waits for a message or session.resume${halfway}${waiting(queue.length)}`;
     case "unhealthy":
       return `could not begin${because}: waits for session.resume, which tries again${waiting(queue.length)}`;
+    case "parked":
+      return `parked${because}: waits for an operator's session.unpark${halfway}${waiting(queue.length)}`;
     case "terminated":
       return `ended${because}`;
     default:
@@ -876,6 +909,7 @@ export function sessionDefinitionOver(table: ToolTable): ActorDefinition {
     kind: "session",
     machine: sessionMachineOver(table),
     creates: "session.create",
+    internal: ["recovery.exhausted"],
     effects: {
       load_configuration: { lost: () => "retry" },
       call_model: {

@@ -29,7 +29,7 @@ interface Input {
 }
 
 /** What an agent's model may say in one call when nobody set a bound. */
-const OUTPUT_TOKENS_DEFAULT = 4096;
+export const OUTPUT_TOKENS_DEFAULT = 4096;
 
 const outputOf = (entry: Entry | undefined): JsonObject => (entry?.t === "done" ? (entry.output as JsonObject) : {});
 

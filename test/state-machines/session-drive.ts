@@ -83,6 +83,11 @@ const after = (drive: SessionDrive, ...commands: string[]): SessionDrive => {
   return drive;
 };
 
+const parked = (drive: SessionDrive): SessionDrive => {
+  while (drive.at !== "parked") drive.claim();
+  return drive;
+};
+
 /** A way into every state, and into each of those that differ in what they take. */
 export const WAYS = {
   initializing: () => session(),
@@ -99,6 +104,8 @@ export const WAYS = {
     drive.fail("configuration", { code: "agent_unknown", message: "there is no agent 'assistant'" });
     return drive;
   },
+  parked: () => parked(thinking()),
+  "parked before its configuration": () => parked(session()),
   terminated: () => after(idle(), "session.terminate"),
 } as const satisfies Record<string, () => SessionDrive>;
 

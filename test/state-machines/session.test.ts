@@ -18,6 +18,7 @@ import {
   TRANSCRIPT_ITEMS_MAX,
   type TranscriptItem,
 } from "../../state-machines/session.ts";
+import { RECOVERY_COST_USD_MICROS_MAX, RECOVERY_TRIES_MAX } from "../../state-machines/step.ts";
 import { acting, answer, configuration, expectInvariants, idle, lost, observed, session, SessionDrive, thinking, WAYS } from "./session-drive.ts";
 
 type Way = keyof typeof WAYS;
@@ -35,6 +36,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   idle: {
     "message.send": "thinking",
@@ -46,6 +48,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": "hibernated",
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   thinking: {
     "message.send": "thinking",
@@ -57,6 +60,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   acting: {
     "message.send": "acting",
@@ -68,6 +72,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   "acting, to be paused": {
     "message.send": "acting",
@@ -79,6 +84,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   paused: {
     "message.send": "paused",
@@ -90,6 +96,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": "hibernated",
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   "paused within a turn": {
     "message.send": "paused",
@@ -101,6 +108,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": "hibernated",
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   hibernated: {
     "message.send": "thinking",
@@ -112,6 +120,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   "hibernated within a turn": {
     "message.send": "thinking",
@@ -123,6 +132,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   unhealthy: {
     "message.send": ILLEGAL,
@@ -134,6 +144,7 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": "terminated",
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
   },
   terminated: {
     "message.send": ILLEGAL,
@@ -145,6 +156,31 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.hibernate": ILLEGAL,
     "session.terminate": ILLEGAL,
     "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
+  },
+  parked: {
+    "message.send": "parked",
+    "message.send reject": "busy",
+    "message.send interrupt": "parked",
+    "turn.cancel": ILLEGAL,
+    "session.pause": ILLEGAL,
+    "session.resume": ILLEGAL,
+    "session.hibernate": ILLEGAL,
+    "session.terminate": "terminated",
+    "session.create": ILLEGAL,
+    "session.unpark": "thinking",
+  },
+  "parked before its configuration": {
+    "message.send": "parked",
+    "message.send reject": "parked",
+    "message.send interrupt": "parked",
+    "turn.cancel": ILLEGAL,
+    "session.pause": ILLEGAL,
+    "session.resume": ILLEGAL,
+    "session.hibernate": ILLEGAL,
+    "session.terminate": "terminated",
+    "session.create": ILLEGAL,
+    "session.unpark": "initializing",
   },
 };
 
@@ -156,7 +192,7 @@ describe("every state crossed with every command", () => {
       expect([...new Set(Object.keys(row).map((command) => command.split(" ")[0]))].sort()).toEqual(Object.keys(COMMANDS.session).sort());
     const states = Object.keys(sessionDefinition.machine.states).filter((name) => name !== "choosing");
     expect([...new Set(Object.values(WAYS).map((way) => way().at))].sort()).toEqual(states.sort());
-    expect(cases).toHaveLength(11 * 9);
+    expect(cases).toHaveLength(13 * 10);
   });
 
   test.each(cases)("$way takes $command to $leads_to", ({ way, command, leads_to }) => {
@@ -815,3 +851,43 @@ test("long random lives keep the invariants, end every turn once, and replay fro
   );
   expect(longest).toBeGreaterThan(20);
 }, 60_000);
+
+describe("the recovery budget", () => {
+  test("five lost attempts in a row park the session: nothing runs, its turn stays open, its cost is told", () => {
+    const drive = thinking();
+    for (let tries = 1; tries < RECOVERY_TRIES_MAX; tries++) drive.claim();
+    expect([drive.at, drive.state.running["model"]?.attempt]).toEqual(["thinking", RECOVERY_TRIES_MAX]);
+    drive.claim();
+    expect(drive.at).toBe("parked");
+    expect(drive.running).toEqual([]);
+    expect(drive.told).toContainEqual(expect.objectContaining({ type: "session.parked", tries: RECOVERY_TRIES_MAX }));
+    expectInvariants(drive);
+    drive.tell("session.unpark");
+    expect([drive.at, drive.context.step, drive.context.turn]).toEqual(["thinking", 1, 1]);
+    drive.done("model", answer("at last"));
+    expect(drive.at).toBe("idle");
+    expectInvariants(drive);
+  });
+
+  test("a result gives the budget back", () => {
+    const drive = thinking();
+    for (let tries = 1; tries < RECOVERY_TRIES_MAX; tries++) drive.claim();
+    drive.done("model", answer("", "now"));
+    for (let tries = 1; tries < RECOVERY_TRIES_MAX; tries++) drive.claim();
+    expect(drive.at).toBe("acting");
+  });
+
+  test("what lost attempts may have cost parks it too, and is told with the attempt that it voids", () => {
+    const drive = thinking();
+    const inst = drive.state.running["model"]!.inst;
+    drive.apply({ t: "claim", from: "w1", reason: "died", lost: [inst], assumed: { [inst]: RECOVERY_COST_USD_MICROS_MAX } });
+    expect(drive.at).toBe("parked");
+    expect(drive.told).toContainEqual({ type: "superseded", turn: 1, step: 0, attempt: 1, assumed_usd_micros: RECOVERY_COST_USD_MICROS_MAX });
+  });
+
+  test("a claim that lost nothing spends nothing", () => {
+    const drive = thinking();
+    for (let moves = 0; moves < 3 * RECOVERY_TRIES_MAX; moves++) drive.claim([]);
+    expect([drive.at, drive.state.recovery.tries]).toEqual(["thinking", 0]);
+  });
+});
