@@ -43,7 +43,13 @@ export interface FenceReads {
 }
 
 /** Sends until it is known what stands after the expected sequence, or the patience ends. */
-export async function decideAppend(world: World, reads: FenceReads, append: Append, give_up_at_ms: number, send: () => Promise<Sending>): Promise<AppendOutcome> {
+export async function decideAppend(
+  world: World,
+  reads: FenceReads,
+  append: Append,
+  give_up_at_ms: number,
+  send: () => Promise<Sending>,
+): Promise<AppendOutcome> {
   let wait_ms = RETRY_FIRST_MS;
   for (;;) {
     const sending = await send();

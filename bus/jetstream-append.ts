@@ -57,7 +57,8 @@ export class Appender {
   }
 
   append(append: Append): Promise<AppendOutcome> {
-    if (!this.#link.fits(append.data.length + HEADER_BYTES_MAX)) return Promise.resolve({ kind: "unavailable", reason: "the append is larger than the broker takes" });
+    if (!this.#link.fits(append.data.length + HEADER_BYTES_MAX))
+      return Promise.resolve({ kind: "unavailable", reason: "the append is larger than the broker takes" });
     if (this.#waiting.length >= WAITING_MAX || this.#waiting_bytes >= WAITING_BYTES_MAX) {
       return Promise.resolve({ kind: "unavailable", reason: `${this.#waiting.length} appends are waiting already` });
     }
@@ -167,7 +168,8 @@ export class Appender {
   #decide(waiting: Waiting, send: () => Promise<Sending>): Promise<AppendOutcome> {
     const link = this.#link;
     const reads = {
-      next_after: (subject: string, sequence: number, patience_ms: number) => leaderGet(link, STREAM, { seq: sequence + 1, next_by_subj: subject }, patience_ms),
+      next_after: (subject: string, sequence: number, patience_ms: number) =>
+        leaderGet(link, STREAM, { seq: sequence + 1, next_by_subj: subject }, patience_ms),
       last: (subject: string, patience_ms: number) => leaderGet(link, STREAM, { last_by_subj: subject }, patience_ms),
       is_closed: () => link.closed,
     };
@@ -212,7 +214,8 @@ function readAck(answer: Answer): Sending {
     case "answer": {
       const ack = parseJson(answer.message.data) as { seq?: number; error?: ApiError } | undefined;
       if (ack === undefined) return { kind: "unknown", reason: "the acknowledgement is not JSON" };
-      if (ack.error === undefined) return typeof ack.seq === "number" ? { kind: "committed", sequence: ack.seq } : { kind: "unknown", reason: "the acknowledgement has no sequence" };
+      if (ack.error === undefined)
+        return typeof ack.seq === "number" ? { kind: "committed", sequence: ack.seq } : { kind: "unknown", reason: "the acknowledgement has no sequence" };
       if (WRONG_LAST.has(ack.error.err_code)) return { kind: "fenced" };
       // Whatever else the broker says (no leader, no room, an equal message still being replicated), the stream itself decides.
       return { kind: "unknown", reason: `${ack.error.description} (${ack.error.err_code})` };

@@ -27,27 +27,45 @@ export async function auditLink(link: Link, declarations: Declarations, monitor_
   const info = link.connection.info;
   const version = info?.version ?? "unknown";
   if (!isAtLeast(version, VERSION_MIN)) findings.push({ level: "refuse", what: "server version", have: version, want: `${VERSION_MIN.join(".")} or newer` });
-  else if (!isAtLeast(version, VERSION_OF_RESET)) findings.push({ level: "warn", what: "server version", have: version, want: `${VERSION_OF_RESET.join(".")} or newer, for quick take-overs` });
+  else if (!isAtLeast(version, VERSION_OF_RESET))
+    findings.push({ level: "warn", what: "server version", have: version, want: `${VERSION_OF_RESET.join(".")} or newer, for quick take-overs` });
   const max_payload = info?.max_payload ?? 0;
-  if (max_payload < PAYLOAD_BYTES_MAX) findings.push({ level: "refuse", what: "max_payload", have: String(max_payload), want: `at least ${PAYLOAD_BYTES_MAX}` });
+  if (max_payload < PAYLOAD_BYTES_MAX)
+    findings.push({ level: "refuse", what: "max_payload", have: String(max_payload), want: `at least ${PAYLOAD_BYTES_MAX}` });
 
   const account = await link.api("INFO", undefined);
   if (account.kind !== "ok") {
-    findings.push({ level: "refuse", what: "JetStream", have: account.kind === "error" ? account.error.description : account.reason, want: "on, for this account" });
+    findings.push({
+      level: "refuse",
+      what: "JetStream",
+      have: account.kind === "error" ? account.error.description : account.reason,
+      want: "on, for this account",
+    });
     return findings;
   }
   for (const declared of allDeclarations(declarations)) {
     const stream = await link.api<WireStreamInfo>(`STREAM.INFO.${declared.name}`, undefined);
     if (stream.kind === "ok") {
       for (const difference of differencesOf(declared, stream.value.config)) {
-        findings.push({ level: HARMLESS.has(difference.what) ? "warn" : "refuse", what: `stream ${declared.name}: ${difference.what}`, have: difference.have, want: difference.want });
+        findings.push({
+          level: HARMLESS.has(difference.what) ? "warn" : "refuse",
+          what: `stream ${declared.name}: ${difference.what}`,
+          have: difference.have,
+          want: difference.want,
+        });
       }
       const behind = (stream.value.cluster?.replicas ?? []).filter((replica) => !replica.current).map((replica) => replica.name);
-      if (behind.length > 0) findings.push({ level: "warn", what: `stream ${declared.name}: replicas`, have: `behind: ${behind.join(", ")}`, want: "all current" });
+      if (behind.length > 0)
+        findings.push({ level: "warn", what: `stream ${declared.name}: replicas`, have: `behind: ${behind.join(", ")}`, want: "all current" });
     } else if (stream.kind === "error" && stream.error.err_code === STREAM_NOT_FOUND) {
       findings.push({ level: "refuse", what: `stream ${declared.name}`, have: "absent", want: "present" });
     } else {
-      findings.push({ level: "refuse", what: `stream ${declared.name}`, have: stream.kind === "error" ? stream.error.description : stream.reason, want: "readable" });
+      findings.push({
+        level: "refuse",
+        what: `stream ${declared.name}`,
+        have: stream.kind === "error" ? stream.error.description : stream.reason,
+        want: "readable",
+      });
     }
   }
   findings.push(...(await auditSync(monitor_url)));

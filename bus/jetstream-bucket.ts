@@ -9,7 +9,17 @@ import { type ApiError, guarded, type Link, parseJson, toWire } from "./jetstrea
 import { BusUnavailable } from "./fence.ts";
 import { followStream } from "./jetstream-follow.ts";
 import { lastOfEach, leaderGet, streamInfo } from "./jetstream-reads.ts";
-import { type Bucket, type BucketChange, type BucketEntry, type BucketName, type CasOutcome, headerOf, type Headers, type StoredMessage, type Subscription } from "./port.ts";
+import {
+  type Bucket,
+  type BucketChange,
+  type BucketEntry,
+  type BucketName,
+  type CasOutcome,
+  headerOf,
+  type Headers,
+  type StoredMessage,
+  type Subscription,
+} from "./port.ts";
 import { bucketKey, bucketStream, bucketSubject } from "./streams.ts";
 
 /** A lease is renewed each second: an answer that takes longer than this is no use to its holder. */
@@ -33,7 +43,8 @@ export function openBucket(link: Link, name: BucketName): Bucket {
     const commit_id = link.world.id();
     const all = toWire({ ...headers, "Nats-Expected-Last-Subject-Sequence": String(revision), [HEADER_COMMIT]: commit_id });
     const answer = await link.ask(bucketSubject(name, key), value, { headers: all, patience_ms: WRITE_PATIENCE_MS });
-    if (answer.kind === "nobody" || answer.kind === "not_sent") return { kind: "unavailable", reason: answer.kind === "nobody" ? "no stream takes writes now" : answer.reason };
+    if (answer.kind === "nobody" || answer.kind === "not_sent")
+      return { kind: "unavailable", reason: answer.kind === "nobody" ? "no stream takes writes now" : answer.reason };
     if (answer.kind === "too_large") return { kind: "unavailable", reason: "the value is larger than the broker takes" };
     let reason = "no answer";
     if (answer.kind === "answer") {
@@ -78,7 +89,12 @@ export function openBucket(link: Link, name: BucketName): Bucket {
   };
 }
 
-function watchBucket(link: Link, name: BucketName, entryOf: (message: StoredMessage) => BucketEntry, listener: (change: BucketChange) => void): Promise<Subscription> {
+function watchBucket(
+  link: Link,
+  name: BucketName,
+  entryOf: (message: StoredMessage) => BucketEntry,
+  listener: (change: BucketChange) => void,
+): Promise<Subscription> {
   const stream = bucketStream(name);
   /** Revision of each present key as it was told. */
   const told = new Map<string, number>();

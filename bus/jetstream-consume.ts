@@ -101,18 +101,22 @@ class Inbox implements Subscription {
   #session(incarnation: string): Promise<string> {
     const { stream, durable } = this.#spec;
     return new Promise((resolve) => {
-      const pull = new Pull(this.#link, { stream, consumer: durable, window: WINDOW }, {
-        on_message: (message, reply) => {
-          const delivery: Delivery = {
-            message,
-            source: { stream, incarnation, seq: message.sequence },
-            ack: () => void this.#link.send(reply, ACK),
-          };
-          guarded(this.#link.log, "an inbox's on_delivery threw", { durable, sequence: message.sequence }, () => this.#handlers.on_delivery(delivery));
-          pull.handled();
+      const pull = new Pull(
+        this.#link,
+        { stream, consumer: durable, window: WINDOW },
+        {
+          on_message: (message, reply) => {
+            const delivery: Delivery = {
+              message,
+              source: { stream, incarnation, seq: message.sequence },
+              ack: () => void this.#link.send(reply, ACK),
+            };
+            guarded(this.#link.log, "an inbox's on_delivery threw", { durable, sequence: message.sequence }, () => this.#handlers.on_delivery(delivery));
+            pull.handled();
+          },
+          on_broken: resolve,
         },
-        on_broken: resolve,
-      });
+      );
       this.#end_session = (reason) => {
         pull.stop();
         resolve(reason);

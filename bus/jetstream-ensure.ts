@@ -25,7 +25,13 @@ type WireConfig = Readonly<Record<string, unknown>>;
 export interface WireStreamInfo {
   readonly config: WireConfig;
   readonly created: string;
-  readonly state: { readonly messages: number; readonly bytes: number; readonly first_seq: number; readonly last_seq: number; readonly subjects?: Readonly<Record<string, number>> };
+  readonly state: {
+    readonly messages: number;
+    readonly bytes: number;
+    readonly first_seq: number;
+    readonly last_seq: number;
+    readonly subjects?: Readonly<Record<string, number>>;
+  };
   readonly cluster?: { readonly leader?: string; readonly replicas?: readonly { readonly name: string; readonly current: boolean }[] };
 }
 
@@ -124,7 +130,11 @@ export async function ensureStream(link: Link, declared: StreamDeclaration, shar
     if (differences.length === 0) return { kind: "same" };
     const impossible = differences.filter((difference) => difference.what in FIXED || changesShards(difference));
     if (impossible.length > 0) return { kind: "refused", differences: impossible.map((difference) => explain(difference, shards)) };
-    const update = await link.api(`STREAM.UPDATE.${declared.name}`, { ...info.value.config, ...withAbsent(info.value.config, wireConfig(declared)) }, ENSURE_PATIENCE_MS);
+    const update = await link.api(
+      `STREAM.UPDATE.${declared.name}`,
+      { ...info.value.config, ...withAbsent(info.value.config, wireConfig(declared)) },
+      ENSURE_PATIENCE_MS,
+    );
     if (update.kind === "ok") return { kind: "updated" };
     if (update.kind === "unavailable") return update;
     if (round >= ROUNDS_MAX || update.error.code < 500) return refusedBy(declared, update.error, differences);

@@ -106,16 +106,20 @@ class Follower {
     if (creation.kind !== "ok") return creation.kind === "error" ? creation.error.description : creation.reason;
     const queue: StoredMessage[] = [];
     let broken: string | undefined;
-    const pull = new Pull(this.#link, { stream, consumer, window: WINDOW }, {
-      on_message: (message) => {
-        queue.push(message);
-        this.#wake();
+    const pull = new Pull(
+      this.#link,
+      { stream, consumer, window: WINDOW },
+      {
+        on_message: (message) => {
+          queue.push(message);
+          this.#wake();
+        },
+        on_broken: (reason) => {
+          broken = reason;
+          this.#wake();
+        },
       },
-      on_broken: (reason) => {
-        broken = reason;
-        this.#wake();
-      },
-    });
+    );
     this.#spec.on_open?.();
     try {
       for (;;) {
@@ -141,7 +145,12 @@ class Follower {
     try {
       await this.#spec.on_message(message);
     } catch (error) {
-      this.#link.log.error("a follower's listener threw", { stream: this.#spec.stream, subject: message.subject, sequence: message.sequence, ...errorFields(error) });
+      this.#link.log.error("a follower's listener threw", {
+        stream: this.#spec.stream,
+        subject: message.subject,
+        sequence: message.sequence,
+        ...errorFields(error),
+      });
     }
   }
 

@@ -44,7 +44,10 @@ export interface ApiError {
   readonly err_code: number;
   readonly description: string;
 }
-export type ApiAnswer<T> = { readonly kind: "ok"; readonly value: T } | { readonly kind: "error"; readonly error: ApiError } | { readonly kind: "unavailable"; readonly reason: string };
+export type ApiAnswer<T> =
+  | { readonly kind: "ok"; readonly value: T }
+  | { readonly kind: "error"; readonly error: ApiError }
+  | { readonly kind: "unavailable"; readonly reason: string };
 
 interface Question {
   readonly resolve: (answer: Answer) => void;
@@ -96,7 +99,8 @@ export async function openLink(options: LinkOptions): Promise<Link> {
       return new Link(connection, options);
     } catch (error) {
       const refused = error instanceof Error && error.name === "AuthorizationError";
-      if (refused || world.monotonic_ms() >= give_up_at_ms) throw new Error(`cannot connect to NATS at ${String(options.servers)} as '${options.name}'`, { cause: error });
+      if (refused || world.monotonic_ms() >= give_up_at_ms)
+        throw new Error(`cannot connect to NATS at ${String(options.servers)} as '${options.name}'`, { cause: error });
       log.debug("NATS does not answer yet", errorFields(error));
       await pause(world, RECONNECT_WAIT_MS);
     }
@@ -202,7 +206,8 @@ export class Link {
   async ask(subject: string, data: Uint8Array, options: { headers?: MsgHdrs; patience_ms?: number } = {}): Promise<Answer> {
     const patience_ms = options.patience_ms ?? REQUEST_PATIENCE_MS;
     const begun_at_ms = this.world.monotonic_ms();
-    if (this.#state === "disconnected" && !(await this.connectedWithin(patience_ms))) return { kind: "not_sent", reason: "there is no connection to the broker" };
+    if (this.#state === "disconnected" && !(await this.connectedWithin(patience_ms)))
+      return { kind: "not_sent", reason: "there is no connection to the broker" };
     if (this.#closed) return { kind: "not_sent", reason: "the connection is closed" };
     if (!this.fits(data.length)) return { kind: "too_large" };
     const question = this.expectAnswer(patience_ms - (this.world.monotonic_ms() - begun_at_ms));

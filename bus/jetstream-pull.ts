@@ -90,7 +90,12 @@ export class Pull {
     if (free <= 0 || free < this.#spec.window / 2) return;
     this.#asked += free;
     const question = { batch: free, max_bytes: PULL_BYTES_MAX, expires: toNanos(PULL_EXPIRES_MS), idle_heartbeat: toNanos(HEARTBEAT_MS) };
-    const sent = this.#link.send(`$JS.API.CONSUMER.MSG.NEXT.${this.#spec.stream}.${this.#spec.consumer}`, encoder.encode(JSON.stringify(question)), undefined, this.#inbox);
+    const sent = this.#link.send(
+      `$JS.API.CONSUMER.MSG.NEXT.${this.#spec.stream}.${this.#spec.consumer}`,
+      encoder.encode(JSON.stringify(question)),
+      undefined,
+      this.#inbox,
+    );
     if (!sent) this.#break("there is no connection to the broker");
   }
 
@@ -114,7 +119,14 @@ export class Pull {
     this.#delivered = place.delivery;
     this.#asked -= 1;
     this.#unhandled += 1;
-    const stored = { stream: this.#spec.stream as StreamName, subject: message.subject, sequence: place.sequence, headers: fromWire(message.headers), data: message.data, stored_at_ms: place.stored_at_ms };
+    const stored = {
+      stream: this.#spec.stream as StreamName,
+      subject: message.subject,
+      sequence: place.sequence,
+      headers: fromWire(message.headers),
+      data: message.data,
+      stored_at_ms: place.stored_at_ms,
+    };
     this.#handlers.on_message(stored, message.reply);
     this.#refill();
   }

@@ -33,7 +33,12 @@ interface WireMessage {
 }
 
 /** One message from the leader: the last of a subject, or the first of a filter from a sequence on. */
-export async function leaderGet(link: Link, stream: string, question: { last_by_subj: string } | { seq: number; next_by_subj: string }, patience_ms?: number): Promise<StoredMessage | undefined> {
+export async function leaderGet(
+  link: Link,
+  stream: string,
+  question: { last_by_subj: string } | { seq: number; next_by_subj: string },
+  patience_ms?: number,
+): Promise<StoredMessage | undefined> {
   const answer = await link.api<{ message: WireMessage }>(`STREAM.MSG.GET.${stream}`, question, patience_ms);
   if (answer.kind === "ok") return storedOf(stream, answer.value.message);
   if (answer.kind === "error" && answer.error.err_code === NO_MESSAGE) return undefined;
@@ -51,7 +56,11 @@ function storedOf(stream: string, message: WireMessage): StoredMessage {
   };
 }
 
-export async function streamInfo(link: Link, stream: string, options: { subjects_filter?: string; offset?: number } = {}): Promise<WireStreamInfo & { total?: number; limit?: number }> {
+export async function streamInfo(
+  link: Link,
+  stream: string,
+  options: { subjects_filter?: string; offset?: number } = {},
+): Promise<WireStreamInfo & { total?: number; limit?: number }> {
   const answer = await link.api<WireStreamInfo & { total?: number; limit?: number }>(`STREAM.INFO.${stream}`, options);
   if (answer.kind === "ok") return answer.value;
   throw new BusUnavailable(`cannot see ${stream}: ${answer.kind === "error" ? answer.error.description : answer.reason}`);
@@ -81,7 +90,14 @@ export async function lastOfEach(link: Link, stream: string, filter: string): Pr
 }
 
 /** Messages of a filter in order, page by page, up to what the leader has when the reading ends (R1). */
-export async function* readRange(link: Link, stream: string, filter: string, from_sequence: number, to_sequence: number, direct: boolean): AsyncGenerator<StoredMessage> {
+export async function* readRange(
+  link: Link,
+  stream: string,
+  filter: string,
+  from_sequence: number,
+  to_sequence: number,
+  direct: boolean,
+): AsyncGenerator<StoredMessage> {
   let next = Math.max(1, from_sequence);
   while (next <= to_sequence) {
     const page = direct ? await readPage(link, stream, filter, next) : [];
@@ -115,7 +131,10 @@ async function readPage(link: Link, stream: string, filter: string, from_sequenc
   throw new BusUnavailable(`cannot read a page of ${stream}: ${reason}`);
 }
 
-type PageOutcome = { readonly kind: "page"; readonly page: Page } | { readonly kind: "nobody"; readonly reason: string } | { readonly kind: "broken"; readonly reason: string };
+type PageOutcome =
+  | { readonly kind: "page"; readonly page: Page }
+  | { readonly kind: "nobody"; readonly reason: string }
+  | { readonly kind: "broken"; readonly reason: string };
 
 function tryPage(link: Link, stream: string, filter: string, from_sequence: number): Promise<PageOutcome> {
   return new Promise((resolve) => {
@@ -148,11 +167,20 @@ function tryPage(link: Link, stream: string, filter: string, from_sequence: numb
     });
     rearm();
     const question = { batch: PAGE_MESSAGES, max_bytes: PAGE_BYTES, seq: from_sequence, next_by_subj: filter };
-    if (!link.send(`$JS.API.DIRECT.GET.${stream}`, encoder.encode(JSON.stringify(question)), undefined, inbox)) finish({ kind: "broken", reason: "there is no connection" });
+    if (!link.send(`$JS.API.DIRECT.GET.${stream}`, encoder.encode(JSON.stringify(question)), undefined, inbox))
+      finish({ kind: "broken", reason: "there is no connection" });
   });
 }
 
-const DIRECT_HEADERS: ReadonlySet<string> = new Set(["Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence", "Nats-UpTo-Sequence"]);
+const DIRECT_HEADERS: ReadonlySet<string> = new Set([
+  "Nats-Stream",
+  "Nats-Subject",
+  "Nats-Sequence",
+  "Nats-Time-Stamp",
+  "Nats-Num-Pending",
+  "Nats-Last-Sequence",
+  "Nats-UpTo-Sequence",
+]);
 
 /** A direct answer carries where it stood in headers; what the writer sent is the rest. */
 function directMessage(stream: string, message: Msg): StoredMessage {

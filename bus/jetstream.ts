@@ -11,7 +11,7 @@ import { createInbox } from "@nats-io/transport-node";
 import { assert } from "../protocol/assert.ts";
 import type { Log } from "../protocol/log.ts";
 import { dueSubject, timerSubject } from "../protocol/subjects.ts";
-import { timestamp, type World } from "../protocol/world.ts";
+import { pause, timestamp, type World } from "../protocol/world.ts";
 import { Appender } from "./jetstream-append.ts";
 import { auditLink, type Finding } from "./jetstream-audit.ts";
 import { openBucket } from "./jetstream-bucket.ts";
@@ -20,7 +20,18 @@ import { type Difference, ensureStream, ensureStreams as ensureOn } from "./jets
 import { followStream } from "./jetstream-follow.ts";
 import { type Answer, type ApiError, fromWire, type Link, openLink, parseJson, REQUEST_PATIENCE_MS, toWire } from "./jetstream-link.ts";
 import { lastOfEach, leaderGet, readRange, streamInfo } from "./jetstream-reads.ts";
-import { BUCKETS, type BucketName, type Bucket, type Bus, type CasOutcome, type CoreMessage, type Headers, type PublishOutcome, STREAMS, type Subscription } from "./port.ts";
+import {
+  BUCKETS,
+  type BucketName,
+  type Bucket,
+  type Bus,
+  type CasOutcome,
+  type CoreMessage,
+  type Headers,
+  type PublishOutcome,
+  STREAMS,
+  type Subscription,
+} from "./port.ts";
 import { allDeclarations, type Declarations, declareStreams } from "./streams.ts";
 
 export { BusUnavailable } from "./fence.ts";
@@ -56,6 +67,7 @@ const WRONG_LAST: ReadonlySet<number> = new Set([10071, 10164]);
 /** The message at a sequence is not there: the subject has a newer one, or none. */
 const NOT_THERE: ReadonlySet<number> = new Set([10037, 10043, 10057]);
 const FOLLOW_OPENING_PATIENCE_MS = 5_000;
+const REMAKE_EVERY_MS = 1_000;
 
 interface Inside {
   readonly link: Link;
@@ -77,9 +89,14 @@ export async function connectJetStream(options: JetStreamOptions): Promise<Bus> 
     const outcome = await ensureOn(link, declarations);
     if (outcome.kind !== "ready") {
       await link.close();
-      throw new Error(outcome.kind === "refused" ? `the streams of this broker cannot be used: ${outcome.differences.map(inWords).join("; ")}` : `the streams cannot be made: ${outcome.reason}`);
+      throw new Error(
+        outcome.kind === "refused"
+          ? `the streams of this broker cannot be used: ${outcome.differences.map(inWords).join("; ")}`
+          : `the streams cannot be made: ${outcome.reason}`,
+      );
     }
-    if (outcome.created.length + outcome.updated.length > 0) options.log.info("streams are as declared", { created: outcome.created.join(" "), updated: outcome.updated.join(" ") });
+    if (outcome.created.length + outcome.updated.length > 0)
+      options.log.info("streams are as declared", { created: outcome.created.join(" "), updated: outcome.updated.join(" ") });
     remakeMemoryStreams(link, declarations);
   }
   const bus = createBus(link, declarations);
@@ -112,11 +129,20 @@ function insideOf(bus: Bus): Inside {
 /** J1. A broker that was restarted has forgotten its memory streams. */
 function remakeMemoryStreams(link: Link, declarations: Declarations): void {
   const memory = allDeclarations(declarations).filter((declared) => declared.storage === "memory");
+  let round = 0;
   const remake = async (): Promise<void> => {
+    const mine = (round += 1);
     for (const declared of memory) {
-      const outcome = await ensureStream(link, declared, declarations.parameters.shards);
-      if (outcome.kind === "created") link.log.warn("a memory stream was lost with the broker and is made again", { stream: declared.name });
-      if (outcome.kind === "refused" || outcome.kind === "unavailable") link.log.error("a memory stream cannot be made again", { stream: declared.name, outcome: outcome.kind });
+      // The broker may be electing for a while yet; the next connection begins a round of its own.
+      while (mine === round && !link.closed) {
+        const outcome = await ensureStream(link, declared, declarations.parameters.shards);
+        if (outcome.kind === "created") link.log.warn("a memory stream was lost with the broker and is made again", { stream: declared.name });
+        if (outcome.kind === "refused")
+          link.log.error("a memory stream cannot be made again", { stream: declared.name, differences: outcome.differences.map(inWords).join("; ") });
+        if (outcome.kind !== "unavailable") break;
+        link.log.warn("a memory stream cannot be looked for yet", { stream: declared.name, reason: outcome.reason });
+        await pause(link.world, REMAKE_EVERY_MS);
+      }
     }
   };
   link.onState((state) => (state === "connected" ? remake() : undefined));
@@ -175,7 +201,12 @@ function createBus(link: Link, declarations: Declarations): Bus {
       link.send(subject, data, options.headers === undefined ? undefined : toWire(options.headers), options.reply);
     },
     subscribe(subject, listener, options = {}): Subscription {
-      const subscription = link.listen(subject, (message) => listener({ subject: message.subject, data: message.data, headers: fromWire(message.headers), ...(message.reply ? { reply: message.reply } : {}) }), options.queue);
+      const subscription = link.listen(
+        subject,
+        (message) =>
+          listener({ subject: message.subject, data: message.data, headers: fromWire(message.headers), ...(message.reply ? { reply: message.reply } : {}) }),
+        options.queue,
+      );
       return { stop: async () => subscription.stop() };
     },
     async request(subject, data, options = {}): Promise<CoreMessage | undefined> {
@@ -215,7 +246,9 @@ function readPublish(answer: Answer): PublishOutcome {
   if (ack === undefined) return { kind: "unavailable", reason: "the acknowledgement is not JSON" };
   if (ack.error === undefined) {
     const stream = STREAMS.find((name) => name === ack.stream);
-    return stream === undefined || typeof ack.seq !== "number" ? { kind: "unavailable", reason: `no stream of ours acknowledged it, but '${String(ack.stream)}'` } : { kind: "stored", stream, sequence: ack.seq };
+    return stream === undefined || typeof ack.seq !== "number"
+      ? { kind: "unavailable", reason: `no stream of ours acknowledged it, but '${String(ack.stream)}'` }
+      : { kind: "stored", stream, sequence: ack.seq };
   }
   const { err_code, description } = ack.error;
   if (WRONG_LAST.has(err_code)) return { kind: "conflict" };

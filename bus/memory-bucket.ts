@@ -1,7 +1,17 @@
 // memory-bucket: a bucket of the in-memory broker, as one connection sees it.
 import type { Connection } from "./memory.ts";
 import { HEADER_MARKER, type StoreOutcome } from "./memory-stream.ts";
-import { type Bucket, type BucketChange, type BucketEntry, type BucketName, type CasOutcome, headerOf, type Headers, type StoredMessage, type Subscription } from "./port.ts";
+import {
+  type Bucket,
+  type BucketChange,
+  type BucketEntry,
+  type BucketName,
+  type CasOutcome,
+  headerOf,
+  type Headers,
+  type StoredMessage,
+  type Subscription,
+} from "./port.ts";
 import { bucketKey, bucketStream, bucketSubject } from "./streams.ts";
 
 const WRITE_PATIENCE_MS = 3_000;

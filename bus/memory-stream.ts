@@ -77,7 +77,14 @@ export class MemoryStream {
       while (this.#messages.size > 0 && this.#bytes + resting > declared.bytes_max) this.remove(this.first_sequence);
     }
     this.#last_sequence += 1;
-    const message: StoredMessage = { stream: declared.name as StreamName, subject, sequence: this.#last_sequence, headers: { ...headers }, data: data.slice(), stored_at_ms: this.#world.now_ms() };
+    const message: StoredMessage = {
+      stream: declared.name as StreamName,
+      subject,
+      sequence: this.#last_sequence,
+      headers: { ...headers },
+      data: data.slice(),
+      stored_at_ms: this.#world.now_ms(),
+    };
     this.#put(message, resting);
     const schedule = declared.schedules ? headerOf(headers, HEADER_SCHEDULE) : undefined;
     const kept_max = schedule === undefined ? declared.messages_per_subject_max : 1;

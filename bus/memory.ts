@@ -289,7 +289,8 @@ export class Connection implements Bus {
     await Promise.resolve();
     if (this.#dead) return never();
     if (this.#closed) return { kind: "not_sent", reason: "the connection is closed" };
-    if (this.#state === "disconnected" && !(await this.connectedWithin(patience_ms))) return this.#dead ? never() : { kind: "not_sent", reason: "there is no connection to the broker" };
+    if (this.#state === "disconnected" && !(await this.connectedWithin(patience_ms)))
+      return this.#dead ? never() : { kind: "not_sent", reason: "there is no connection to the broker" };
     const operation = { kind, connection: this.name, subject };
     const before = faults.before?.(operation);
     if (before?.kind === "unavailable") {
@@ -329,11 +330,22 @@ export class Connection implements Bus {
 
   // ——— streams
 
-  async publish(subject: string, data: Uint8Array, options: { headers?: Headers; expected_last_sequence?: number; patience_ms?: number } = {}): Promise<PublishOutcome> {
+  async publish(
+    subject: string,
+    data: Uint8Array,
+    options: { headers?: Headers; expected_last_sequence?: number; patience_ms?: number } = {},
+  ): Promise<PublishOutcome> {
     return this.#publish("publish", subject, data, options.headers ?? {}, options.expected_last_sequence, options.patience_ms ?? REQUEST_PATIENCE_MS);
   }
 
-  async #publish(kind: "publish" | "schedule", subject: string, data: Uint8Array, headers: Headers, expected: number | undefined, patience_ms: number): Promise<PublishOutcome> {
+  async #publish(
+    kind: "publish" | "schedule",
+    subject: string,
+    data: Uint8Array,
+    headers: Headers,
+    expected: number | undefined,
+    patience_ms: number,
+  ): Promise<PublishOutcome> {
     if (data.length > PAYLOAD_BYTES_MAX) return { kind: "too_large" };
     const outcome = await this.reach(kind, subject, patience_ms, () => this.broker.arrive({ subject, data, headers: fenced(headers, expected) }, expected));
     if (outcome.kind !== "answer") return { kind: "unavailable", reason: outcome.reason };
@@ -365,7 +377,9 @@ export class Connection implements Bus {
     const expected = append.expected_last_sequence;
     const headers = fenced({ [HEADER_COMMIT]: append.commit_id }, expected);
     const send = async (): Promise<Sending> => {
-      const outcome = await this.reach("append", append.subject, ANSWER_PATIENCE_MS, () => this.broker.arrive({ subject: append.subject, data: append.data, headers }, expected));
+      const outcome = await this.reach("append", append.subject, ANSWER_PATIENCE_MS, () =>
+        this.broker.arrive({ subject: append.subject, data: append.data, headers }, expected),
+      );
       if (outcome.kind === "not_sent") return { kind: "not_stored", reason: outcome.reason };
       if (outcome.kind === "silence") return { kind: "unknown", reason: outcome.reason };
       const { stored, stream } = outcome.value;
@@ -375,7 +389,8 @@ export class Connection implements Bus {
     };
     const events = (): MemoryStream => this.broker.stream("EVENTS");
     const reads = {
-      next_after: (subject: string, sequence: number, patience_ms: number) => this.readFrom("read", subject, () => events().next([subject], sequence + 1), patience_ms),
+      next_after: (subject: string, sequence: number, patience_ms: number) =>
+        this.readFrom("read", subject, () => events().next([subject], sequence + 1), patience_ms),
       last: (subject: string, patience_ms: number) => this.readFrom("read", subject, () => events().last(subject), patience_ms),
       is_closed: () => this.over,
     };
@@ -696,7 +711,10 @@ function fenced(headers: Headers, expected_last_sequence: number | undefined): H
 
 /** As the broker acknowledges. */
 function acknowledgement(stored: StoreOutcome, stream: StreamName | undefined): Uint8Array {
-  const body = stored.kind === "stored" ? { stream, seq: stored.sequence } : { error: { code: stored.kind === "overloaded" ? 503 : 400, description: stored.kind }, stream, seq: 0 };
+  const body =
+    stored.kind === "stored"
+      ? { stream, seq: stored.sequence }
+      : { error: { code: stored.kind === "overloaded" ? 503 : 400, description: stored.kind }, stream, seq: 0 };
   return new TextEncoder().encode(JSON.stringify(body));
 }
 

@@ -29,7 +29,13 @@ function stage(): Stage {
     return fault;
   };
   const broker = createMemoryBroker({ world, shards: 4, faults: { before: ({ kind }) => take(befores, kind), after: ({ kind }) => take(afters, kind) } });
-  return { world, broker, bus: broker.connect("w1"), before: (kind, fault) => void befores.set(kind, fault), after: (kind, fault) => void afters.set(kind, fault) };
+  return {
+    world,
+    broker,
+    bus: broker.connect("w1"),
+    before: (kind, fault) => void befores.set(kind, fault),
+    after: (kind, fault) => void afters.set(kind, fault),
+  };
 }
 
 /** What a promise came to so far. */
@@ -42,7 +48,8 @@ function watchPromise<T>(promise: Promise<T>): { seen: () => T | "open" | Error 
   return { seen: () => value };
 }
 
-const append = (bus: Bus, expected_last_sequence = 0, commit_id = "w1.1"): ReturnType<Bus["append"]> => bus.append({ subject: SUBJECT, data: bytes("x"), expected_last_sequence, commit_id });
+const append = (bus: Bus, expected_last_sequence = 0, commit_id = "w1.1"): ReturnType<Bus["append"]> =>
+  bus.append({ subject: SUBJECT, data: bytes("x"), expected_last_sequence, commit_id });
 
 test("a publish that is unavailable before it arrives stores nothing and answers after its patience", async () => {
   const { world, bus, before } = stage();
@@ -136,7 +143,10 @@ test("a read, a bucket's read and a bucket's write that fail say so", async () =
 test("a delivery lost on its way is a reset, and then comes with all that was not acknowledged", async () => {
   const { world, bus, before } = stage();
   const told: string[] = [];
-  await bus.consume({ stream: "COMMANDS", durable: "d", filters: ["shard.>"] }, { on_delivery: ({ message }) => void told.push(text(message.data)), on_reset: () => void told.push("reset") });
+  await bus.consume(
+    { stream: "COMMANDS", durable: "d", filters: ["shard.>"] },
+    { on_delivery: ({ message }) => void told.push(text(message.data)), on_reset: () => void told.push("reset") },
+  );
   await bus.publish(COMMAND, bytes("a"));
   await world.advance(1);
   before("deliver", { kind: "unavailable" });
@@ -155,7 +165,10 @@ test("an acknowledgement that is lost is a redelivery after the broker's wait", 
   const { world, bus, before } = stage();
   const told: Delivery[] = [];
   let resets = 0;
-  await bus.consume({ stream: "COMMANDS", durable: "d", filters: ["shard.>"] }, { on_delivery: (delivery) => void (told.push(delivery), delivery.ack()), on_reset: () => void (resets += 1) });
+  await bus.consume(
+    { stream: "COMMANDS", durable: "d", filters: ["shard.>"] },
+    { on_delivery: (delivery) => void (told.push(delivery), delivery.ack()), on_reset: () => void (resets += 1) },
+  );
   before("ack", { kind: "unavailable" });
   await bus.publish(COMMAND, bytes("a"));
   await world.advance(29_000);
@@ -205,7 +218,11 @@ test("a killed connection hears nothing more and is never answered, while what i
   await world.advance(100);
   other.send("system.x", bytes(""));
   await other.publish(COMMAND, bytes(""));
-  const asked = [bus.last("EVENTS", SUBJECT), append(bus, 1), bus.consume({ stream: "COMMANDS", durable: "d", filters: [] }, { on_delivery: () => undefined, on_reset: () => undefined })].map((promise) => watchPromise<unknown>(promise));
+  const asked = [
+    bus.last("EVENTS", SUBJECT),
+    append(bus, 1),
+    bus.consume({ stream: "COMMANDS", durable: "d", filters: [] }, { on_delivery: () => undefined, on_reset: () => undefined }),
+  ].map((promise) => watchPromise<unknown>(promise));
   await world.advance(20_000);
   expect([outcome, ...asked].map(({ seen }) => seen())).toEqual(["open", "open", "open", "open"]);
   expect(heard).toEqual([]);
@@ -233,7 +250,8 @@ test("two runs from one seed are the same run", async () => {
   const run = async (seed: number): Promise<string[]> => {
     const world = new VirtualWorld(seed);
     const faults = {
-      before: (): FaultBefore | undefined => (world.random() < 0.2 ? { kind: "delay", ms: Math.floor(world.random() * 100) } : world.random() < 0.1 ? { kind: "unavailable" } : undefined),
+      before: (): FaultBefore | undefined =>
+        world.random() < 0.2 ? { kind: "delay", ms: Math.floor(world.random() * 100) } : world.random() < 0.1 ? { kind: "unavailable" } : undefined,
       after: (): FaultAfter | undefined => (world.random() < 0.1 ? { kind: "lose_answer" } : undefined),
     };
     const broker = createMemoryBroker({ world, shards: 4, faults });

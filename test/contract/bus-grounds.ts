@@ -97,7 +97,16 @@ export async function jetStreamGround(options: { commands_bytes_max?: number } =
     async connect(name) {
       const wire = await openWire(server.url);
       wires.set(name, wire);
-      const bus = await connectJetStream({ ...options, servers: wire.url, name, shards: SHARDS, replicas: 1, lease_ttl_ms: LEASE_TTL_MS, log, world: realWorld });
+      const bus = await connectJetStream({
+        ...options,
+        servers: wire.url,
+        name,
+        shards: SHARDS,
+        replicas: 1,
+        lease_ttl_ms: LEASE_TTL_MS,
+        log,
+        world: realWorld,
+      });
       buses.push(bus);
       return bus;
     },

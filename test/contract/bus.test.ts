@@ -46,7 +46,11 @@ async function eventually<T>(look: () => T | Promise<T>, holds: (seen: T) => boo
 }
 
 /** The inbox of one tenant, so that tests do not share one. */
-const inboxOf = (tenant: string, shard = "*"): InboxSpec => ({ stream: "COMMANDS", durable: `inbox-${tenant}`, filters: [`shard.${shard}.tenant.${tenant}.session.*.*`] });
+const inboxOf = (tenant: string, shard = "*"): InboxSpec => ({
+  stream: "COMMANDS",
+  durable: `inbox-${tenant}`,
+  filters: [`shard.${shard}.tenant.${tenant}.session.*.*`],
+});
 
 async function command(bus: Bus, tenant: string, body: string, id = "s1"): Promise<number> {
   const outcome = await bus.publish(actorSubject(session(tenant, id), "command"), bytes(body));
@@ -98,7 +102,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const writer = await ground.connect(`lost-${subject}`);
       ground.silence(`lost-${subject}`);
       const outcome = append(writer, subject, 0, "mine");
-      const stored = await eventually(() => bus.last("EVENTS", subject), (message) => message !== undefined);
+      const stored = await eventually(
+        () => bus.last("EVENTS", subject),
+        (message) => message !== undefined,
+      );
       await ground.restore(`lost-${subject}`);
       expect(await outcome).toEqual({ kind: "committed", sequence: stored?.sequence });
       expect(await collect(bus.read("EVENTS", subject, 1))).toHaveLength(1);
@@ -110,7 +117,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const writer = await ground.connect(`built-${subject}`);
       ground.silence(`built-${subject}`);
       const outcome = append(writer, subject, 0, "mine");
-      const stored = await eventually(() => bus.last("EVENTS", subject), (message) => message !== undefined);
+      const stored = await eventually(
+        () => bus.last("EVENTS", subject),
+        (message) => message !== undefined,
+      );
       await committed(append(bus, subject, stored?.sequence ?? 0, "rival"));
       await ground.restore(`built-${subject}`);
       expect(await outcome).toEqual({ kind: "committed", sequence: stored?.sequence });
@@ -144,7 +154,9 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const first = await Promise.all(actors.map((subject) => committed(append(bus, subject, 0, `first of ${subject}`))));
       const second = await Promise.all(actors.map((subject, index) => committed(append(bus, subject, first[index] as number, `second of ${subject}`))));
       const stored = new Map((await collect(bus.read("EVENTS", `tenant.${tenant}.>`, 1))).map((message) => [message.sequence, text(message.data)]));
-      expect(actors.map((_, index) => [stored.get(first[index] as number), stored.get(second[index] as number)])).toEqual(actors.map((subject) => [`first of ${subject}`, `second of ${subject}`]));
+      expect(actors.map((_, index) => [stored.get(first[index] as number), stored.get(second[index] as number)])).toEqual(
+        actors.map((subject) => [`first of ${subject}`, `second of ${subject}`]),
+      );
     });
 
     test("an append waits for an earlier one of the same subject, so both can be committed", async () => {
@@ -244,7 +256,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         if (told.length === 2) throw new Error("a listener breaks");
       });
       for (let index = 0; index < 5; index += 1) sequences.push(await committed(append(bus, journal(tenant), sequences.at(-1) as number)));
-      await eventually(() => told.length, (length) => length >= 8);
+      await eventually(
+        () => told.length,
+        (length) => length >= 8,
+      );
       await sleep(20);
       expect(told).toEqual(sequences.slice(2));
       await subscription.stop();
@@ -257,18 +272,33 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const tenant = newTenant();
       const heard: { subject: string; sequence: string | undefined; previous: string | undefined; of: string | undefined; data: string }[] = [];
       const subscription = bus.subscribe(`live.tenant.${tenant}.>`, ({ subject, headers, data }) => {
-        heard.push({ subject, sequence: headerOf(headers, "Nats-Sequence"), previous: headerOf(headers, "Nats-Last-Sequence"), of: headerOf(headers, "Nats-Subject"), data: text(data) });
+        heard.push({
+          subject,
+          sequence: headerOf(headers, "Nats-Sequence"),
+          previous: headerOf(headers, "Nats-Last-Sequence"),
+          of: headerOf(headers, "Nats-Subject"),
+          data: text(data),
+        });
       });
       await bus.flush();
       const first = await committed(append(bus, journal(tenant), 0, "one"));
       await append(bus, journal(tenant), 0, "refused");
       const second = await committed(append(bus, journal(tenant), first, "two"));
       const token = await bus.publish(actorSubject(session(tenant, "s1"), "token"), bytes("three"));
-      await eventually(() => heard.length, (length) => length >= 3);
+      await eventually(
+        () => heard.length,
+        (length) => length >= 3,
+      );
       expect(heard).toEqual([
         { subject: `live.${journal(tenant)}`, sequence: String(first), previous: "0", of: journal(tenant), data: "one" },
         { subject: `live.${journal(tenant)}`, sequence: String(second), previous: String(first), of: journal(tenant), data: "two" },
-        { subject: `live.tenant.${tenant}.session.s1.token`, sequence: String(token.kind === "stored" && token.sequence), previous: "0", of: `tenant.${tenant}.session.s1.token`, data: "three" },
+        {
+          subject: `live.tenant.${tenant}.session.s1.token`,
+          sequence: String(token.kind === "stored" && token.sequence),
+          previous: "0",
+          of: `tenant.${tenant}.session.s1.token`,
+          data: "three",
+        },
       ]);
       await subscription.stop();
     });
@@ -279,19 +309,31 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const tenant = newTenant();
       const actor = session(tenant, "s1");
       const deliveries: Delivery[] = [];
-      const subscription = await bus.consume(inboxOf(tenant, String(shardOf(actor, SHARDS))), { on_delivery: (delivery) => void deliveries.push(delivery), on_reset: () => expect.unreachable() });
+      const subscription = await bus.consume(inboxOf(tenant, String(shardOf(actor, SHARDS))), {
+        on_delivery: (delivery) => void deliveries.push(delivery),
+        on_reset: () => expect.unreachable(),
+      });
       const sequences: number[] = [];
       for (let index = 0; index < 20; index += 1) sequences.push(await command(bus, tenant, `c${index}`));
-      await eventually(() => deliveries.length, (length) => length >= 20);
+      await eventually(
+        () => deliveries.length,
+        (length) => length >= 20,
+      );
       expect(deliveries.map(({ message }) => message.sequence)).toEqual(sequences);
       expect(deliveries.map(({ message }) => text(message.data))).toEqual(Array.from({ length: 20 }, (_, index) => `c${index}`));
       expect(deliveries[0]?.message.subject).toBe(`shard.${shardOf(actor, SHARDS)}.${actorSubject(actor, "command")}`);
       const { incarnation } = await bus.bounds("COMMANDS");
       expect(deliveries[3]?.source).toEqual({ stream: "COMMANDS", incarnation, seq: sequences[3] });
       for (const delivery of deliveries.slice(0, 19)) delivery.ack();
-      await eventually(() => collect(bus.read("COMMANDS", `shard.*.tenant.${tenant}.>`, 1)), (left) => left.length === 1);
+      await eventually(
+        () => collect(bus.read("COMMANDS", `shard.*.tenant.${tenant}.>`, 1)),
+        (left) => left.length === 1,
+      );
       deliveries[19]?.ack();
-      await eventually(() => collect(bus.read("COMMANDS", `shard.*.tenant.${tenant}.>`, 1)), (left) => left.length === 0);
+      await eventually(
+        () => collect(bus.read("COMMANDS", `shard.*.tenant.${tenant}.>`, 1)),
+        (left) => left.length === 0,
+      );
       await subscription.stop();
     });
 
@@ -309,44 +351,62 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         on_reset: () => void told.push("reset"),
       });
       for (let index = 0; index < 4; index += 1) await command(bus, tenant, `c${index}`, `s${index}`);
-      await eventually(() => told.length, (length) => length === 4);
+      await eventually(
+        () => told.length,
+        (length) => length === 4,
+      );
       held[1]?.ack();
       await reader.flush();
-      await eventually(() => collect(bus.read("COMMANDS", `shard.*.tenant.${tenant}.>`, 1)), (left) => left.length === 3);
+      await eventually(
+        () => collect(bus.read("COMMANDS", `shard.*.tenant.${tenant}.>`, 1)),
+        (left) => left.length === 3,
+      );
       await ground.restore(name);
       await command(bus, tenant, "c4", "s4");
-      await eventually(() => told.length, (length) => length >= 9);
+      await eventually(
+        () => told.length,
+        (length) => length >= 9,
+      );
       expect(told).toEqual(["c0", "c1", "c2", "c3", "reset", "c0", "c2", "c3", "c4"]);
       await reader.close();
     });
 
-    test.each(["dies", "freezes with its socket open"] as const)("when an owner %s the next one gets all it had not acknowledged, in order and soon", async (how) => {
-      const tenant = newTenant();
-      const name = `owner-${tenant}`;
-      const owner = await ground.connect(name);
-      const had: string[] = [];
-      await owner.consume(inboxOf(tenant), { on_delivery: (delivery) => void had.push(text(delivery.message.data)), on_reset: () => undefined });
-      for (let index = 0; index < 10; index += 1) await command(bus, tenant, `c${index}`, `s${index}`);
-      await eventually(() => had.length, (length) => length === 10);
-      if (how === "dies") ground.kill(name);
-      else ground.freeze(name);
-      await command(bus, tenant, "c10", "s10");
-      const begun = Date.now();
-      const got: string[] = [];
-      const next = await bus.consume(inboxOf(tenant), {
-        on_delivery: (delivery) => {
-          got.push(text(delivery.message.data));
-          delivery.ack();
-        },
-        on_reset: () => undefined,
-      });
-      for (let index = 11; index < 20; index += 1) await command(bus, tenant, `c${index}`, `s${index}`);
-      await eventually(() => got.length, (length) => length >= 20);
-      expect(Date.now() - begun).toBeLessThan(3_000);
-      expect(got).toEqual(Array.from({ length: 20 }, (_, index) => `c${index}`));
-      await next.stop();
-      ground.kill(name);
-    });
+    test.each(["dies", "freezes with its socket open"] as const)(
+      "when an owner %s the next one gets all it had not acknowledged, in order and soon",
+      async (how) => {
+        const tenant = newTenant();
+        const name = `owner-${tenant}`;
+        const owner = await ground.connect(name);
+        const had: string[] = [];
+        await owner.consume(inboxOf(tenant), { on_delivery: (delivery) => void had.push(text(delivery.message.data)), on_reset: () => undefined });
+        for (let index = 0; index < 10; index += 1) await command(bus, tenant, `c${index}`, `s${index}`);
+        await eventually(
+          () => had.length,
+          (length) => length === 10,
+        );
+        if (how === "dies") ground.kill(name);
+        else ground.freeze(name);
+        await command(bus, tenant, "c10", "s10");
+        const begun = Date.now();
+        const got: string[] = [];
+        const next = await bus.consume(inboxOf(tenant), {
+          on_delivery: (delivery) => {
+            got.push(text(delivery.message.data));
+            delivery.ack();
+          },
+          on_reset: () => undefined,
+        });
+        for (let index = 11; index < 20; index += 1) await command(bus, tenant, `c${index}`, `s${index}`);
+        await eventually(
+          () => got.length,
+          (length) => length >= 20,
+        );
+        expect(Date.now() - begun).toBeLessThan(3_000);
+        expect(got).toEqual(Array.from({ length: 20 }, (_, index) => `c${index}`));
+        await next.stop();
+        ground.kill(name);
+      },
+    );
 
     test("a delivery whose handler throws does not stop those after it, and is logged", async () => {
       const tenant = newTenant();
@@ -360,7 +420,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         on_reset: () => undefined,
       });
       for (const body of ["a", "b", "c"]) await command(bus, tenant, body);
-      await eventually(() => told.join(""), (all) => all === "abc");
+      await eventually(
+        () => told.join(""),
+        (all) => all === "abc",
+      );
       expect(ground.complaints.filter((line) => line.includes(`broken handler of ${tenant}`))).toHaveLength(1);
       await subscription.stop();
     });
@@ -375,7 +438,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       await command(bus, tenant, "1", "wanted");
       await command(bus, tenant, "2", "unwanted");
       await command(bus, tenant, "3", "also");
-      await eventually(() => told.length, (length) => length >= 2);
+      await eventually(
+        () => told.length,
+        (length) => length >= 2,
+      );
       await sleep(30);
       expect(told).toEqual(["1", "3"]);
       await subscription.stop();
@@ -386,9 +452,14 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
       const word = (): string => Array.from({ length: 1 + Math.floor(Math.random() * 30) }, () => letters[Math.floor(Math.random() * letters.length)]).join("");
       const kinds = ["session", "workflow", "tenant", "budget"] as const;
-      const sent = Array.from({ length: 1_000 }, (_, index) => ({ tenant: `${tenant}-${word()}`, kind: kinds[index % 4] as (typeof kinds)[number], id: word() }));
+      const sent = Array.from({ length: 1_000 }, (_, index) => ({
+        tenant: `${tenant}-${word()}`,
+        kind: kinds[index % 4] as (typeof kinds)[number],
+        id: word(),
+      }));
       const sequences = new Set<number>();
-      for (const outcome of await Promise.all(sent.map((actor) => bus.publish(actorSubject(actor, "control"), bytes(""))))) if (outcome.kind === "stored") sequences.add(outcome.sequence);
+      for (const outcome of await Promise.all(sent.map((actor) => bus.publish(actorSubject(actor, "control"), bytes("")))))
+        if (outcome.kind === "stored") sequences.add(outcome.sequence);
       expect(sequences.size).toBe(1_000);
       const stored = (await collect(bus.read("COMMANDS", "shard.>", Math.min(...sequences)))).filter((message) => sequences.has(message.sequence));
       expect(stored).toHaveLength(1_000);
@@ -400,7 +471,11 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
   });
 
   describe("schedules", () => {
-    const dueInbox = (tenant: string, actor: ActorAddress): InboxSpec => ({ stream: "TIMERS", durable: `due-${tenant}`, filters: [`shard.${shardOf(actor, SHARDS)}.${dueSubject(actor)}`] });
+    const dueInbox = (tenant: string, actor: ActorAddress): InboxSpec => ({
+      stream: "TIMERS",
+      durable: `due-${tenant}`,
+      filters: [`shard.${shardOf(actor, SHARDS)}.${dueSubject(actor)}`],
+    });
 
     test("a schedule arrives in its shard's inbox at its time, and arming again replaces it", async () => {
       const tenant = newTenant();
@@ -416,7 +491,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const begun = Date.now();
       expect((await bus.schedule(actor, begun + 200, bytes("first"))).kind).toBe("stored");
       expect((await bus.schedule(actor, begun + 400, bytes("second"))).kind).toBe("stored");
-      await eventually(() => due.length, (length) => length >= 1);
+      await eventually(
+        () => due.length,
+        (length) => length >= 1,
+      );
       await sleep(100);
       expect(due.map(({ data }) => data)).toEqual(["second"]);
       expect((due[0]?.at_ms ?? 0) - begun).toBeGreaterThanOrEqual(399);
@@ -429,9 +507,16 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const tenant = newTenant();
       const actor = session(tenant, "s1");
       const due: string[] = [];
-      const subscription = await bus.consume(dueInbox(tenant, actor), { on_delivery: (delivery) => void (due.push(text(delivery.message.data)), delivery.ack()), on_reset: () => undefined });
+      const subscription = await bus.consume(dueInbox(tenant, actor), {
+        on_delivery: (delivery) => void (due.push(text(delivery.message.data)), delivery.ack()),
+        on_reset: () => undefined,
+      });
       await bus.schedule(actor, Date.now() - 60_000, bytes("late"));
-      await eventually(() => due, (all) => all.length === 1, 2_000);
+      await eventually(
+        () => due,
+        (all) => all.length === 1,
+        2_000,
+      );
       expect(due).toEqual(["late"]);
       await subscription.stop();
     });
@@ -471,7 +556,11 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         expect(lease.kind).toBe("ok");
       }
       const renewed_at_ms = Date.now();
-      await eventually(() => changes.map(({ change }) => change.kind), (kinds) => kinds.includes("gone"), 3 * LEASE_TTL_MS);
+      await eventually(
+        () => changes.map(({ change }) => change.kind),
+        (kinds) => kinds.includes("gone"),
+        3 * LEASE_TTL_MS,
+      );
       const gone = changes.at(-1);
       expect((gone?.at_ms ?? 0) - renewed_at_ms).toBeGreaterThan(LEASE_TTL_MS - 50);
       expect((gone?.at_ms ?? 0) - renewed_at_ms).toBeLessThan(LEASE_TTL_MS + 600);
@@ -479,7 +568,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       expect(await bucket.get(key)).toBeUndefined();
       expect(await bucket.update(key, bytes("late"), lease.kind === "ok" ? lease.revision : -1)).toEqual({ kind: "conflict" });
       expect((await bucket.create(key, bytes("again"))).kind).toBe("ok");
-      await eventually(() => changes.length, (length) => length === 7);
+      await eventually(
+        () => changes.length,
+        (length) => length === 7,
+      );
       await subscription.stop();
     });
 
@@ -511,7 +603,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       expect(told).toEqual(["put -a", "put -b"]);
       const created = await bucket.create(`${prefix}-c`, bytes("c"));
       await bucket.delete(`${prefix}-c`, created.kind === "ok" ? created.revision : 0);
-      await eventually(() => told, (all) => all.length === 4);
+      await eventually(
+        () => told,
+        (all) => all.length === 4,
+      );
       expect(told.slice(2)).toEqual(["put -c", "gone -c"]);
       await subscription.stop();
     });
@@ -567,7 +662,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const other = bus.subscribe(`system.${tenant}.>`, (message) => void calm.push(text(message.data)));
       await bus.flush();
       for (const body of ["a", "b"]) bus.send(`system.${tenant}.x`, bytes(body));
-      await eventually(() => [heard.length, calm.length], ([throws, calms]) => throws === 2 && calms === 2);
+      await eventually(
+        () => [heard.length, calm.length],
+        ([throws, calms]) => throws === 2 && calms === 2,
+      );
       expect((await bus.publish(residentSubject(0, session(tenant, "s")), bytes(""))).kind).toBe("stored");
       expect(ground.complaints.filter((line) => line.includes(`broken listener of ${tenant}`))).toHaveLength(2);
       expect(ground.complaints.filter((line) => line.includes(`rejecting listener of ${tenant}`))).toHaveLength(2);
@@ -580,7 +678,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       const subscription = bus.subscribe(inbox, (message) => void heard.push(text(message.data)));
       await bus.flush();
       bus.send(inbox, bytes("one"));
-      await eventually(() => heard.length, (length) => length === 1);
+      await eventually(
+        () => heard.length,
+        (length) => length === 1,
+      );
       await subscription.stop();
       bus.send(inbox, bytes("two"));
       await bus.flush();
@@ -604,51 +705,78 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
 
   // Last, because the broker goes down under everybody.
   describe("while the broker is away", () => {
-    test("calls answer unavailable or reject within their patience, appends survive, and followers, watchers and inboxes go on after", { timeout: 30_000 }, async () => {
-      const tenant = newTenant();
-      const states: string[] = [];
-      const listening = bus.on_state((state) => void states.push(state));
-      const followed: string[] = [];
-      const follower = await bus.follow("EVENTS", `tenant.${tenant}.>`, 1, (message) => void followed.push(text(message.data)));
-      const delivered: string[] = [];
-      const inbox = await bus.consume(inboxOf(tenant), { on_delivery: (delivery) => void (delivered.push(text(delivery.message.data)), delivery.ack()), on_reset: () => undefined });
-      const watched: string[] = [];
-      const watch = await bus.bucket("PLACEMENT").watch((change) => {
-        if (change.kind === "put" && change.entry.key.startsWith(tenant)) watched.push(text(change.entry.value));
-      });
-      const first = await committed(append(bus, journal(tenant), 0, "before"));
-      await command(bus, tenant, "before");
-      await bus.bucket("PLACEMENT").create(`${tenant}-a`, bytes("before"));
-      await eventually(() => [followed.length, delivered.length, watched.length].join(), (all) => all === "1,1,1");
+    test(
+      "calls answer unavailable or reject within their patience, appends survive, and followers, watchers and inboxes go on after",
+      { timeout: 30_000 },
+      async () => {
+        const tenant = newTenant();
+        const states: string[] = [];
+        const listening = bus.on_state((state) => void states.push(state));
+        const followed: string[] = [];
+        const follower = await bus.follow("EVENTS", `tenant.${tenant}.>`, 1, (message) => void followed.push(text(message.data)));
+        const delivered: string[] = [];
+        const inbox = await bus.consume(inboxOf(tenant), {
+          on_delivery: (delivery) => void (delivered.push(text(delivery.message.data)), delivery.ack()),
+          on_reset: () => undefined,
+        });
+        const watched: string[] = [];
+        const watch = await bus.bucket("PLACEMENT").watch((change) => {
+          if (change.kind === "put" && change.entry.key.startsWith(tenant)) watched.push(text(change.entry.value));
+        });
+        const first = await committed(append(bus, journal(tenant), 0, "before"));
+        await command(bus, tenant, "before");
+        await bus.bucket("PLACEMENT").create(`${tenant}-a`, bytes("before"));
+        await eventually(
+          () => [followed.length, delivered.length, watched.length].join(),
+          (all) => all === "1,1,1",
+        );
 
-      await ground.down();
-      await eventually(() => bus.state, (state) => state === "disconnected");
-      const begun = Date.now();
-      expect((await bus.publish(actorSubject(session(tenant, "s1"), "command"), bytes("lost"), { patience_ms: 200 })).kind).toBe("unavailable");
-      expect(Date.now() - begun).toBeLessThan(1_000);
-      const reading = bus.last("EVENTS", journal(tenant)).then(
-        () => "an answer",
-        (error: Error) => error.name,
-      );
-      expect(await bus.request("system.anybody", bytes(""), { patience_ms: 100 })).toBeUndefined();
-      expect((await append(bus, journal(tenant, "other"), 0)).kind).toBe("unavailable");
-      expect(await reading).toBe("BusUnavailable");
+        await ground.down();
+        await eventually(
+          () => bus.state,
+          (state) => state === "disconnected",
+        );
+        const begun = Date.now();
+        expect((await bus.publish(actorSubject(session(tenant, "s1"), "command"), bytes("lost"), { patience_ms: 200 })).kind).toBe("unavailable");
+        expect(Date.now() - begun).toBeLessThan(1_000);
+        const reading = bus.last("EVENTS", journal(tenant)).then(
+          () => "an answer",
+          (error: Error) => error.name,
+        );
+        expect(await bus.request("system.anybody", bytes(""), { patience_ms: 100 })).toBeUndefined();
+        expect((await append(bus, journal(tenant, "other"), 0)).kind).toBe("unavailable");
+        expect(await reading).toBe("BusUnavailable");
 
-      const through = append(bus, journal(tenant), first, "through");
-      await sleep(300);
-      await ground.up();
-      const second = await committed(through);
-      await eventually(() => bus.state, (state) => state === "connected");
-      await committed(append(bus, journal(tenant), second, "after"));
-      await command(bus, tenant, "after");
-      await bus.bucket("PLACEMENT").create(`${tenant}-b`, bytes("after"));
-      await eventually(() => [followed, delivered, watched], ([f, d, w]) => f?.at(-1) === "after" && d?.at(-1) === "after" && w?.at(-1) === "after", 8_000);
-      expect([followed, delivered, watched]).toEqual([["before", "through", "after"], ["before", "after"], ["before", "after"]]);
-      expect(states).toEqual(["disconnected", "connected"]);
-      const token = await eventually(() => bus.publish(actorSubject(session(tenant, "s1"), "token"), bytes("t")), (outcome) => outcome.kind === "stored");
-      expect(token.kind).toBe("stored");
-      await Promise.all([follower.stop(), inbox.stop(), watch.stop(), listening.stop()]);
-    });
+        const through = append(bus, journal(tenant), first, "through");
+        await sleep(300);
+        await ground.up();
+        const second = await committed(through);
+        await eventually(
+          () => bus.state,
+          (state) => state === "connected",
+        );
+        await committed(append(bus, journal(tenant), second, "after"));
+        await command(bus, tenant, "after");
+        await bus.bucket("PLACEMENT").create(`${tenant}-b`, bytes("after"));
+        await eventually(
+          () => [followed, delivered, watched],
+          ([f, d, w]) => f?.at(-1) === "after" && d?.at(-1) === "after" && w?.at(-1) === "after",
+          8_000,
+        );
+        expect([followed, delivered, watched]).toEqual([
+          ["before", "through", "after"],
+          ["before", "after"],
+          ["before", "after"],
+        ]);
+        expect(states).toEqual(["disconnected", "connected"]);
+        const token = await eventually(
+          () => bus.publish(actorSubject(session(tenant, "s1"), "token"), bytes("t")),
+          (outcome) => outcome.kind === "stored",
+        );
+        expect(token.kind).toBe("stored");
+        await Promise.all([follower.stop(), inbox.stop(), watch.stop(), listening.stop()]);
+      },
+    );
   });
 });
 
@@ -666,7 +794,10 @@ describe.each([
       expect(outcomes).toEqual([...Array.from({ length: 9 }, () => "stored"), ...Array.from({ length: 3 }, () => "overloaded")]);
       expect((await bus.bounds("COMMANDS")).messages).toBe(9);
       await bus.consume({ stream: "COMMANDS", durable: "d", filters: ["shard.>"] }, { on_delivery: (delivery) => delivery.ack(), on_reset: () => undefined });
-      await eventually(() => bus.publish(subject, new Uint8Array(10_000)), (outcome) => outcome.kind === "stored");
+      await eventually(
+        () => bus.publish(subject, new Uint8Array(10_000)),
+        (outcome) => outcome.kind === "stored",
+      );
     } finally {
       await ground.stop();
     }
@@ -684,7 +815,11 @@ describe("streams on a real broker", () => {
       await expect(connectJetStream({ ...options, shards: 32, servers: server.url })).rejects.toThrow(/COMMANDS: shards .*have 16, want 32/);
       const looking = await connectJetStream({ ...options, shards: 32, commands_bytes_max: 5_000_000, servers: server.url, ensure: false });
       const findings = await auditSubstrate(looking, { monitor_url: server.monitor_url });
-      expect(findings.map(({ level, what }) => `${level} ${what}`).sort()).toEqual(["refuse stream COMMANDS: subject_transform", "refuse stream TIMERS: subject_transform", "warn stream COMMANDS: max_bytes"]);
+      expect(findings.map(({ level, what }) => `${level} ${what}`).sort()).toEqual([
+        "refuse stream COMMANDS: subject_transform",
+        "refuse stream TIMERS: subject_transform",
+        "warn stream COMMANDS: max_bytes",
+      ]);
       const migrated = await connectJetStream({ ...options, commands_bytes_max: 5_000_000, servers: server.url });
       expect(await auditSubstrate(migrated, { monitor_url: server.monitor_url })).toEqual([]);
       expect(await ensureStreams(migrated)).toMatchObject({ created: [], updated: [] });
@@ -711,23 +846,33 @@ describe("streams on a real broker", () => {
     }
   });
 
-  test("a message that somebody else took from the inbox is missed within a heartbeat, and all comes again in order", async () => {
+  test.each([
+    ["last", "with the next heartbeat", 2],
+    ["middle", "with the next delivery", 3],
+  ])("the %s message, taken from the inbox by somebody else, is missed %s, and all comes again in order", async (_which, _when, count) => {
     const server = await startNatsServer();
     try {
       const bus = await connectJetStream({ ...options, servers: server.url });
       const told: string[] = [];
       const spec = inboxOf("acme");
-      const subscription = await bus.consume(spec, { on_delivery: ({ message }) => void told.push(text(message.data)), on_reset: () => void told.push("reset") });
+      const subscription = await bus.consume(spec, {
+        on_delivery: ({ message }) => void told.push(text(message.data)),
+        on_reset: () => void told.push("reset"),
+      });
       const stolen: string[] = [];
       const thief = bus.inbox();
       bus.subscribe(thief, ({ data }) => void (data.length > 0 && stolen.push(text(data))));
       bus.send(`$JS.API.CONSUMER.MSG.NEXT.COMMANDS.${spec.durable}`, bytes(JSON.stringify({ batch: 1, expires: 5_000_000_000 })), { reply: thief });
       await bus.flush();
-      await command(bus, "acme", "c0");
-      await command(bus, "acme", "c1");
-      await eventually(() => told.at(-1), (last) => last === "c1" && told.includes("reset"), 3_000);
-      expect(stolen).toHaveLength(1);
-      expect(told.slice(told.indexOf("reset"))).toEqual(["reset", "c0", "c1"]);
+      const all = Array.from({ length: count }, (_, index) => `c${index}`);
+      for (const body of all) await command(bus, "acme", body);
+      await eventually(
+        () => told.slice(told.indexOf("reset")).length,
+        (length) => told.includes("reset") && length > count,
+        3_000,
+      );
+      expect(stolen).toEqual(["c1"]);
+      expect(told.slice(told.indexOf("reset"))).toEqual(["reset", ...all]);
       await subscription.stop();
       await bus.close();
     } finally {
@@ -774,12 +919,22 @@ describe("streams on a real broker", () => {
       const counts = await Promise.all(writers);
       expect(Math.min(...counts)).toBeGreaterThan(0);
       const wanted = counts.map((count) => Array.from({ length: count }, (_, index) => String(index)));
-      for (const [index, want] of wanted.entries()) expect((await collect(bus.read("EVENTS", journal("acme", `s${index}`), 1))).map(({ data }) => text(data))).toEqual(want);
-      await eventually(() => wanted.every((want, index) => followed.get(journal("acme", `s${index}`))?.length === want.length), (all) => all);
+      for (const [index, want] of wanted.entries())
+        expect((await collect(bus.read("EVENTS", journal("acme", `s${index}`), 1))).map(({ data }) => text(data))).toEqual(want);
+      await eventually(
+        () => wanted.every((want, index) => followed.get(journal("acme", `s${index}`))?.length === want.length),
+        (all) => all,
+      );
       for (const [index, want] of wanted.entries()) expect(followed.get(journal("acme", `s${index}`))).toEqual(want);
       const stored = await sender;
-      await eventually(() => stored.filter((sequence) => !delivered.has(sequence)), (missing) => missing.length === 0);
-      await eventually(async () => (await bus.bounds("COMMANDS")).messages, (messages) => messages === 0);
+      await eventually(
+        () => stored.filter((sequence) => !delivered.has(sequence)),
+        (missing) => missing.length === 0,
+      );
+      await eventually(
+        async () => (await bus.bounds("COMMANDS")).messages,
+        (messages) => messages === 0,
+      );
       await bus.close();
     } finally {
       await server.stop();
@@ -787,6 +942,8 @@ describe("streams on a real broker", () => {
   });
 
   test("a broker that is not there is a rejection that names it", async () => {
-    await expect(connectJetStream({ ...options, servers: "nats://127.0.0.1:1", first_connection_patience_ms: 200 })).rejects.toThrow("cannot connect to NATS at nats://127.0.0.1:1 as 'tool'");
+    await expect(connectJetStream({ ...options, servers: "nats://127.0.0.1:1", first_connection_patience_ms: 200 })).rejects.toThrow(
+      "cannot connect to NATS at nats://127.0.0.1:1 as 'tool'",
+    );
   });
 });

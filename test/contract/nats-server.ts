@@ -51,8 +51,12 @@ export async function startNatsServer(options: { sync?: boolean; max_payload?: s
       started.once("error", (error) => (failure = error.message));
       const give_up_at = Date.now() + START_PATIENCE_MS;
       for (;;) {
-        if (failure !== "" || started.exitCode !== null) throw new Error(`nats-server did not start: ${failure || readFileSync(join(folder, "log"), "utf8").slice(-2000)}`);
-        const healthy = await fetch(`${monitor_url}/healthz`).then((answer) => answer.ok, () => false);
+        if (failure !== "" || started.exitCode !== null)
+          throw new Error(`nats-server did not start: ${failure || readFileSync(join(folder, "log"), "utf8").slice(-2000)}`);
+        const healthy = await fetch(`${monitor_url}/healthz`).then(
+          (answer) => answer.ok,
+          () => false,
+        );
         if (healthy) return;
         if (Date.now() > give_up_at) throw new Error("nats-server is not healthy in time");
         await sleep(10);
