@@ -83,7 +83,8 @@ const no = (error: ErrorBody): { ok: false; error: ErrorBody } => ({ ok: false, 
 function answersOf(deps: HostServiceDeps): Answers {
   const { bus, world, worker, host } = deps;
   const began_ms = world.monotonic_ms();
-  const named = (path: string): ActorAddress | ErrorBody => parseActorPath(path) ?? errorBody("invalid", "/actor: not tenant/kind/id", { errors: [{ pointer: "/actor", message: "not tenant/kind/id" }] });
+  const named = (path: string): ActorAddress | ErrorBody =>
+    parseActorPath(path) ?? errorBody("invalid", "/actor: not tenant/kind/id", { errors: [{ pointer: "/actor", message: "not tenant/kind/id" }] });
   return {
     async start({ actor: path }) {
       const actor = named(path);
@@ -165,7 +166,13 @@ const envelope = z.union([
 ]);
 
 /** Asks one worker. `unavailable` when no worker of that name answers in time, or with what this version does not understand. */
-export async function askHost<O extends HostOperation>(bus: Bus, worker: string, operation: O, request: HostRequest<O>, options: { patience_ms?: number } = {}): Promise<HostOutcome<O>> {
+export async function askHost<O extends HostOperation>(
+  bus: Bus,
+  worker: string,
+  operation: O,
+  request: HostRequest<O>,
+  options: { patience_ms?: number } = {},
+): Promise<HostOutcome<O>> {
   const message = await bus.request(hostSubject(worker, operation), new TextEncoder().encode(JSON.stringify(request)), options);
   if (message === undefined) return no(errorBody("unavailable", `worker '${worker}' did not answer`));
   const read = readReply(message.data);

@@ -38,7 +38,17 @@ import type { Outcome } from "../state-machines/step.ts";
 import { Lease } from "./lease.ts";
 import { leastLoaded, type PlacementDecision, type PlacementStrategy, type PlacementWorker, planPlacement } from "./placement.ts";
 import { decodeResumed } from "./resumed.ts";
-import { decodeLeaderLease, decodePlacementEntry, decodeWorkerLease, encodeRecord, LEADER_KEY, type PlacementEntry, placementKey, shardOfKey, type WorkerLease } from "./tables.ts";
+import {
+  decodeLeaderLease,
+  decodePlacementEntry,
+  decodeWorkerLease,
+  encodeRecord,
+  LEADER_KEY,
+  type PlacementEntry,
+  placementKey,
+  shardOfKey,
+  type WorkerLease,
+} from "./tables.ts";
 import { type CommandOrigin, type OpenWorkerCell, type WorkerCell, workerActor } from "./worker-cell.ts";
 
 /** The supervisor's own loop. Four beats to a renewal: a late beat costs no renewal. */
@@ -188,7 +198,9 @@ export class Leader {
         this.#outage();
       }),
     );
-    this.#watchLeader().catch((error: unknown) => this.#options.log.warn("the leader's lease cannot be watched; it is asked for every second", errorFields(error)));
+    this.#watchLeader().catch((error: unknown) =>
+      this.#options.log.warn("the leader's lease cannot be watched; it is asked for every second", errorFields(error)),
+    );
     this.#beatLater(0);
   }
 
@@ -321,7 +333,8 @@ export class Leader {
     // A leader that died in the middle left the dead with shards that have other owners by now: their journals are ended too.
     const mentioned = new Set([...leadership.table.values()].flatMap(({ entry }) => [entry.worker, entry.from]));
     for (const head of heads) if (head.state === "dead" && mentioned.has(head.actor.id)) this.#cell(leadership, head.actor.id);
-    for (const worker of leadership.cells.keys()) if (!leadership.present.has(worker)) leadership.missing.set(worker, { lease: undefined, heard_ms: world.monotonic_ms() });
+    for (const worker of leadership.cells.keys())
+      if (!leadership.present.has(worker)) leadership.missing.set(worker, { lease: undefined, heard_ms: world.monotonic_ms() });
     leadership.passing_since_ms = undefined;
     this.#begun.add(leadership);
     this.#wake(leadership);
@@ -337,7 +350,8 @@ export class Leader {
     this.#options.log.warn("this supervisor leads no more", { supervisor: this.#options.id, epoch: leadership.epoch, why });
     leadership.end();
     for (const cell of leadership.cells.values()) cell.stop();
-    for (const subscription of leadership.subscriptions) subscription.stop().catch((error: unknown) => this.#options.log.warn("a subscription did not stop", errorFields(error)));
+    for (const subscription of leadership.subscriptions)
+      subscription.stop().catch((error: unknown) => this.#options.log.warn("a subscription did not stop", errorFields(error)));
     this.#options.observer?.role?.("standby", undefined);
   }
 
@@ -412,12 +426,16 @@ export class Leader {
     const entry = decodePlacementEntry(read.value);
     if (entry === undefined) {
       this.#options.log.error("a placement entry cannot be read; the shard counts as nobody's", { key: read.key });
-      leadership.table.set(shard, { entry: { worker: "", incarnation: "", epoch: this.#highestEpoch(leadership, shard), since: this.#now() }, revision: read.revision });
+      leadership.table.set(shard, {
+        entry: { worker: "", incarnation: "", epoch: this.#highestEpoch(leadership, shard), since: this.#now() },
+        revision: read.revision,
+      });
       return;
     }
     leadership.table.set(shard, { entry, revision: read.revision });
     if (entry.moving_to === undefined) leadership.moves.delete(shard);
-    else if (leadership.moves.get(shard)?.to !== entry.moving_to) leadership.moves.set(shard, { to: entry.moving_to, seen_ms: this.#options.world.monotonic_ms() });
+    else if (leadership.moves.get(shard)?.to !== entry.moving_to)
+      leadership.moves.set(shard, { to: entry.moving_to, seen_ms: this.#options.world.monotonic_ms() });
   }
 
   #highestEpoch(leadership: Leadership, shard: number): number {
@@ -465,7 +483,8 @@ export class Leader {
     if (!this.#mayAct(leadership)) return undefined;
     const outcome = await Promise.race([this.#cell(leadership, worker).say(type, body, origin), leadership.ended]);
     if (outcome === "ended" || leadership.over) return undefined;
-    if (!outcome.ok && origin === undefined) this.#options.log.error("a worker's machine refused the leader", { worker, type, code: outcome.error.code, message: outcome.error.message });
+    if (!outcome.ok && origin === undefined)
+      this.#options.log.error("a worker's machine refused the leader", { worker, type, code: outcome.error.code, message: outcome.error.message });
     return outcome;
   }
 
@@ -510,7 +529,8 @@ export class Leader {
       },
       this.#options.strategy ?? leastLoaded,
     );
-    for (const decision of decisions) if (decision.kind === "assign" && !leadership.unowned_since_ms.has(decision.shard)) leadership.unowned_since_ms.set(decision.shard, now_ms);
+    for (const decision of decisions)
+      if (decision.kind === "assign" && !leadership.unowned_since_ms.has(decision.shard)) leadership.unowned_since_ms.set(decision.shard, now_ms);
     for (const shard of unplaced) if (!leadership.unowned_since_ms.has(shard)) leadership.unowned_since_ms.set(shard, now_ms);
     const decided = new Set(decisions.map((decision) => decision.shard));
     await Promise.all([...decisions, ...this.#overdue(leadership, decided)].map((decision) => this.#carryOut(leadership, decision)));
@@ -527,7 +547,12 @@ export class Leader {
     let record = cell.record();
     if (record !== undefined && isAlive(record.state) && record.incarnation !== lease.incarnation) {
       // D1: what the earlier incarnation had is nobody's; the table follows in this very pass.
-      await this.#declareDead(leadership, worker, { kind: "new_incarnation", incarnation: record.incarnation, by: lease.incarnation, heard_ms: world.monotonic_ms() });
+      await this.#declareDead(leadership, worker, {
+        kind: "new_incarnation",
+        incarnation: record.incarnation,
+        by: lease.incarnation,
+        heard_ms: world.monotonic_ms(),
+      });
       record = cell.record();
     }
     if (record?.state === "dead" && record.incarnation === lease.incarnation) {
@@ -635,7 +660,8 @@ export class Leader {
         if (record.state !== "ready") return;
         for (const shard of this.#ownedBy(leadership, worker)) {
           const entry = leadership.table.get(shard)?.entry;
-          if (entry === undefined || entry.worker !== worker || entry.incarnation !== record.incarnation || (record.shards.get(shard) ?? -1) >= entry.epoch) continue;
+          if (entry === undefined || entry.worker !== worker || entry.incarnation !== record.incarnation || (record.shards.get(shard) ?? -1) >= entry.epoch)
+            continue;
           await this.#say(leadership, worker, "shard.assign", { shard, epoch: entry.epoch, from: entry.from ?? null, reason: entry.reason ?? "moved" });
         }
       }),
@@ -644,7 +670,8 @@ export class Leader {
 
   #saidEpochs(leadership: Leadership): Map<number, number> {
     const epochs = new Map<number, number>();
-    for (const cell of leadership.cells.values()) for (const [shard, epoch] of cell.record()?.epochs ?? []) epochs.set(shard, Math.max(epoch, epochs.get(shard) ?? 0));
+    for (const cell of leadership.cells.values())
+      for (const [shard, epoch] of cell.record()?.epochs ?? []) epochs.set(shard, Math.max(epoch, epochs.get(shard) ?? 0));
     return epochs;
   }
 
@@ -678,7 +705,17 @@ export class Leader {
       const entry = leadership.table.get(shard)?.entry;
       const target = leadership.present.get(to)?.lease;
       if (decided.has(shard) || entry === undefined || target === undefined || now_ms - seen_ms < patience_ms) return [];
-      return [{ kind: "assign", shard, worker: to, incarnation: target.incarnation, epoch: this.#highestEpoch(leadership, shard) + 1, from: entry.worker, reason: "owner_gone" }];
+      return [
+        {
+          kind: "assign",
+          shard,
+          worker: to,
+          incarnation: target.incarnation,
+          epoch: this.#highestEpoch(leadership, shard) + 1,
+          from: entry.worker,
+          reason: "owner_gone",
+        },
+      ];
     });
   }
 
@@ -751,7 +788,14 @@ export class Leader {
     const { detect_ms, assign_ms } = recovery?.epoch === news.epoch ? recovery : { detect_ms: 0, assign_ms: 0 };
     const { actor, entries, replay_ms, first_token_ms } = news;
     leadership.resuming += 1;
-    this.#say(leadership, news.worker, "actor.resumed", { actor, entries, detect_ms, assign_ms, replay_ms: Math.round(replay_ms), ...(first_token_ms === undefined ? {} : { first_token_ms: Math.round(first_token_ms) }) })
+    this.#say(leadership, news.worker, "actor.resumed", {
+      actor,
+      entries,
+      detect_ms,
+      assign_ms,
+      replay_ms: Math.round(replay_ms),
+      ...(first_token_ms === undefined ? {} : { first_token_ms: Math.round(first_token_ms) }),
+    })
       .catch((error: unknown) => this.#options.log.warn("a resumed actor could not be told", { actor, ...errorFields(error) }))
       .finally(() => {
         leadership.resuming -= 1;
@@ -803,7 +847,11 @@ export class Leader {
       if (!leadership.present.has(actor.id)) this.#forget(leadership, actor.id);
       return refuse(errorBody("not_found", `there is no worker '${actor.id}'`));
     }
-    const outcome = await this.#say(leadership, actor.id, type, body, { source, ...(key === undefined ? {} : { key }), ...(trace === undefined ? {} : { trace }) });
+    const outcome = await this.#say(leadership, actor.id, type, body, {
+      source,
+      ...(key === undefined ? {} : { key }),
+      ...(trace === undefined ? {} : { trace }),
+    });
     if (outcome === undefined) return; // unacknowledged: the next leader decides it, and recognises it if it was decided
     this.#answer(actor, delivery, outcome);
     delivery.ack();
@@ -814,7 +862,9 @@ export class Leader {
     const reply_to = headerOf(delivery.message.headers, HEADER_REPLY_TO);
     if (reply_to === undefined || !isReplyAllowed(actor.tenant, reply_to)) return;
     const path = actorPath(actor.tenant === SYSTEM_TENANT ? workerActor(actor.id) : actor);
-    const data = outcome.ok ? encodeReply({ ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result }) : encodeReply({ ok: false, actor: path, error: outcome.error });
+    const data = outcome.ok
+      ? encodeReply({ ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result })
+      : encodeReply({ ok: false, actor: path, error: outcome.error });
     this.#options.bus.send(reply_to, data);
   }
 }

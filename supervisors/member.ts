@@ -405,7 +405,9 @@ export class Member {
   }
 
   #isMine(entry: PlacementEntry | undefined, epoch?: number): boolean {
-    return entry !== undefined && entry.worker === this.#options.id && entry.incarnation === this.#incarnation && (epoch === undefined || entry.epoch === epoch);
+    return (
+      entry !== undefined && entry.worker === this.#options.id && entry.incarnation === this.#incarnation && (epoch === undefined || entry.epoch === epoch)
+    );
   }
   #shardsOfInterest(): Set<number> {
     return new Set([...this.#table.keys(), ...this.#held.keys()]);
@@ -535,7 +537,9 @@ export class Member {
   /** Nobody else could take anything over. Unknown counts as somebody. */
   async #alone(): Promise<boolean> {
     try {
-      const others = (await this.#workers.all()).map((read) => decodeWorkerLease(read.value)).filter((lease) => lease !== undefined && lease.id !== this.#options.id && !lease.draining);
+      const others = (await this.#workers.all())
+        .map((read) => decodeWorkerLease(read.value))
+        .filter((lease) => lease !== undefined && lease.id !== this.#options.id && !lease.draining);
       return others.length === 0;
     } catch (error) {
       this.#options.log.warn("the other workers cannot be read", errorFields(error));

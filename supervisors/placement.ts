@@ -104,7 +104,8 @@ export function planPlacement(input: PlacementInput, strategy: PlacementStrategy
     const entry = input.table.get(shard);
     const named = entry === undefined ? undefined : living.get(entry.worker);
     const owner = named !== undefined && named.incarnation === entry?.incarnation ? named : undefined;
-    const target = owner !== undefined && entry?.moving_to !== undefined && entry.moving_to !== owner.id && good.has(entry.moving_to) ? entry.moving_to : undefined;
+    const target =
+      owner !== undefined && entry?.moving_to !== undefined && entry.moving_to !== owner.id && good.has(entry.moving_to) ? entry.moving_to : undefined;
     places.set(shard, { owner, target });
     const at = target ?? owner?.id;
     if (at !== undefined && good.has(at)) count(at, 1);
@@ -123,7 +124,15 @@ export function planPlacement(input: PlacementInput, strategy: PlacementStrategy
     assert(chosen !== undefined && good.has(worker), "P1: a shard is given to a ready worker");
     const epoch = Math.max(entry?.epoch ?? 0, input.epochs.get(shard) ?? 0) + 1; // P4
     const from = entry === undefined || entry.worker === "" ? (entry?.from ?? null) : entry.worker;
-    decisions.push({ kind: "assign", shard, worker, incarnation: chosen.incarnation, epoch, from, reason: entry === undefined || entry.worker === "" ? "unowned" : "owner_gone" });
+    decisions.push({
+      kind: "assign",
+      shard,
+      worker,
+      incarnation: chosen.incarnation,
+      epoch,
+      from,
+      reason: entry === undefined || entry.worker === "" ? "unowned" : "owner_gone",
+    });
     count(worker, 1);
     places.set(shard, { owner: chosen, target: undefined });
   }
@@ -138,7 +147,11 @@ export function planPlacement(input: PlacementInput, strategy: PlacementStrategy
     if (owner === undefined || target !== undefined) continue;
     const must = owner.condition === "leaving" ? "draining" : knows(owner) ? undefined : "versions";
     if (must !== undefined && good.size > 0) move(shard, owner.id, strategy.pick(shard, candidates()), must);
-    else if (input.table.get(shard)?.moving_to !== undefined && owner.incarnation === input.table.get(shard)?.incarnation && owner.id === input.table.get(shard)?.worker)
+    else if (
+      input.table.get(shard)?.moving_to !== undefined &&
+      owner.incarnation === input.table.get(shard)?.incarnation &&
+      owner.id === input.table.get(shard)?.worker
+    )
       decisions.push({ kind: "stay", shard });
   }
 

@@ -63,7 +63,8 @@ export interface WorkerCellDeps {
   readonly next_commit_id: () => string;
 }
 
-const byShard = (epochs: Readonly<Record<string, number>>): Map<number, number> => new Map(Object.entries(epochs).map(([shard, epoch]) => [Number(shard), epoch]));
+const byShard = (epochs: Readonly<Record<string, number>>): Map<number, number> =>
+  new Map(Object.entries(epochs).map(([shard, epoch]) => [Number(shard), epoch]));
 
 /** Opens worker actors over the real journal. */
 export function createWorkerCells(deps: WorkerCellDeps): OpenWorkerCell {
@@ -96,7 +97,12 @@ export function createWorkerCells(deps: WorkerCellDeps): OpenWorkerCell {
       say: (type, body, origin = {}) =>
         new Promise((resolve) => {
           const { source, ...identity } = origin;
-          cell.push({ kind: "command", command: { channel: "control", type, body, ...identity }, ...(source === undefined ? {} : { source }), decided: resolve });
+          cell.push({
+            kind: "command",
+            command: { channel: "control", type, body, ...identity },
+            ...(source === undefined ? {} : { source }),
+            decided: resolve,
+          });
         }),
       stop: () => cell.stop(),
     };

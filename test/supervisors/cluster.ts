@@ -98,7 +98,8 @@ export class RecordingHost implements Pick<ShardHost, "take" | "leave" | "drop" 
     const until_ms = this.#world.monotonic_ms() + deadline_ms;
     const status = this.shards.get(shard);
     if (status !== undefined) this.shards.set(shard, { ...status, phase: "leaving" });
-    while (this.busy && this.shards.has(shard) && this.#world.monotonic_ms() < until_ms) await new Promise<void>((resolve) => void this.#world.after(20, resolve));
+    while (this.busy && this.shards.has(shard) && this.#world.monotonic_ms() < until_ms)
+      await new Promise<void>((resolve) => void this.#world.after(20, resolve));
     this.history.push(`leave ${shard}`);
     this.shards.delete(shard);
     return { gap: !this.busy };
@@ -146,7 +147,15 @@ export class Cluster {
     const sleeper = new Sleeper(this.world);
     const host = new RecordingHost(sleeper.world);
     let killed = false;
-    const member = new Member({ bus: sleeper.bus(this.broker.connect(connection)), world: sleeper.world, log: silentLog, id, versions: ["session@1"], host, ...options });
+    const member = new Member({
+      bus: sleeper.bus(this.broker.connect(connection)),
+      world: sleeper.world,
+      log: silentLog,
+      id,
+      versions: ["session@1"],
+      host,
+      ...options,
+    });
     const beat = (): void => {
       void sleeper.world.after(LEASE_RENEW_MS / 4, () => {
         if (!killed && member.phase !== "stopped") void member.tick().finally(beat);
@@ -186,7 +195,14 @@ export class Cluster {
       supervisor: id,
       next_commit_id: () => `${connection}.${commits++}`,
     });
-    const leader = new Leader({ bus, world, log: silentLog, id, open_cell: change_cell === undefined ? open_cell : (worker, term) => change_cell(open_cell(worker, term)), ...options });
+    const leader = new Leader({
+      bus,
+      world,
+      log: silentLog,
+      id,
+      open_cell: change_cell === undefined ? open_cell : (worker, term) => change_cell(open_cell(worker, term)),
+      ...options,
+    });
     leader.start();
     return {
       id,
@@ -212,7 +228,8 @@ export class Cluster {
   /** Every shard is owned by exactly the worker that the table names, under its epoch, and by no other. */
   placed(): boolean {
     const owners = new Map<number, string[]>();
-    for (const { id, host } of this.workers.values()) for (const { shard, phase } of host.shards.values()) if (phase === "owning") owners.set(shard, [...(owners.get(shard) ?? []), id]);
+    for (const { id, host } of this.workers.values())
+      for (const { shard, phase } of host.shards.values()) if (phase === "owning") owners.set(shard, [...(owners.get(shard) ?? []), id]);
     return owners.size === this.shards && [...owners.values()].every((ids) => ids.length === 1);
   }
   counts(): Record<string, number> {
@@ -233,6 +250,8 @@ export class Cluster {
     return messages;
   }
   async events(worker: string): Promise<string[]> {
-    return (await this.journal(worker)).flatMap(({ events }) => events.map((event) => (event.type === "worker.state" ? `state ${String(event["from"])}→${String(event["to"])}` : event.type)));
+    return (await this.journal(worker)).flatMap(({ events }) =>
+      events.map((event) => (event.type === "worker.state" ? `state ${String(event["from"])}→${String(event["to"])}` : event.type)),
+    );
   }
 }

@@ -59,8 +59,14 @@ test("N2: an actor whose shard is another's is not started here", async () => {
 
 test("status and health tell the shards and the counts", async () => {
   const { asker } = service(3);
-  expect(await askHost(asker, "w1", "status", {})).toEqual({ ok: true, result: { worker: "w1", shards: [{ shard: 2, epoch: 7, phase: "owning", resident: 3, running: 1 }] } });
-  expect(await askHost(asker, "w1", "health", {})).toMatchObject({ ok: true, result: { worker: "w1", draining: false, may_act: true, bus: "connected", owned: 1, resident: 3, running: 1 } });
+  expect(await askHost(asker, "w1", "status", {})).toEqual({
+    ok: true,
+    result: { worker: "w1", shards: [{ shard: 2, epoch: 7, phase: "owning", resident: 3, running: 1 }] },
+  });
+  expect(await askHost(asker, "w1", "health", {})).toMatchObject({
+    ok: true,
+    result: { worker: "w1", draining: false, may_act: true, bus: "connected", owned: 1, resident: 3, running: 1 },
+  });
 });
 
 test("list pages through ten thousand actors without leaving one out or telling one twice", async () => {
@@ -82,10 +88,16 @@ test("what cannot be read is refused by name, and one broken request does not en
   const { ask, asker } = service();
   const text = (value: string): Uint8Array => new TextEncoder().encode(value);
   expect(await ask("system.worker.w1.v1.start", text("{"))).toMatchObject({ ok: false, error: { code: "invalid" } });
-  expect(await ask("system.worker.w1.v1.start", text("{}"))).toMatchObject({ ok: false, error: { code: "invalid", details: { errors: [{ pointer: "/actor" }] } } });
+  expect(await ask("system.worker.w1.v1.start", text("{}"))).toMatchObject({
+    ok: false,
+    error: { code: "invalid", details: { errors: [{ pointer: "/actor" }] } },
+  });
   expect(await ask("system.worker.w1.v1.start", text(`{"actor":"${"a".repeat(200)}"}`))).toMatchObject({ ok: false, error: { code: "invalid" } });
   expect(await ask("system.worker.w1.v1.list", text('{"limit":0}'))).toMatchObject({ ok: false, error: { code: "invalid" } });
-  expect(await ask("system.worker.w1.v1.start", text(`{"actor":"a/session/b","more":"${"x".repeat(5_000)}"}`))).toMatchObject({ ok: false, error: { code: "too_large" } });
+  expect(await ask("system.worker.w1.v1.start", text(`{"actor":"a/session/b","more":"${"x".repeat(5_000)}"}`))).toMatchObject({
+    ok: false,
+    error: { code: "too_large" },
+  });
   expect(await ask("system.worker.w1.v1.explode", text("{}"))).toMatchObject({ ok: false, error: { code: "invalid" } });
   expect(await ask("system.worker.w1.v1.start", text('{"actor":"acme/session/broken"}'))).toMatchObject({ ok: false, error: { code: "internal" } });
   expect(await ask("system.worker.w1.v1.health", new Uint8Array())).toMatchObject({ ok: true });

@@ -12,9 +12,19 @@ const bytes = (text: string): Uint8Array => new TextEncoder().encode(text);
 function bench() {
   const world = new VirtualWorld(1);
   const faults: { before?: Faults["before"]; after?: Faults["after"] } = {};
-  const broker = createMemoryBroker({ world, shards: 4, faults: { before: (operation) => faults.before?.(operation), after: (operation) => faults.after?.(operation) } });
+  const broker = createMemoryBroker({
+    world,
+    shards: 4,
+    faults: { before: (operation) => faults.before?.(operation), after: (operation) => faults.after?.(operation) },
+  });
   const holder = (name: string) =>
-    new Lease({ bucket: broker.connect(name).bucket("WORKERS"), key: "w", world, log: silentLog, is_mine: (value) => new TextDecoder().decode(value) === name });
+    new Lease({
+      bucket: broker.connect(name).bucket("WORKERS"),
+      key: "w",
+      world,
+      log: silentLog,
+      is_mine: (value) => new TextDecoder().decode(value) === name,
+    });
   /** Runs a call to its end in virtual time. */
   const finish = async <T>(call: Promise<T>): Promise<T> => {
     let outcome: { value: T } | undefined;

@@ -14,40 +14,45 @@ const SHARDS = 6;
 test("O1: after any interleaving each shard is in the list of exactly the worker that its entry names, and the counts are theirs", async () => {
   let writes = 0;
   await fc.assert(
-    fc.asyncProperty(fc.array(fc.record({ shard: fc.integer({ min: 0, max: SHARDS - 1 }), worker: fc.constantFrom("w1", "w2", "w3", "", "deleted"), heard: fc.boolean() }), { maxLength: 30 }), async (steps) => {
-      const world = new VirtualWorld(1);
-      const broker = createMemoryBroker({ world, shards: SHARDS });
-      const bucket = broker.connect("leader").bucket("PLACEMENT");
-      const locations = createLocations({ bus: broker.connect("gateway"), world, log: silentLog });
-      const model = new Map<number, string>();
-      for (const { shard, worker, heard } of steps) {
-        const key = placementKey(shard);
-        const standing = await bucket.get(key);
-        if (worker === "deleted") {
-          if (standing !== undefined) await bucket.delete(key, standing.revision);
-          model.delete(shard);
-        } else {
-          const value = encodeRecord({ worker, incarnation: worker, epoch: 1, since: "" });
-          const written = standing === undefined ? await bucket.create(key, value) : await bucket.update(key, value, standing.revision);
-          expect(written.kind).toBe("ok");
-          model.set(shard, worker);
+    fc.asyncProperty(
+      fc.array(fc.record({ shard: fc.integer({ min: 0, max: SHARDS - 1 }), worker: fc.constantFrom("w1", "w2", "w3", "", "deleted"), heard: fc.boolean() }), {
+        maxLength: 30,
+      }),
+      async (steps) => {
+        const world = new VirtualWorld(1);
+        const broker = createMemoryBroker({ world, shards: SHARDS });
+        const bucket = broker.connect("leader").bucket("PLACEMENT");
+        const locations = createLocations({ bus: broker.connect("gateway"), world, log: silentLog });
+        const model = new Map<number, string>();
+        for (const { shard, worker, heard } of steps) {
+          const key = placementKey(shard);
+          const standing = await bucket.get(key);
+          if (worker === "deleted") {
+            if (standing !== undefined) await bucket.delete(key, standing.revision);
+            model.delete(shard);
+          } else {
+            const value = encodeRecord({ worker, incarnation: worker, epoch: 1, since: "" });
+            const written = standing === undefined ? await bucket.create(key, value) : await bucket.update(key, value, standing.revision);
+            expect(written.kind).toBe("ok");
+            model.set(shard, worker);
+          }
+          writes += 1;
+          if (heard) await world.settle();
         }
-        writes += 1;
-        if (heard) await world.settle();
-      }
-      await world.settle();
-      for (const worker of ["w1", "w2", "w3"]) {
-        const expected = [...model].flatMap(([shard, owner]) => (owner === worker ? [shard] : [])).sort();
-        expect([...locations.shards_of(worker)].sort()).toEqual(expected);
-        expect(locations.counts().get(worker) ?? 0).toBe(expected.length);
-      }
-      for (let n = 0; n < 20; n++) {
-        const actor = { tenant: "acme", kind: "session", id: `s${n}` } as const;
-        const owner = model.get(shardOf(actor, SHARDS)) ?? "";
-        expect(locations.locate(actor)?.worker ?? "").toBe(owner);
-      }
-      await locations.stop();
-    }),
+        await world.settle();
+        for (const worker of ["w1", "w2", "w3"]) {
+          const expected = [...model].flatMap(([shard, owner]) => (owner === worker ? [shard] : [])).sort();
+          expect([...locations.shards_of(worker)].sort()).toEqual(expected);
+          expect(locations.counts().get(worker) ?? 0).toBe(expected.length);
+        }
+        for (let n = 0; n < 20; n++) {
+          const actor = { tenant: "acme", kind: "session", id: `s${n}` } as const;
+          const owner = model.get(shardOf(actor, SHARDS)) ?? "";
+          expect(locations.locate(actor)?.worker ?? "").toBe(owner);
+        }
+        await locations.stop();
+      },
+    ),
     { numRuns: 60 },
   );
   expect(writes).toBeGreaterThan(200);

@@ -7,7 +7,12 @@ import { leastLoaded, type PlacementInput, type PlacementStrategy, type Placemen
 import type { PlacementEntry } from "../../supervisors/tables.ts";
 
 const since = "2026-01-01T00:00:00.000Z";
-const worker = (id: string, condition: PlacementWorker["condition"] = "ready", incarnation = `${id}-1`, versions = ["session@1"]): PlacementWorker => ({ id, incarnation, condition, versions });
+const worker = (id: string, condition: PlacementWorker["condition"] = "ready", incarnation = `${id}-1`, versions = ["session@1"]): PlacementWorker => ({
+  id,
+  incarnation,
+  condition,
+  versions,
+});
 const owned = (id: string, epoch = 1, more: Partial<PlacementEntry> = {}): PlacementEntry => ({ worker: id, incarnation: `${id}-1`, epoch, since, ...more });
 const input = (workers: PlacementWorker[], table: [number, PlacementEntry][], more: Partial<PlacementInput> = {}): PlacementInput => ({
   shards: 8,
@@ -102,7 +107,10 @@ describe("single cases", () => {
   });
 });
 
-type Event = { kind: "join" | "die" | "drain" | "undrain" | "suspect" | "clear" | "return"; worker: number } | { kind: "finish" } | { kind: "release"; shard: number };
+type Event =
+  | { kind: "join" | "die" | "drain" | "undrain" | "suspect" | "clear" | "return"; worker: number }
+  | { kind: "finish" }
+  | { kind: "release"; shard: number };
 
 const event: fc.Arbitrary<Event> = fc.oneof(
   fc.record({ kind: fc.constantFrom("join", "die", "drain", "undrain", "suspect", "clear", "return"), worker: fc.integer({ min: 0, max: 5 }) }),
@@ -133,11 +141,17 @@ describe.each([leastLoaded, roundRobin])("whatever happens, by $name", (strategy
         const workers = new Map<string, PlacementWorker>();
         const births = new Map<string, number>();
         const highest = new Map<number, number>();
-        const plan = (): ReturnType<typeof planPlacement> => planPlacement({ shards, workers: [...workers.values()], table, epochs: new Map(), required_versions: [] }, strategy);
+        const plan = (): ReturnType<typeof planPlacement> =>
+          planPlacement({ shards, workers: [...workers.values()], table, epochs: new Map(), required_versions: [] }, strategy);
         const check = (): ReturnType<typeof planPlacement> => {
           const made = plan();
           plans += 1;
-          expect(planPlacement({ shards, workers: [...workers.values()].toReversed(), table: new Map([...table].toReversed()), epochs: new Map(), required_versions: [] }, strategy)).toEqual(made);
+          expect(
+            planPlacement(
+              { shards, workers: [...workers.values()].toReversed(), table: new Map([...table].toReversed()), epochs: new Map(), required_versions: [] },
+              strategy,
+            ),
+          ).toEqual(made);
           expect(new Set(made.decisions.map(({ shard }) => shard)).size).toBe(made.decisions.length); // each shard in one place
           for (const decision of made.decisions) {
             const entry = table.get(decision.shard);

@@ -32,7 +32,15 @@ test("shards are placed, survive a broker killed for two seconds without changin
   try {
     const bus = await connect("supervisor");
     let commits = 0;
-    const open_cell = createWorkerCells({ bus, world, log: silentLog, core: cores.worker, restorer: createRestorer({ bus, cores, log: silentLog }), supervisor: "s1", next_commit_id: () => `s1.${commits++}` });
+    const open_cell = createWorkerCells({
+      bus,
+      world,
+      log: silentLog,
+      core: cores.worker,
+      restorer: createRestorer({ bus, cores, log: silentLog }),
+      supervisor: "s1",
+      next_commit_id: () => `s1.${commits++}`,
+    });
     const leader = new Leader({ bus, world, log: silentLog, id: "s1", open_cell });
     leader.start();
     const worker = async (id: string) => {

@@ -37,7 +37,9 @@ describe("placing", () => {
     expect(workers[0]!.host.history.filter((line) => line.startsWith("drop"))).toEqual([]);
     await cluster.world.advance(1_000);
     const table = await cluster.table();
-    expect([...table.values()].filter((entry) => entry.worker === "w2").map((entry) => [entry.epoch, entry.from, entry.reason])).toEqual(Array.from({ length: 4 }, () => [2, "w1", "moved"]));
+    expect([...table.values()].filter((entry) => entry.worker === "w2").map((entry) => [entry.epoch, entry.from, entry.reason])).toEqual(
+      Array.from({ length: 4 }, () => [2, "w1", "moved"]),
+    );
     // The journals follow what the owner wrote.
     expect((await cluster.events("w1")).filter((type) => type === "shard.released")).toHaveLength(4);
     expect((await cluster.events("w2")).filter((type) => type === "shard.assigned")).toHaveLength(4);
@@ -64,7 +66,9 @@ describe("death", () => {
     }
     const events = await cluster.events("w1");
     expect(events.slice(-6)).toEqual(["state ready→suspected", "state suspected→dead", ...Array.from({ length: 4 }, () => "shard.released")]);
-    const verdict = (await cluster.journal("w1")).flatMap(({ entries }) => entries).find((entry) => entry.t === "command" && entry.type === "worker.declare_dead");
+    const verdict = (await cluster.journal("w1"))
+      .flatMap(({ entries }) => entries)
+      .find((entry) => entry.t === "command" && entry.type === "worker.declare_dead");
     expect(verdict).toMatchObject({ body: { evidence: { kind: "lease_expired" } } });
   });
 
@@ -79,7 +83,9 @@ describe("death", () => {
     cluster.observer.send(RESUMED_SUBJECT, new TextEncoder().encode("{"));
     await cluster.world.advance(500);
     const told = (await cluster.journal("w2")).flatMap(({ events }) => events).filter(({ type }) => type === "actor.resumed");
-    expect(told).toEqual([{ type: "actor.resumed", actor: "acme/session/s1", entries: 12, detect_ms: expect.any(Number), assign_ms: expect.any(Number), replay_ms: 3 }]);
+    expect(told).toEqual([
+      { type: "actor.resumed", actor: "acme/session/s1", entries: 12, detect_ms: expect.any(Number), assign_ms: expect.any(Number), replay_ms: 3 },
+    ]);
     expect(told[0]!["detect_ms"]).toBeGreaterThanOrEqual(4_000);
     expect(told[0]!["detect_ms"]).toBeLessThan(6_500);
     expect(await cluster.journal("unknown")).toEqual([]);
@@ -146,7 +152,13 @@ describe("names that come back", () => {
     cluster.supervisor("s2");
     await cluster.until("placed", () => cluster.placed());
     expect([...again.host.shards.values()].map(({ epoch }) => epoch)).toEqual(Array.from({ length: 8 }, () => 2));
-    expect((await cluster.events("w1")).filter((type) => type.startsWith("state"))).toEqual(["state null→joining", "state joining→ready", "state ready→dead", "state dead→joining", "state joining→ready"]);
+    expect((await cluster.events("w1")).filter((type) => type.startsWith("state"))).toEqual([
+      "state null→joining",
+      "state joining→ready",
+      "state ready→dead",
+      "state dead→joining",
+      "state joining→ready",
+    ]);
   });
 
   test("a worker that died three times in five minutes gets nothing while another can take it", async () => {
@@ -180,7 +192,8 @@ describe("leading", () => {
     cluster.supervisor("s1", {
       change_cell: (cell) => ({
         ...cell,
-        say: (type, body, origin) => (type === "shard.assign" ? Promise.resolve({ ok: false, error: { code: "conflict", message: "another epoch" } }) : cell.say(type, body, origin)),
+        say: (type, body, origin) =>
+          type === "shard.assign" ? Promise.resolve({ ok: false, error: { code: "conflict", message: "another epoch" } }) : cell.say(type, body, origin),
       }),
     });
     cluster.worker("w1");
@@ -203,7 +216,12 @@ describe("leading", () => {
 
   test("two supervisors that both think they lead: the fence of a worker's journal shows the older one that it does not", async () => {
     let unheard = false;
-    const cluster = new Cluster({ faults: { before: ({ kind, connection, subject }) => (unheard && kind === "bucket_write" && connection.startsWith("supervisor-s1") && subject.includes("LEADER") ? { kind: "unavailable" } : undefined) } });
+    const cluster = new Cluster({
+      faults: {
+        before: ({ kind, connection, subject }) =>
+          unheard && kind === "bucket_write" && connection.startsWith("supervisor-s1") && subject.includes("LEADER") ? { kind: "unavailable" } : undefined,
+      },
+    });
     const first = cluster.supervisor("s1");
     cluster.worker("w1");
     await cluster.until("placed", () => cluster.placed());
@@ -322,7 +340,12 @@ describe("leaving", () => {
     expect(leaving!.host.history.filter((line) => line.startsWith("drop"))).toEqual([]);
     await cluster.world.advance(7_000);
     const events = await cluster.events("w1");
-    expect(events.filter((type) => type.startsWith("state"))).toEqual(["state null→joining", "state joining→ready", "state ready→draining", "state draining→left"]);
+    expect(events.filter((type) => type.startsWith("state"))).toEqual([
+      "state null→joining",
+      "state joining→ready",
+      "state ready→draining",
+      "state draining→left",
+    ]);
   });
 
   test("a draining worker waits for its running effects until the deadline, and hands over when they end before it", async () => {
@@ -360,7 +383,9 @@ describe("leaving", () => {
     cluster.workers.delete("w1");
     cluster.worker("w2");
     await cluster.until("placed again", () => cluster.placed());
-    expect([...(await cluster.table()).values()].map(({ worker, epoch, from }) => [worker, epoch, from])).toEqual(Array.from({ length: 8 }, () => ["w2", 2, "w1"]));
+    expect([...(await cluster.table()).values()].map(({ worker, epoch, from }) => [worker, epoch, from])).toEqual(
+      Array.from({ length: 8 }, () => ["w2", 2, "w1"]),
+    );
   });
 
   test("two workers that drain at once both end", async () => {
@@ -419,7 +444,9 @@ describe("leaving", () => {
     const inbox = cluster.observer.inbox();
     cluster.observer.subscribe(inbox, ({ data }) => void replies.push(decodeReply(data)));
     const say = (type: string, id = "w1") =>
-      cluster.observer.publish(actorSubject(workerActor(id), "control"), new TextEncoder().encode(JSON.stringify({ type, body: {} })), { headers: { "Troupe-Reply-To": inbox } });
+      cluster.observer.publish(actorSubject(workerActor(id), "control"), new TextEncoder().encode(JSON.stringify({ type, body: {} })), {
+        headers: { "Troupe-Reply-To": inbox },
+      });
     await say("worker.drain");
     await cluster.until("everything is at w2", () => cluster.counts()["w2"] === 8 && cluster.placed());
     expect(cluster.counts()).toEqual({ w1: 0, w2: 8 });
