@@ -12,6 +12,8 @@ export interface FailureFacts {
   readonly code?: string | undefined;
   readonly message: string;
   readonly headers?: Headers | undefined;
+  /** How long to stay away, where the body says it. */
+  readonly retry_after_ms?: number;
   /** For lack of everything else: the transport failed before the answer began, or after. */
   readonly transport?: "unreachable" | "broken" | "timeout" | undefined;
 }
@@ -38,6 +40,17 @@ const BY_NAME: Readonly<Record<string, ModelErrorCode>> = {
   request_too_large: "context_overflow",
   content_filter: "content_policy",
   content_policy_violation: "content_policy",
+  // OpenAI's word for a prompt that was flagged.
+  invalid_prompt: "content_policy",
+  // Google's names. INVALID_ARGUMENT is not among them: it may be anything that comes with 400.
+  RESOURCE_EXHAUSTED: "rate_limited",
+  UNAVAILABLE: "overloaded",
+  INTERNAL: "provider_unavailable",
+  DEADLINE_EXCEEDED: "timeout",
+  UNAUTHENTICATED: "provider_auth",
+  PERMISSION_DENIED: "provider_auth",
+  API_KEY_INVALID: "provider_auth",
+  NOT_FOUND: "model_unknown",
 };
 
 /** The code of FailureFacts; undefined when nothing is recognised. */
@@ -75,7 +88,7 @@ function codeOfStatus(status: number, message: string): ModelErrorCode | undefin
 }
 
 function codeOfRefusedRequest(message: string): ModelErrorCode {
-  if (/prompt is too long|context (length|window|limit)|maximum context|too many (input )?tokens/i.test(message)) return "context_overflow";
+  if (/prompt is too long|context (length|window|limit)|maximum context|too many (input )?tokens|exceeds the maximum number of tokens/i.test(message)) return "context_overflow";
   if (/content (filter|management|policy)|safety system/i.test(message)) return "content_policy";
   if (/credit balance/i.test(message)) return "provider_auth";
   return "invalid_request";
@@ -90,7 +103,8 @@ export function modelError(code: ModelErrorCode, message: string, secrets: reado
 /** FailureFacts as an error; `provider_error` when nothing is recognised. */
 export function modelErrorOf(facts: FailureFacts, secrets: readonly string[], now_ms: number): ModelError {
   const code = codeOf(facts) ?? "provider_error";
-  const retry_after_ms = MODEL_ERRORS[code].transient ? retryAfterMs(facts.headers, now_ms) : undefined;
+  const said_ms = facts.retry_after_ms === undefined ? retryAfterMs(facts.headers, now_ms) : Math.min(facts.retry_after_ms, RETRY_AFTER_MS_MAX);
+  const retry_after_ms = MODEL_ERRORS[code].transient ? said_ms : undefined;
   return modelError(code, facts.message, secrets, retry_after_ms);
 }
 

@@ -13,24 +13,24 @@
 //   with an answer that called tools, and must not with others.
 import type OpenAiSdk from "openai";
 import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
-import { type Attempt, PATIENCE_DEFAULT, type Patience, runAttempt } from "./attempt.ts";
+import { type Attempt, PATIENCE_DEFAULT, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
-import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
+import { modelError, modelErrorOf } from "./model-error.ts";
+import { clientOf, factsOf, OPENAI_BASE_URL, type Sdk } from "./openai-client.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
 import { wellFormed } from "./transcript.ts";
-import { AnswerMistake, factsOfTransport, type SdkProviderSettings, sdkPatience, withRequestId } from "./transport.ts";
+import { AnswerMistake, type SdkProviderSettings } from "./transport.ts";
 
-type Sdk = typeof import("openai");
 type Chunk = OpenAiSdk.Chat.Completions.ChatCompletionChunk;
 type MessageParam = OpenAiSdk.Chat.Completions.ChatCompletionMessageParam;
 
-const OPENAI_BASE_URL = "https://api.openai.com/v1";
-
-export function openaiProvider(settings: SdkProviderSettings): Provider {
+/** `name` is the provider's, where it is not OpenAI itself but one that speaks like it. */
+export function openaiProvider(settings: SdkProviderSettings & { readonly name?: string }): Provider {
   const base_url = settings.base_url ?? OPENAI_BASE_URL;
+  const name = settings.name ?? "openai";
   const context = {
-    provider: "openai",
+    provider: name,
     world: settings.world,
     log: settings.log,
     patience: settings.patience ?? PATIENCE_DEFAULT,
@@ -43,7 +43,7 @@ export function openaiProvider(settings: SdkProviderSettings): Provider {
     return loading;
   };
   return {
-    name: "openai",
+    name,
     call: (request, io) =>
       runAttempt(context, request, io, async (attempt) => {
         const { sdk, client } = await load();
@@ -69,33 +69,6 @@ export function openaiProvider(settings: SdkProviderSettings): Provider {
         return answer.outcome();
       }),
   };
-}
-
-function clientOf(sdk: Sdk, api_key: string, base_url: string, patience: Patience): OpenAiSdk {
-  return new sdk.default({
-    apiKey: api_key,
-    // Given as null, so that the SDK does not look for them in the environment.
-    adminAPIKey: null,
-    organization: null,
-    project: null,
-    webhookSecret: null,
-    baseURL: base_url,
-    maxRetries: 0, // P5
-    timeout: sdkPatience(patience),
-    // A redirect would carry the key to wherever it points.
-    fetchOptions: { redirect: "error" },
-    logLevel: "off",
-  });
-}
-
-function factsOf(sdk: Sdk, error: unknown, has_head: boolean): FailureFacts {
-  if (error instanceof sdk.APIError && (error.status !== undefined || error.error !== undefined)) {
-    const text = (value: unknown) => (typeof value === "string" || typeof value === "number" ? String(value) : undefined);
-    const message = withRequestId(error.message, error.requestID);
-    return { status: error.status, type: text(error.type), code: text(error.code), message, headers: error.headers };
-  }
-  const timed_out = error instanceof sdk.APIConnectionTimeoutError;
-  return factsOfTransport(error, { timed_out, is_transport: error instanceof sdk.OpenAIError, has_head });
 }
 
 // --- the request ---
