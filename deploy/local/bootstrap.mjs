@@ -101,23 +101,27 @@ function installedMatchesLock() {
   return Object.entries(wanted).every(([path, { version, integrity, optional, link }]) => {
     if (path === "" || link) return true;
     const there = present[path];
-    if (there === undefined) return optional === true && !fitsThisMachine(wanted[path]);
+    // npm leaves out what only other platforms need; a package that names this platform must be there.
+    if (there === undefined) return optional === true && !isMadeForThisMachine(wanted[path]);
     return there.version === version && there.integrity === integrity && existsSync(join(ROOT, path));
   });
 }
 
-function fitsThisMachine({ os, cpu, libc }) {
-  const fits = (list, own) =>
-    list === undefined || (list.includes(own) && !list.includes(`!${own}`)) || (list.every((one) => one.startsWith("!")) && !list.includes(`!${own}`));
+function isMadeForThisMachine({ os, cpu, libc }) {
+  if (os === undefined && cpu === undefined) return false;
+  const fits = (wanted, own) => {
+    const list = [wanted ?? own].flat(); // one name or several, "!name" for all but that one
+    return !list.includes(`!${own}`) && (list.includes(own) || list.every((one) => one.startsWith("!")));
+  };
   const own_libc = process.platform !== "linux" || process.report.getReport().header.glibcVersionRuntime !== undefined ? "glibc" : "musl";
-  return fits(os, process.platform) && fits(cpu, process.arch) && (libc === undefined || fits(libc, own_libc));
+  return fits(os, process.platform) && fits(cpu, process.arch) && fits(libc, own_libc);
 }
 
 async function install(say) {
   const began_ms = Date.now();
   const seconds = () => Math.round((Date.now() - began_ms) / 1000);
   say("installing packages (npm ci), once");
-  const progress = setInterval(() => say(`  still installing: ${packagesThere()} packages so far, ${seconds()} s`), PROGRESS_EVERY_MS);
+  const progress = setInterval(() => say(`  still installing: ${packagesUnpacked()} packages unpacked, ${seconds()} s`), PROGRESS_EVERY_MS);
   try {
     const done = await npmCi();
     if (done.code !== 0) {
@@ -133,11 +137,11 @@ async function install(say) {
   say(`packages are installed (${seconds()} s)`);
 }
 
-function packagesThere() {
-  if (!existsSync(MODULES)) return 0;
-  return readdirSync(MODULES)
-    .filter((name) => !name.startsWith("."))
-    .reduce((count, name) => count + (name.startsWith("@") ? readdirSync(join(MODULES, name)).length : 1), 0);
+/** npm makes every folder at once and fills them as the packages arrive. */
+function packagesUnpacked() {
+  const folders = existsSync(MODULES) ? readdirSync(MODULES).filter((name) => !name.startsWith(".")) : [];
+  const packages = folders.flatMap((name) => (name.startsWith("@") ? readdirSync(join(MODULES, name)).map((part) => join(name, part)) : [name]));
+  return packages.filter((name) => existsSync(join(MODULES, name, "package.json"))).length;
 }
 
 function npmCi() {

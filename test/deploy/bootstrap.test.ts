@@ -75,6 +75,36 @@ test("a changed lock file is installed anew", async () => {
   expect(again.output()).toMatch(/installing packages/);
 });
 
+test("packages that somebody installed by hand are taken as they are, when they are what the lock file says", async () => {
+  const root = clone();
+  const [here, elsewhere] = [process.platform, process.platform === "linux" ? "darwin" : "linux"];
+  const locked = {
+    "node_modules/plain": { version: "1.0.0" },
+    "node_modules/made-for-another": { version: "1.0.0", optional: true, os: elsewhere },
+    "node_modules/needed-by-another": { version: "1.0.0", optional: true },
+    "node_modules/made-for-this": { version: "1.0.0", optional: true, os: [here], cpu: [process.arch] },
+  };
+  const packages = { "": { name: "troupe", version: "0.0.0" }, ...locked };
+  writeFileSync(join(root, "package-lock.json"), JSON.stringify({ name: "troupe", version: "0.0.0", lockfileVersion: 3, packages }));
+  for (const name of ["plain", "made-for-this"]) mkdirSync(join(root, "node_modules", name), { recursive: true });
+  const noted = (names: readonly (keyof typeof locked)[]): void =>
+    writeFileSync(
+      join(root, "node_modules", ".package-lock.json"),
+      JSON.stringify({ packages: Object.fromEntries(names.map((name) => [name, locked[name]])) }),
+    );
+
+  noted(["node_modules/plain", "node_modules/made-for-this"]);
+  const taken = run(root, ["cli/troupe.mjs", "exit", "0"]);
+  expect(await taken.ended).toBe(0);
+  expect(taken.output()).not.toMatch(/installing/);
+
+  rmSync(join(root, "node_modules", ".troupe.json"));
+  noted(["node_modules/plain"]);
+  const lacking = run(root, ["cli/troupe.mjs", "exit", "0"]);
+  await lacking.ended;
+  expect(lacking.output()).toMatch(/installing/);
+});
+
 test("of two that start at once one installs and the other waits for it", async () => {
   const root = clone();
   const both = [run(root, ["cli/troupe.mjs", "exit", "0"]), run(root, ["cli/troupe.mjs", "exit", "0"])];
