@@ -10,7 +10,8 @@
 //   G4. Bad input is refused with a 4xx and a stable code. A 5xx is ours: 503 passes, 500 is logged as a bug.
 //   G5. Ending a connection ends nothing but the connection (F3).
 import { createHash } from "node:crypto";
-import type { AddressInfo } from "node:net";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
 import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { CommandClient } from "../actors/client.ts";
 import type { Directory, TenantRecord } from "../actors/directory.ts";
@@ -479,6 +480,21 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   });
   openRoute("/metrics", async (reply) => reply.type(metrics.content_type).send(await metrics.text()));
 
+  // Every connection with its requests under way. Node's closeIdleConnections leaves those that have not asked anything yet, which
+  // clients open ahead of need, and so a close would wait for their next request.
+  const connections = new Map<Socket, number>();
+  app.server.on("connection", (socket: Socket) => {
+    connections.set(socket, 0);
+    socket.once("close", () => connections.delete(socket));
+  });
+  app.server.on("request", ({ socket }: IncomingMessage, response: ServerResponse) => {
+    connections.set(socket, (connections.get(socket) ?? 0) + 1);
+    response.once("close", () => {
+      const busy = connections.get(socket);
+      if (busy !== undefined) connections.set(socket, busy - 1);
+    });
+  });
+
   await app.listen({ host, port });
   const address = app.server.address() as AddressInfo;
   const named = address.family === "IPv6" ? `[${address.address}]` : address.address;
@@ -490,13 +506,11 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
       closing = true;
       for (const abort of streams) abort.abort();
       const closed = app.close();
-      // Connections that become idle only now would be kept for their next request; those that never do are cut off in the end.
       let waited_ms = 0;
       let cancelSweep = (): void => {};
       const sweep = (): void => {
+        for (const [socket, busy] of connections) if (busy === 0 || waited_ms >= CLOSE_PATIENCE_MS) socket.destroy();
         waited_ms += SWEEP_MS;
-        if (waited_ms < CLOSE_PATIENCE_MS) app.server.closeIdleConnections();
-        else app.server.closeAllConnections();
         cancelSweep = world.after(SWEEP_MS, sweep);
       };
       sweep();
