@@ -2,25 +2,15 @@
 //
 // Invariants:
 //   K1. A write whose answer was lost is looked for by its commit id before it is called unavailable.
-//   K2. A watcher converges: each session first compares all keys, as the leader has them, with what was told, then follows.
-//   K3. A key is told `gone` once, however often the broker marks it.
+//   K2, K3 of watchers stand in bucket-told.ts: each session first compares all keys with what was told, then follows.
 import { HEADER_COMMIT } from "../protocol/commands.ts";
 import { type ApiError, guarded, type Link, parseJson, toWire } from "./jetstream-link.ts";
+import { BucketTold, entryOf, HEADER_OPERATION, isGone } from "./bucket-told.ts";
 import { BusUnavailable } from "./fence.ts";
 import { followStream } from "./jetstream-follow.ts";
 import { lastOfEach, leaderGet, streamInfo } from "./jetstream-reads.ts";
-import {
-  type Bucket,
-  type BucketChange,
-  type BucketEntry,
-  type BucketName,
-  type CasOutcome,
-  headerOf,
-  type Headers,
-  type StoredMessage,
-  type Subscription,
-} from "./port.ts";
-import { bucketKey, bucketStream, bucketSubject } from "./streams.ts";
+import { type Bucket, type BucketChange, type BucketName, type CasOutcome, headerOf, type Headers, type StoredMessage, type Subscription } from "./port.ts";
+import { bucketStream, bucketSubject } from "./streams.ts";
 
 /** A lease is renewed each second: an answer that takes longer than this is no use to its holder. */
 const WRITE_PATIENCE_MS = 3_000;
@@ -28,15 +18,8 @@ const WRITE_PATIENCE_MS = 3_000;
 const WATCH_PATIENCE_MS = 10_000;
 const WRONG_LAST = new Set([10071, 10164, 10158]);
 
-/** An expired or deleted key leaves a marker; a marker is no entry. */
-function isGone(message: StoredMessage): boolean {
-  const operation = headerOf(message.headers, "KV-Operation");
-  return operation === "DEL" || operation === "PURGE" || headerOf(message.headers, "Nats-Marker-Reason") !== undefined;
-}
-
 export function openBucket(link: Link, name: BucketName): Bucket {
   const stream = bucketStream(name);
-  const entryOf = (message: StoredMessage): BucketEntry => ({ key: bucketKey(name, message.subject), value: message.data, revision: message.sequence });
   const last = (key: string): Promise<StoredMessage | undefined> => leaderGet(link, stream, { last_by_subj: bucketSubject(name, key) });
 
   async function write(key: string, value: Uint8Array, revision: number, headers: Headers = {}): Promise<CasOutcome> {
@@ -66,10 +49,10 @@ export function openBucket(link: Link, name: BucketName): Bucket {
   return {
     async get(key) {
       const message = await last(key);
-      return message === undefined || isGone(message) ? undefined : entryOf(message);
+      return message === undefined || isGone(message) ? undefined : entryOf(name, message);
     },
     async all() {
-      return (await lastOfEach(link, stream, bucketSubject(name, ">"))).filter((message) => !isGone(message)).map(entryOf);
+      return (await lastOfEach(link, stream, bucketSubject(name, ">"))).filter((message) => !isGone(message)).map((message) => entryOf(name, message));
     },
     async create(key, value) {
       const first = await write(key, value, 0);
@@ -84,44 +67,19 @@ export function openBucket(link: Link, name: BucketName): Bucket {
       }
     },
     update: (key, value, revision) => write(key, value, revision),
-    delete: (key, revision) => write(key, new Uint8Array(0), revision, { "KV-Operation": "DEL" }),
-    watch: (listener) => watchBucket(link, name, entryOf, listener),
+    delete: (key, revision) => write(key, new Uint8Array(0), revision, { [HEADER_OPERATION]: "DEL" }),
+    watch: (listener) => watchBucket(link, name, listener),
   };
 }
 
-function watchBucket(
-  link: Link,
-  name: BucketName,
-  entryOf: (message: StoredMessage) => BucketEntry,
-  listener: (change: BucketChange) => void,
-): Promise<Subscription> {
+function watchBucket(link: Link, name: BucketName, listener: (change: BucketChange) => void): Promise<Subscription> {
   const stream = bucketStream(name);
-  /** Revision of each present key as it was told. */
-  const told = new Map<string, number>();
-  const tell = (change: BucketChange): void => guarded(link.log, "a bucket's watcher threw", { bucket: name }, () => listener(change));
-  const put = (message: StoredMessage): void => {
-    const entry = entryOf(message);
-    if ((told.get(entry.key) ?? 0) >= entry.revision) return;
-    told.set(entry.key, entry.revision);
-    tell({ kind: "put", entry });
-  };
-  const gone = (key: string, revision: number): void => {
-    if ((told.get(key) ?? Infinity) > revision) return;
-    told.delete(key);
-    tell({ kind: "gone", key, revision });
-  };
+  const told = new BucketTold(name, (change) => guarded(link.log, "a bucket's watcher threw", { bucket: name }, () => listener(change)));
 
   /** K2. Everything up to `last_seq` is told by comparing; what comes after it is followed. */
   async function compare(): Promise<number> {
     const { state } = await streamInfo(link, stream);
-    const messages = await lastOfEach(link, stream, bucketSubject(name, ">"));
-    const present = new Set<string>();
-    for (const message of messages) {
-      if (isGone(message)) continue;
-      present.add(bucketKey(name, message.subject));
-      put(message);
-    }
-    for (const [key, revision] of [...told]) if (!present.has(key)) gone(key, Math.max(revision, state.last_seq));
+    told.compare(await lastOfEach(link, stream, bucketSubject(name, ">")), state.last_seq);
     return state.last_seq + 1;
   }
 
@@ -139,7 +97,7 @@ function watchBucket(
         cancel();
         resolve(subscription);
       },
-      on_message: (message) => (isGone(message) ? gone(bucketKey(name, message.subject), message.sequence) : put(message)),
+      on_message: (message) => told.hear(message),
     });
   });
 }

@@ -1,25 +1,11 @@
 // memory-bucket: a bucket of the in-memory broker, as one connection sees it.
 import type { Connection } from "./memory.ts";
-import { HEADER_MARKER, type StoreOutcome } from "./memory-stream.ts";
-import {
-  type Bucket,
-  type BucketChange,
-  type BucketEntry,
-  type BucketName,
-  type CasOutcome,
-  headerOf,
-  type Headers,
-  type StoredMessage,
-  type Subscription,
-} from "./port.ts";
-import { bucketKey, bucketStream, bucketSubject } from "./streams.ts";
+import type { StoreOutcome } from "./memory-stream.ts";
+import { BucketTold, entryOf, HEADER_OPERATION, isGone } from "./bucket-told.ts";
+import type { Bucket, BucketChange, BucketEntry, BucketName, CasOutcome, Headers, StoredMessage, Subscription } from "./port.ts";
+import { bucketStream, bucketSubject } from "./streams.ts";
 
 const WRITE_PATIENCE_MS = 3_000;
-const HEADER_OPERATION = "KV-Operation";
-
-function isGone(message: StoredMessage): boolean {
-  return headerOf(message.headers, HEADER_OPERATION) !== undefined || headerOf(message.headers, HEADER_MARKER) !== undefined;
-}
 
 export class MemoryBucket implements Bucket {
   #connection: Connection;
@@ -32,11 +18,11 @@ export class MemoryBucket implements Bucket {
 
   async get(key: string): Promise<BucketEntry | undefined> {
     const message = await this.#connection.readFrom("bucket_read", bucketSubject(this.#name, key), () => this.#stream().last(bucketSubject(this.#name, key)));
-    return message === undefined || isGone(message) ? undefined : this.#entryOf(message);
+    return message === undefined || isGone(message) ? undefined : entryOf(this.#name, message);
   }
 
   async all(): Promise<BucketEntry[]> {
-    return this.#connection.readFrom("bucket_read", bucketSubject(this.#name, ">"), () => this.#present().map((message) => this.#entryOf(message)));
+    return this.#connection.readFrom("bucket_read", bucketSubject(this.#name, ">"), () => this.#present().map((message) => entryOf(this.#name, message)));
   }
 
   create(key: string, value: Uint8Array): Promise<CasOutcome> {
@@ -54,31 +40,15 @@ export class MemoryBucket implements Bucket {
   }
 
   async watch(listener: (change: BucketChange) => void): Promise<Subscription> {
-    const told = new Map<string, number>();
-    const tell = (change: BucketChange): void => this.#connection.guard("a bucket's watcher threw", () => listener(change));
-    const put = (message: StoredMessage): void => {
-      const entry = this.#entryOf(message);
-      if ((told.get(entry.key) ?? 0) >= entry.revision) return;
-      told.set(entry.key, entry.revision);
-      tell({ kind: "put", entry });
-    };
-    const gone = (key: string, revision: number): void => {
-      if ((told.get(key) ?? Infinity) > revision) return;
-      told.delete(key);
-      tell({ kind: "gone", key, revision });
-    };
+    const told = new BucketTold(this.#name, (change) => this.#connection.guard("a bucket's watcher threw", () => listener(change)));
     const compare = (): number => {
-      const present = this.#present();
-      for (const message of present) put(message);
-      const keys = new Set(present.map((message) => bucketKey(this.#name, message.subject)));
       const { last_sequence } = this.#stream();
-      for (const [key, revision] of [...told]) if (!keys.has(key)) gone(key, Math.max(revision, last_sequence));
+      told.compare(this.#present(), last_sequence);
       return last_sequence + 1;
     };
     await this.#connection.readFrom("bucket_read", bucketSubject(this.#name, ">"), () => undefined);
-    return this.#connection.followStream(bucketStream(this.#name), bucketSubject(this.#name, ">"), { from_sequence: 1, on_connected: compare }, (message) =>
-      isGone(message) ? gone(bucketKey(this.#name, message.subject), message.sequence) : put(message),
-    );
+    const start = { from_sequence: 1, on_connected: compare };
+    return this.#connection.followStream(bucketStream(this.#name), bucketSubject(this.#name, ">"), start, (message) => told.hear(message));
   }
 
   async #write(key: string, store: () => StoreOutcome): Promise<CasOutcome> {
@@ -98,8 +68,5 @@ export class MemoryBucket implements Bucket {
     return this.#stream()
       .lastOfEach(bucketSubject(this.#name, ">"))
       .filter((message) => !isGone(message));
-  }
-  #entryOf(message: StoredMessage): BucketEntry {
-    return { key: bucketKey(this.#name, message.subject), value: message.data, revision: message.sequence };
   }
 }

@@ -8,6 +8,7 @@ import { shardOf } from "../protocol/subjects.ts";
 import type { ActorKind } from "../protocol/ids.ts";
 import { timestamp, type World } from "../protocol/world.ts";
 import { headerOf, type Headers, type StoredMessage, type StreamName } from "./port.ts";
+import { HEADER_MARKER } from "./bucket-told.ts";
 import { covers, isLiteral, type StreamDeclaration } from "./streams.ts";
 
 export type StoreOutcome =
@@ -25,7 +26,6 @@ export interface StreamHooks {
 
 export const HEADER_SCHEDULE = "Nats-Schedule";
 export const HEADER_SCHEDULE_TARGET = "Nats-Schedule-Target";
-export const HEADER_MARKER = "Nats-Marker-Reason";
 /** What a header costs beside its name and value, as the broker counts it. */
 const HEADER_FRAME_BYTES = 4;
 const HEADERS_FRAME_BYTES = 12;
