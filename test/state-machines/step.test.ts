@@ -1,6 +1,6 @@
 // Goal: the step keeps S1 to S4 for any machine, and knows a command again.
 // Method: a machine made for it, with every kind of action; identities at their bounds; S1 and S3 are checked at each step by drive.ts.
-import { assign, emit, setup } from "xstate";
+import { assign, emit, raise, setup, spawnChild } from "xstate";
 import { describe, expect, test } from "vitest";
 import { BrokenPromise } from "../../protocol/assert.ts";
 import { errorBody } from "../../protocol/errors.ts";
@@ -15,6 +15,8 @@ import {
   effect,
   type EffectError,
   type Emitted,
+  groupFailed,
+  type GroupResult,
   type Now,
 } from "../../state-machines/definition.ts";
 import { type ActorState, type Core, coreOf, type Identity, commandHash, recognise, type Step } from "../../state-machines/step.ts";
@@ -24,9 +26,12 @@ interface ProbeContext extends BaseContext {
   readonly errors: readonly string[];
   readonly seen: readonly Now[];
 }
-type ProbeEvent = CommandEvent<"begin" | "note" | "again" | "finish" | "wait" | "forget">;
+type ProbeEvent =
+  | CommandEvent<"begin" | "note" | "again" | "finish" | "wait" | "spawn" | "inside" | "deeper">
+  | { type: "waited" }
+  | GroupResult<"risky", string>;
 
-/** A machine with one of everything: an effect that is repeated, one that may have acted, sends, a named and an unnamed delay. */
+/** A machine with one of everything: an effect that is repeated, some that may have acted, sends, delays, and a history. */
 const probe = setup({
   types: {} as { context: ProbeContext; events: ProbeEvent; emitted: Emitted; input: CreationInput },
   actors: { safe: effect<{ at: number }, string>(), risky: effect<{ at: number }, string>() },
@@ -41,9 +46,30 @@ const probe = setup({
   version: "7",
   context: ({ input }) => ({ now: input.now, errors: [], seen: [] }),
   initial: "resting",
-  on: { note: { actions: "note" }, finish: { target: ".over" } },
+  on: {
+    note: { actions: "note" },
+    finish: { target: ".over" },
+    wait: { actions: raise({ type: "waited" }, { delay: "patience" }) },
+    waited: { actions: "note" },
+    spawn: { actions: spawnChild("risky", { id: ({ context }) => `risky.${context.now.seq}`, input: ({ context }) => ({ at: context.now.seq }) }) },
+    [groupFailed("risky")]: {
+      actions: [
+        { type: "remember_error", params: ({ event }) => ({ error: event.error }) },
+        { type: "send", params: { to: "acme/session/s2" } },
+      ],
+    },
+  },
   states: {
-    resting: { id: "resting", on: { begin: { target: "busy", actions: { type: "send", params: { to: "acme/budget/main" } } } } },
+    resting: {
+      id: "resting",
+      on: { begin: { target: "busy", actions: { type: "send", params: { to: "acme/budget/main" } } }, inside: { target: "nested.former" } },
+    },
+    nested: {
+      id: "nested",
+      initial: "shallow",
+      on: { begin: { target: "resting" } },
+      states: { shallow: { on: { deeper: { target: "deep" } } }, deep: {}, former: { type: "history" } },
+    },
     busy: {
       id: "busy",
       invoke: [
@@ -145,6 +171,26 @@ describe("the ledger", () => {
     expect(drive.refusal("note")).toMatchObject({ code: "illegal_transition", details: { state: "over", command: "note" } });
   });
 
+  test("S3: nor what outlives its state: a delayed event and a spawned effect", () => {
+    const drive = new Drive(definition).create({});
+    drive.tell("wait");
+    drive.tell("spawn");
+    expect(drive.state.timers).toEqual({ "raise.waited": { inst: "2:raise.waited", due_ms: drive.at_ms + 5_000, event: { type: "waited" } } });
+    expect(drive.state.running).toEqual({ "risky.3": { inst: "3:risky.3", src: "risky", input: { at: 3 }, attempt: 1 } });
+    const other = drive.copyTo(new Drive(definition));
+    drive.tell("finish");
+    expect([drive.state.running, drive.state.timers]).toEqual([{}, {}]);
+    other.fire("waited");
+    expect((other.view.context as unknown as ProbeContext).seen).toHaveLength(1);
+    expect(other.state.timers).toEqual({});
+  });
+
+  test("comes back from a snapshot with where it was inside a state", () => {
+    const drive = new Drive(definition).create({});
+    for (const command of ["inside", "deeper", "begin", "inside"]) drive.tell(command);
+    expect([drive.at, drive.saved.value]).toEqual(["nested", { nested: "deep" }]);
+  });
+
   test("tells the machine the attempts of what was in flight, that of an effect that just ended too", () => {
     const drive = busy().claim(["safe"]);
     drive.done("safe", "x");
@@ -173,6 +219,17 @@ describe("a claim", () => {
     expect(drive.told).toEqual([{ type: "void", attempt: 1 }]);
     expect(drive.out.slice(1).map(({ id }) => id)).toEqual(["3.0", "3.1"]);
     expect(drive.state.epoch).toBe(2);
+  });
+
+  test("counts the ids of what goes out over all that it hands back", () => {
+    const drive = busy();
+    drive.tell("spawn");
+    drive.claim();
+    expect(drive.out.slice(1).map(({ id, to }) => [id, to])).toEqual([
+      ["4.0", "acme/tenant/main"],
+      ["4.1", "acme/budget/main"],
+      ["4.2", "acme/session/s2"],
+    ]);
   });
 
   test("leaves alone what it does not name, and insts that are no more", () => {
@@ -319,6 +376,13 @@ describe("a command is known again", () => {
     inbox.take({ source: from(1, "i2") });
     expect(inbox.state.seen.marks).toEqual({ "COMMANDS@i2": 1, "TIMERS@t1": 7 });
     expect([inbox.knows({ source: from(2, "i2") }), inbox.knows({ source: from(7, "t1", "TIMERS") })]).toEqual(["new", "repeat"]);
+  });
+
+  test("by a mark that never falls, though a keyed command may come again from behind it", () => {
+    const inbox = new Inbox();
+    inbox.take({ source: from(9) });
+    inbox.take({ key: "late", source: from(5) });
+    expect(inbox.knows({ source: from(9) })).toBe("repeat");
   });
 
   test("by its key first: a redelivery under a new place is the same command", () => {
