@@ -337,6 +337,36 @@ describe("messages and events", () => {
     expectProblem(await ask("POST", `/v1/sessions/${id}/messages`, { body: { content: "" } }), 422, "invalid");
   });
 
+  test("a client that does not read slows nobody and loses nothing: when it reads again, it gets all of it", async () => {
+    let behind = 0;
+    const counting = await cell.another({ metrics: { add: (name) => void (name === "troupe_gateway_gaps_repaired_total" && behind++), set() {}, observe() {}, text: async () => "", content_type: "" } });
+    const id = await newSession("actor");
+    const { hostname, port } = new URL(counting.url);
+    const socket = connect(Number(port), hostname);
+    socket.pause();
+    let text = "";
+    socket.on("data", (data) => (text += data.toString()));
+    socket.write(`GET /v1/sessions/${id}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${keyOf("acme")}\r\n\r\n`);
+    const words = Array.from({ length: 120 }, (_, index) => `${index}-${"w".repeat(60_000)}`).join(" ");
+    for (let turn = 1; turn <= 12; turn++) {
+      const began_ms = performance.now();
+      const { events } = await listen("POST", `/v1/sessions/${id}/messages`, { body: { content: JSON.stringify([{ say: words.slice(turn * 1000, turn * 1000 + 900_000) }]) } }, undefined, counting);
+      expect(textOf(events, turn)).toHaveLength(900_000);
+      expect(performance.now() - began_ms).toBeLessThan(5_000);
+    }
+    expect(behind).toBeGreaterThan(0);
+    socket.resume();
+    await expect.poll(() => text.includes('"type":"turn.completed","turn":12'), { timeout: 20_000, interval: 200 }).toBe(true);
+    socket.destroy();
+    const lines = text.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6));
+    const frames = lines.flatMap((line) => (line.endsWith("}") || line.endsWith("}\r") ? [JSON.parse(line)] : []));
+    for (let turn = 1; turn <= 12; turn++) {
+      const said = frames.filter((frame) => frame.type === undefined && frame.turn === turn).map((frame) => frame.text).join("");
+      expect(said.length, `turn ${turn}`).toBe(900_000);
+    }
+    expect(text).toContain(": behind; read again from ");
+  });
+
   test("above the bound of open streams a new one is 503 overloaded with retry-after, and one that ends makes room", async () => {
     const small = await cell.another({ streams_max: 1 });
     const id = await newSession();
