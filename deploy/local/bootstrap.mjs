@@ -6,7 +6,7 @@
 //   I1. Packages are installed when node_modules is not what package-lock.json says, and only then; of two that start at once one installs.
 //   I2. No install script of any package runs; the one thing such a script is needed for (links of Postgres) is done here.
 //   I3. The command gets each signal once, whether it came from the terminal, from npm or from both, and its exit code is ours.
-//   I4. The command ends when we are killed, even by kill -9: it holds a line to us (lifeline.mjs).
+//   I4. The command ends when we are killed, even by kill -9: it holds a line to us (lifeline.mjs). When npm, which began us, is killed, we end it.
 import { createHash } from "node:crypto";
 import { spawn, spawnSync } from "node:child_process";
 import { chmodSync, existsSync, lstatSync, mkdirSync, readFileSync, readdirSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
@@ -23,6 +23,7 @@ const NOTE = join(MODULES, ".troupe.json");
 /** The first that runs .ts files as they are and has all we use. */
 const NODE_MAJOR_MIN = 24;
 const PROGRESS_EVERY_MS = 3_000;
+const PARENT_LOOK_EVERY_MS = 500;
 /** npm and the terminal both pass on one Ctrl-C; a person's second one comes later than this. */
 const SAME_SIGNAL_MS = 500;
 
@@ -203,6 +204,14 @@ function run(node, file, args) {
         sent_at_ms.set(signal, Date.now());
         child.kill(signal);
       });
+    }
+    const parent = process.ppid;
+    if (process.env.npm_lifecycle_event !== undefined) {
+      const watch = setInterval(() => {
+        if (process.ppid === parent) return;
+        clearInterval(watch);
+        child.kill("SIGTERM"); // I4
+      }, PARENT_LOOK_EVERY_MS);
     }
     child.once("error", (error) => {
       process.stderr.write(`${node} could not be started: ${error.message}\n`);

@@ -143,6 +143,18 @@ test("the command ends in its own order when its launcher is killed", async () =
   expect(one.output()).toContain("asked to end");
 });
 
+test("the command ends in its own order when npm, which began its launcher, is killed", async () => {
+  const script = `npm_lifecycle_event=start ${JSON.stringify(process.execPath)} ${begin.join(" ")} & wait`;
+  const child = spawn("sh", ["-c", script], { cwd: clone(), stdio: ["ignore", "pipe", "pipe"] });
+  let text = "";
+  child.stdout.on("data", (data: Buffer) => (text += data.toString()));
+  const closed = once(child, "close");
+  expect(await until(() => text.includes("began"), 30_000)).toBe(true);
+  child.kill("SIGKILL");
+  await closed; // its output is held open by whoever still runs
+  expect(text).toContain("asked to end");
+});
+
 test("a Node in node_modules that does not run here is not used", async () => {
   const root = clone();
   mkdirSync(join(root, "node_modules", ".bin"), { recursive: true });
