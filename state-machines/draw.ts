@@ -154,17 +154,22 @@ function joined(picture: Picture): readonly DrawnEdge[] {
       const rest = edges
         .map((edge) => (edge.to === to && names.includes(edge.from ?? "") ? { ...edge, labels: edge.labels.filter((label) => !shared.includes(label)) } : edge))
         .filter(({ from, labels }) => !names.includes(from ?? "") || labels.length > 0);
-      edges = [...rest, { from: names.at(-1), from_group: group, to, labels: shared }];
+      edges = [...rest, { from: names[Math.floor(names.length / 2)], from_group: group, to, labels: shared }];
     }
   }
   return edges;
 }
 
-function edgeDot({ from, from_group, to, labels }: DrawnEdge, own: string): string {
+/** Each way out of every state begins at a sign of its own, so that the sign stands where the way leads. */
+const anyDot = (to: string): string => `·any ${to}`;
+
+function edgeDot({ from, from_group, to, labels }: DrawnEdge, own: string, initial: string): string {
   // `session.pause` is `pause` in the picture of a session.
   const label = labels.map((text) => ` ${text.startsWith(own) ? text.slice(own.length) : text} `).join("\n");
   const tail = from_group === undefined ? "" : ` ltail=${quoted(`cluster_${from_group}`)}`;
-  return `${from === undefined ? '"·any"' : quoted(from)} -> ${quoted(to)} [label=${quoted(label)}${tail}];`;
+  // A way back to the beginning does not pull the beginning down.
+  const back = to === initial ? " constraint=false" : "";
+  return `${quoted(from ?? anyDot(to))} -> ${quoted(to)} [label=${quoted(label)}${tail}${back}];`;
 }
 
 /** Text for Graphviz. */
@@ -191,8 +196,9 @@ export function toDot(machine: AnyStateMachine, created_by: string): string {
       );
   }
   const edges = joined(picture);
-  if (edges.some(({ from }) => from === undefined)) lines.push(`"·any" [shape=plaintext style="" label="in every state" fontsize=11 fontcolor="#445566"];`);
-  lines.push(...edges.map((edge) => edgeDot(edge, own)));
+  for (const { from, to } of edges)
+    if (from === undefined) lines.push(`${quoted(anyDot(to))} [shape=plaintext style="" label="in every state" fontsize=11 fontcolor="#445566"];`);
+  lines.push(...edges.map((edge) => edgeDot(edge, own, picture.initial)));
   if (picture.everywhere.length > 0)
     lines.push(
       `"·everywhere" [shape=plaintext style="" fontsize=10 fontcolor="#66727d" label=${quoted(`every state takes ${picture.everywhere.map(short).join(", ")}`)}];`,
