@@ -1,8 +1,8 @@
-// model-server: a model provider on 127.0.0.1 that speaks Anthropic's Messages and OpenAI's Chat Completions (streaming) from a scenario. For the
-// provider contract, for integration tests and for benchmarks ("100 tokens at 5 ms"). It has no model in it: it says what it is told to say.
+// model-server: a model provider on 127.0.0.1 that speaks Anthropic's Messages, OpenAI's Chat Completions and Responses, and Google's
+// streamGenerateContent (all streaming) from a scenario. For the provider contract, for integration tests and for benchmarks ("100 tokens at 5 ms"). It has no model in it: it says what it is told to say.
 //
 //   const server = await startModelServer({ answer: { tokens: 100, token_ms: 5 } });
-//   Anthropic's base URL is server.url, OpenAI's is `${server.url}/v1`.
+//   Anthropic's and Google's base URL is server.url, OpenAI's is `${server.url}/v1`.
 //
 // Two layers: encodeAnswer turns an answer into the events of a dialect (pure), and the server sends them at their times, in the slices
 // and up to the byte that the scenario names.
@@ -10,7 +10,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo, Socket } from "node:net";
 import type { Json, JsonObject } from "../../protocol/json.ts";
 
-export type Dialect = "anthropic" | "openai";
+export type Dialect = "anthropic" | "openai" | "openai-responses" | "google";
 
 export interface AnswerToolCall {
   readonly id?: string;
@@ -28,7 +28,7 @@ export interface ModelAnswer {
   readonly first_token_ms?: number;
   readonly token_ms?: number;
   readonly thinking?: string;
-  /** Anthropic: after the thinking. */
+  /** Anthropic: after the thinking. Google: on the first call, else on the last text. OpenAI Responses: the encrypted reasoning. */
   readonly signature?: string;
   readonly redacted_thinking?: string;
   readonly tool_calls?: readonly AnswerToolCall[];
@@ -66,6 +66,8 @@ export interface ModelAnswer {
   readonly reasoning_field?: "reasoning_content" | "reasoning";
   /** OpenAI: the text is a refusal. */
   readonly refuses?: boolean;
+  /** Google: the prompt is blocked for this reason, and there is no answer. */
+  readonly block_reason?: string;
 }
 
 export interface ModelServerRequest {
@@ -73,6 +75,8 @@ export interface ModelServerRequest {
   readonly path: string;
   readonly headers: Readonly<Record<string, string | string[] | undefined>>;
   readonly body: JsonObject;
+  /** As the body says it, or the path. */
+  readonly model: string;
   /** Counts all requests of the server, from 0. */
   readonly index: number;
 }
@@ -127,9 +131,10 @@ export async function startModelServer(options: ModelServerOptions): Promise<Mod
     const body = await readBody(incoming);
     if (dialect === undefined || body === undefined)
       return sendJson(response, 404, { error: { type: "not_found_error", message: `no such endpoint ${path}` } });
-    const request = { dialect, path, headers: incoming.headers, body, index: counts.requests++ };
+    const model = dialect === "google" ? googleModel(path) : String(body["model"]);
+    const request = { dialect, path, headers: incoming.headers, body, model, index: counts.requests++ };
     if (requests.length < requests_kept_max) requests.push(request);
-    if (body["stream"] !== true) return sendJson(response, 400, { error: { type: "invalid_request_error", message: "this server only streams" } });
+    if (dialect !== "google" && body["stream"] !== true) return sendJson(response, 400, { error: { type: "invalid_request_error", message: "this server only streams" } });
 
     const answer = typeof options.answer === "function" ? options.answer(request) : options.answer;
     if (answer.refusal !== undefined) return sendJson(response, answer.refusal.status, answer.refusal.body, answer.refusal.headers);
@@ -156,7 +161,7 @@ export async function startModelServer(options: ModelServerOptions): Promise<Mod
     // Times count from the beginning, so that late timers do not add up.
     let due_ms = performance.now();
     let whole = true;
-    for (const event of answer.raw === undefined ? encodeAnswer(request.dialect, answer, String(request.body["model"])) : [answer.raw]) {
+    for (const event of answer.raw === undefined ? encodeAnswer(request.dialect, answer, request.model) : [answer.raw]) {
       if (event instanceof Uint8Array) whole = await send(event);
       else {
         due_ms += event.after_ms;
@@ -209,7 +214,16 @@ export function answerBytes(dialect: Dialect, answer: ModelAnswer, model = "m"):
 
 /** An answer as the events of its dialect. */
 export function encodeAnswer(dialect: Dialect, answer: ModelAnswer, model: string): WireEvent[] {
-  return dialect === "anthropic" ? anthropicEvents(answer, model) : openaiEvents(answer, model);
+  switch (dialect) {
+    case "anthropic":
+      return anthropicEvents(answer, model);
+    case "openai":
+      return openaiEvents(answer, model);
+    case "openai-responses":
+      return responsesEvents(answer, model);
+    case "google":
+      return googleEvents(answer, model);
+  }
 }
 
 function wireBytes(event: WireEvent, crlf: boolean): Uint8Array {
@@ -352,10 +366,130 @@ function openaiEvents(answer: ModelAnswer, model: string): WireEvent[] {
   return events;
 }
 
+function responsesEvents(answer: ModelAnswer, model: string): WireEvent[] {
+  const events: WireEvent[] = [];
+  const say = (data: JsonObject, after_ms = 0, words = 0) =>
+    events.push({ event: String(data["type"]), data: JSON.stringify({ ...data, sequence_number: events.length }), after_ms, words });
+  const response = (status: string, more: JsonObject = {}) => ({ id: "resp_1", object: "response", created_at: 0, status, error: null, model, output: [], ...more });
+  const fail = () => {
+    const { type = "", message = "", code } = answer.stream_error ?? {};
+    say({ type: "error", code: code ?? type, message, param: null });
+  };
+  if (answer.stream_error?.after_words === 0) {
+    fail();
+    return events;
+  }
+  say({ type: "response.created", response: response("in_progress") });
+  say({ type: "response.in_progress", response: response("in_progress") });
+  let output_index = 0;
+  const item = (id: string, begun: JsonObject, done: JsonObject, deltas: () => void) => {
+    say({ type: "response.output_item.added", output_index, item: { id, status: "in_progress", ...begun } });
+    deltas();
+    say({ type: "response.output_item.done", output_index, item: { id, status: "completed", ...done } });
+    output_index += 1;
+  };
+  if (answer.thinking !== undefined) {
+    const { thinking } = answer;
+    const encrypted = answer.signature === undefined ? {} : { encrypted_content: answer.signature };
+    const done = { type: "reasoning", summary: [{ type: "summary_text", text: thinking }], ...encrypted };
+    item("rs_1", { type: "reasoning", summary: [] }, done, () => {
+      for (const delta of thinking.match(/\s*\S+/g) ?? []) say({ type: "response.reasoning_summary_text.delta", item_id: "rs_1", output_index, summary_index: 0, delta });
+    });
+  }
+  const words = timedWords(answer);
+  if (words.length > 0) {
+    const text = words.map(({ word }) => word).join("");
+    const part = answer.refuses === true ? { type: "refusal", refusal: text } : { type: "output_text", text, annotations: [] };
+    const kind = answer.refuses === true ? "refusal" : "output_text";
+    say({ type: "response.output_item.added", output_index, item: { id: "msg_1", type: "message", status: "in_progress", role: "assistant", content: [] } });
+    for (const [n, { word, after_ms }] of words.entries()) {
+      say({ type: `response.${kind}.delta`, item_id: "msg_1", output_index, content_index: 0, delta: word }, after_ms, 1);
+      if (answer.stream_error?.after_words === n + 1) {
+        fail();
+        return events;
+      }
+    }
+    if (answer.hang === true) return events;
+    say({ type: "response.output_item.done", output_index, item: { id: "msg_1", type: "message", status: "completed", role: "assistant", content: [part] } });
+    output_index += 1;
+  }
+  for (const [n, call] of (answer.tool_calls ?? []).entries()) {
+    const pieces = argsPieces(call, answer.args_characters ?? 5);
+    const head = { type: "function_call", call_id: call.id ?? `call_${n}`, name: call.name };
+    item(`fc_${n}`, { ...head, arguments: "" }, { ...head, arguments: pieces.join("") }, () => {
+      if (answer.whole_tool_calls === true) return;
+      for (const delta of pieces) say({ type: "response.function_call_arguments.delta", item_id: `fc_${n}`, output_index, delta });
+    });
+  }
+  if (answer.hang === true) return events;
+  const { input = 10, output = Math.max(1, words.length), cache_read = 0, cache_write = 0, reasoning = 0 } = answer.usage ?? {};
+  const input_tokens = input + cache_read + cache_write;
+  const counted = {
+    input_tokens,
+    input_tokens_details: { cached_tokens: cache_read, cache_write_tokens: cache_write },
+    output_tokens: output + reasoning,
+    output_tokens_details: { reasoning_tokens: reasoning },
+    total_tokens: input_tokens + output + reasoning,
+  };
+  const usage = answer.no_usage === true ? {} : { usage: counted };
+  if (answer.stop === "failed") say({ type: "response.failed", response: response("failed", { error: { code: "server_error", message: "it broke" }, ...usage }) });
+  else if (answer.stop === undefined || answer.stop === "completed") say({ type: "response.completed", response: response("completed", usage) });
+  else say({ type: "response.incomplete", response: response("incomplete", { incomplete_details: { reason: answer.stop }, ...usage }) });
+  return events;
+}
+
+function googleEvents(answer: ModelAnswer, model: string): WireEvent[] {
+  const events: WireEvent[] = [];
+  const words = timedWords(answer);
+  const { input = 10, output = Math.max(1, words.length), cache_read = 0, cache_write = 0, reasoning = 0 } = answer.usage ?? {};
+  const cached = cache_read === 0 ? {} : { cachedContentTokenCount: cache_read };
+  const prompt = { promptTokenCount: input + cache_read + cache_write, ...cached };
+  const say = (data: JsonObject, after_ms = 0, said = 0) =>
+    events.push({ data: JSON.stringify({ ...data, modelVersion: model, responseId: "r1" }), after_ms, words: said });
+  const part = (one: JsonObject, after_ms = 0, said = 0) =>
+    say({ candidates: [{ content: { parts: [one], role: "model" }, index: 0 }], usageMetadata: prompt }, after_ms, said);
+  const fail = () => {
+    const { type = "", message = "", code = 503 } = answer.stream_error ?? {};
+    events.push({ data: JSON.stringify({ error: { code, message, status: type } }), after_ms: 0 });
+  };
+  if (answer.stream_error?.after_words === 0) {
+    fail();
+    return events;
+  }
+  if (answer.block_reason !== undefined) {
+    say({ promptFeedback: { blockReason: answer.block_reason }, usageMetadata: prompt });
+    return events;
+  }
+  const calls = answer.tool_calls ?? [];
+  const signed = answer.signature === undefined ? {} : { thoughtSignature: answer.signature };
+  for (const text of answer.thinking?.match(/\s*\S+/g) ?? []) part({ text, thought: true });
+  for (const [n, { word, after_ms }] of words.entries()) {
+    part({ text: word, ...(n === words.length - 1 && calls.length === 0 ? signed : {}) }, after_ms, 1);
+    if (answer.stream_error?.after_words === n + 1) {
+      fail();
+      return events;
+    }
+  }
+  for (const [n, call] of calls.entries()) {
+    const id = call.id === undefined || call.id === "" ? {} : { id: call.id };
+    part({ functionCall: { ...id, name: call.name, args: call.args }, ...(n === 0 ? signed : {}) });
+  }
+  if (answer.hang === true) return events;
+  const counts = answer.no_usage === true ? {} : { usageMetadata: { ...prompt, candidatesTokenCount: output, ...(reasoning === 0 ? {} : { thoughtsTokenCount: reasoning }) } };
+  say({ candidates: [{ content: { parts: [{ text: "" }], role: "model" }, finishReason: answer.stop ?? "STOP", index: 0 }], ...counts });
+  return events;
+}
+
 function dialectOf(method: string | undefined, path: string): Dialect | undefined {
   if (method !== "POST") return undefined;
   if (/^\/v1\/messages(\?|$)/.test(path)) return "anthropic";
+  if (/^(\/v1)?\/responses(\?|$)/.test(path)) return "openai-responses";
+  if (/^\/v1beta\/models\/[^/:?]+:streamGenerateContent\?alt=sse$/.test(path)) return "google";
   return /^(\/v1)?\/chat\/completions(\?|$)/.test(path) ? "openai" : undefined;
+}
+
+function googleModel(path: string): string {
+  return decodeURIComponent(/models\/([^/:?]+):/.exec(path)?.[1] ?? "");
 }
 
 async function readBody(incoming: IncomingMessage): Promise<JsonObject | undefined> {

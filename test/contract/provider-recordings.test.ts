@@ -8,6 +8,11 @@ import { callOnce, sdkSubject, textOf } from "./provider-subjects.ts";
 
 const FOLDER = new URL("../../../shared/fixtures/", import.meta.url);
 
+const DIALECTS = ["anthropic", "openai", "openai-responses", "google"] as const;
+/** How the names of recordings begin. */
+const PREFIXES: readonly [string, Dialect][] = [["anthropic-", "anthropic"], ["openai-chat-", "openai"], ["openai-responses-", "openai-responses"], ["gemini-", "google"]];
+const dialectOf = (file: string) => PREFIXES.find(([prefix]) => file.startsWith(prefix))?.[1];
+
 interface Recording {
   readonly name: string;
   readonly dialect: Dialect;
@@ -15,7 +20,7 @@ interface Recording {
 }
 
 /** Written by us in the same formats: these are always replayed, so that the oracle is never without work. */
-const OWN: readonly Recording[] = (["anthropic", "openai"] as const).map((dialect) => ({
+const OWN: readonly Recording[] = DIALECTS.map((dialect) => ({
   name: `${dialect}, our own`,
   dialect,
   bytes: answerBytes(dialect, {
@@ -27,24 +32,27 @@ const OWN: readonly Recording[] = (["anthropic", "openai"] as const).map((dialec
 
 const recorded: readonly Recording[] = existsSync(FOLDER)
   ? readdirSync(FOLDER)
-      .filter((file) => /^(anthropic|openai-chat)-.*\.sse$/.test(file))
-      .map((file) => ({ name: file, dialect: file.startsWith("anthropic") ? "anthropic" : "openai", bytes: readFileSync(new URL(file, FOLDER)) }))
+      .filter((file) => file.endsWith(".sse"))
+      .flatMap((file) => {
+        const dialect = dialectOf(file);
+        return dialect === undefined ? [] : [{ name: file, dialect, bytes: readFileSync(new URL(file, FOLDER)) }];
+      })
   : [];
 if (recorded.length === 0) process.stdout.write("provider recordings: none lie beside the repository; only wire data of our own is replayed\n");
 
-const subjects = { anthropic: undefined, openai: undefined } as { [dialect in Dialect]: Awaited<ReturnType<typeof sdkSubject>> | undefined };
+const subjects = new Map<Dialect, Awaited<ReturnType<typeof sdkSubject>>>();
 beforeAll(async () => {
-  [subjects.anthropic, subjects.openai] = await Promise.all([sdkSubject("anthropic"), sdkSubject("openai")]);
+  for (const dialect of DIALECTS) subjects.set(dialect, await sdkSubject(dialect));
 });
-afterAll(() => Promise.all([subjects.anthropic?.close(), subjects.openai?.close()]));
+afterAll(() => Promise.all([...subjects.values()].map((subject) => subject.close())));
 const subjectOf = (dialect: Dialect) => {
-  const subject = subjects[dialect];
+  const subject = subjects.get(dialect);
   if (subject === undefined) throw new Error("the servers are started before the tests");
   return subject;
 };
 
 test.each([...OWN, ...recorded].map((recording) => [recording.name, recording] as const))("%s comes out as it was sent", async (_name, { dialect, bytes }) => {
-  const expected = dialect === "anthropic" ? readAnthropic(bytes) : readOpenai(bytes);
+  const expected = READERS[dialect](bytes);
   expect(expected.text !== "" || expected.calls.length > 0).toBe(true); // The oracle found something.
   for (const framing of [{}, { slice_bytes: 1 }] satisfies ModelAnswer[]) {
     const { outcome, deltas, text } = await callOnce(subjectOf(dialect).tell({ raw: bytes, ...framing }));
@@ -52,7 +60,9 @@ test.each([...OWN, ...recorded].map((recording) => [recording.name, recording] a
     expect(text).toBe(expected.text);
     expect(outcome.text).toBe(expected.text);
     expect(textOf(deltas, "reasoning")).toBe(expected.thinking);
-    expect(outcome.tool_calls.map((call) => ({ id: call.id, name: call.name, args: call.args }))).toEqual(expected.calls);
+    expect(outcome.tool_calls.map((call) => ({ id: call.id, name: call.name, args: call.args }))).toEqual(
+      expected.calls.map((call) => (call.id === "" ? { ...call, id: expect.stringMatching(/^call_/) } : call)),
+    );
     const { usage } = outcome;
     if (expected.tokens === undefined) expect(usage.estimated).toBe(true);
     else {
@@ -68,7 +78,7 @@ test.each([...OWN, ...recorded].map((recording) => [recording.name, recording] a
 test.each(recorded.map((recording) => [recording.name, recording] as const))(
   "%s cut in places never throws, and says broken or is whole",
   async (_name, { dialect, bytes }) => {
-    const whole = (dialect === "anthropic" ? readAnthropic(bytes) : readOpenai(bytes)).text;
+    const whole = READERS[dialect](bytes).text;
     for (let n = 0; n <= 20; n++) {
       const { outcome, text } = await callOnce(subjectOf(dialect).tell({ raw: bytes, cut_after_bytes: Math.floor((bytes.length * n) / 20) }));
       expect(outcome.text).toBe(text);
@@ -110,6 +120,44 @@ function dataOf(bytes: Uint8Array): any[] {
     .split(/\r?\n/)
     .filter((line) => line.startsWith("data:") && !line.includes("[DONE]"))
     .map((line) => JSON.parse(line.slice(5)));
+}
+
+const READERS: Readonly<Record<Dialect, (bytes: Uint8Array) => Expected>> = {
+  anthropic: readAnthropic,
+  openai: readOpenai,
+  "openai-responses": readResponses,
+  google: readGoogle,
+};
+
+function readGoogle(bytes: Uint8Array): Expected {
+  const expected: Expected = { text: "", thinking: "", signature: "", calls: [], tokens: undefined };
+  for (const data of dataOf(bytes)) {
+    for (const part of data.candidates?.[0]?.content?.parts ?? []) {
+      if (part.thoughtSignature !== undefined) expected.signature = part.thoughtSignature;
+      if (part.functionCall !== undefined) expected.calls.push({ id: part.functionCall.id ?? "", name: part.functionCall.name, args: part.functionCall.args });
+      else if (part.thought === true) expected.thinking += part.text;
+      else expected.text += part.text;
+    }
+    const { promptTokenCount = 0, candidatesTokenCount = 0, thoughtsTokenCount = 0, cachedContentTokenCount = 0 } = data.usageMetadata;
+    expected.tokens = { prompt: promptTokenCount, output: candidatesTokenCount + thoughtsTokenCount, cache_read: cachedContentTokenCount };
+  }
+  return expected;
+}
+
+/** Reads only the last event, which holds everything once more: the adapter reads all the others. */
+function readResponses(bytes: Uint8Array): Expected {
+  const expected: Expected = { text: "", thinking: "", signature: "", calls: [], tokens: undefined };
+  const events = dataOf(bytes);
+  const response = events.at(-1).response;
+  // A server that tells its items only as they end leaves the last event's list empty.
+  const items = response.output.length > 0 ? response.output : events.filter((event) => event.type === "response.output_item.done").map((event) => event.item);
+  for (const item of items) {
+    if (item.type === "message") expected.text += item.content.map((part: { text: string }) => part.text).join("");
+    if (item.type === "function_call") expected.calls.push({ id: item.call_id, name: item.name, args: JSON.parse(item.arguments) });
+  }
+  const { input_tokens, output_tokens, input_tokens_details } = response.usage;
+  expected.tokens = { prompt: input_tokens, output: output_tokens, cache_read: input_tokens_details?.cached_tokens ?? 0 };
+  return expected;
 }
 
 function readAnthropic(bytes: Uint8Array): Expected {

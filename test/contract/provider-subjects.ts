@@ -4,6 +4,8 @@ import { silentLog } from "../../protocol/log.ts";
 import type { World } from "../../protocol/world.ts";
 import { anthropicProvider } from "../../providers/anthropic.ts";
 import type { Patience } from "../../providers/attempt.ts";
+import { googleProvider } from "../../providers/google.ts";
+import { openaiResponsesProvider } from "../../providers/openai-responses.ts";
 import { openaiProvider } from "../../providers/openai.ts";
 import type { CallIo, ModelDelta, ModelOutcome, ModelRequest, Provider } from "../../providers/provider.ts";
 import { simulatedProvider } from "../../providers/simulated.ts";
@@ -24,7 +26,7 @@ export const world: World = {
 };
 
 export interface Subject {
-  readonly name: "anthropic" | "openai" | "simulated";
+  readonly name: Dialect | "simulated";
   /** Absent for the simulated one. */
   readonly server?: ModelServer;
   /** The provider, and a request that it will answer as told. */
@@ -44,10 +46,17 @@ export const REQUEST: ModelRequest = {
   idempotency_key: "acme/session/s1/12:model",
 };
 
+const ADAPTERS = {
+  anthropic: anthropicProvider,
+  openai: openaiProvider,
+  "openai-responses": openaiResponsesProvider,
+  google: googleProvider,
+} as const satisfies Record<Dialect, unknown>;
+
 export async function sdkSubject(dialect: Dialect): Promise<Subject & { readonly server: ModelServer }> {
   const answers = new Map<string, ModelAnswer>();
   // Calls overlap: each request names its answer by its model.
-  const server = await startModelServer({ answer: (request: ModelServerRequest) => answers.get(String(request.body["model"])) ?? {} });
+  const server = await startModelServer({ answer: (request: ModelServerRequest) => answers.get(request.model) ?? {} });
   const providers = new Map<string, Provider>();
   let told = 0;
   return {
@@ -60,7 +69,7 @@ export async function sdkSubject(dialect: Dialect): Promise<Subject & { readonly
       const settings = { api_key: API_KEY, world, log: silentLog, ...(options.patience === undefined ? {} : { patience: options.patience }) };
       const provider =
         providers.get(key) ??
-        (dialect === "anthropic" ? anthropicProvider({ ...settings, base_url: server.url }) : openaiProvider({ ...settings, base_url: `${server.url}/v1` }));
+        ADAPTERS[dialect]({ ...settings, base_url: dialect.startsWith("openai") ? `${server.url}/v1` : server.url });
       providers.set(key, provider);
       return { provider, request: { ...REQUEST, ...options.request, model } };
     },
