@@ -360,7 +360,7 @@ const callOf = (context: SessionContext): { turn: number; step: number; attempt:
 });
 
 function modelStarted(context: SessionContext): Change {
-  return { tell: [{ type: "model.started", turn: context.turn, step: context.step, model: modelOf(context) }] };
+  return { tell: [{ type: "model.started", turn: context.turn, step: context.step, model: modelOf(context), inst: `${context.now.seq}:model` }] };
 }
 
 /** Usage of one more call. What is not known counts as nothing here; projections settle it. */
