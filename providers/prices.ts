@@ -116,7 +116,9 @@ function rateAt(rate: Rate, prompt_tokens: number): bigint {
 function ratesOf(model: string, at_ms: number): Rates | undefined {
   const slash = model.indexOf("/");
   if (slash < 0) return undefined;
-  const provider = model.slice(0, slash);
+  const named = model.slice(0, slash);
+  // The same models in another dialect.
+  const provider = named === "openai-responses" ? "openai" : named;
   const name = model.slice(slash + 1);
   if (provider === "simulated") return name === "echo" || name === "script" ? SIMULATED : undefined;
   if (provider !== "anthropic" && provider !== "openai" && provider !== "google") return undefined;

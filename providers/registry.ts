@@ -1,10 +1,17 @@
 // registry: which providers this process can call, and the name of a model read as provider and model. Made once by main.ts, which alone
 // reads the environment.
+//
+// `openai/…` goes through Chat Completions, except for the models that OpenAI serves in its Responses API alone (openai-responses.ts says which);
+// `openai-responses/…` forces the latter. Both use the same key. Any other server that speaks Chat Completions (Ollama, vLLM, a proxy) gets a name of its
+// own in the configuration, and its models are `{name}/{model}`.
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 import { anthropicProvider } from "./anthropic.ts";
 import type { Patience } from "./attempt.ts";
+import { googleProvider } from "./google.ts";
 import { modelError } from "./model-error.ts";
+import { OPENAI_BASE_URL } from "./openai-client.ts";
+import { onlyInResponses, openaiResponsesProvider } from "./openai-responses.ts";
 import { openaiProvider } from "./openai.ts";
 import type { ModelError, Provider } from "./provider.ts";
 import { SIMULATED_MODELS, simulatedProvider } from "./simulated.ts";
@@ -12,14 +19,26 @@ import type { SdkProviderSettings } from "./transport.ts";
 
 export interface ProviderCredential {
   readonly api_key: string;
-  /** The provider's own when absent or empty. The SDKs' usual variables: ANTHROPIC_BASE_URL (without /v1), OPENAI_BASE_URL (with /v1). */
+  /** The provider's own when absent or empty. The SDKs' usual variables: ANTHROPIC_BASE_URL (without /v1), OPENAI_BASE_URL (with /v1), GOOGLE_GEMINI_BASE_URL (without /v1beta). */
   readonly base_url?: string;
+}
+
+/** A server that speaks OpenAI's Chat Completions. */
+export interface CompatibleServer {
+  /** What its models' names begin with: a lower-case word that no provider of ours has. */
+  readonly name: string;
+  /** With /v1, as OpenAI's own. */
+  readonly base_url: string;
+  /** Servers of one's own mostly want none. */
+  readonly api_key?: string;
 }
 
 export interface ProvidersOptions {
   /** Absent, or with an empty key: not configured. */
   readonly anthropic?: ProviderCredential;
   readonly openai?: ProviderCredential;
+  readonly google?: ProviderCredential;
+  readonly compatible?: readonly CompatibleServer[];
   readonly world: World;
   readonly log: Log;
   readonly patience?: Patience;
@@ -39,7 +58,24 @@ export interface Providers {
   readonly configured: readonly string[];
 }
 
-const SDK_PROVIDERS = { anthropic: anthropicProvider, openai: openaiProvider } as const satisfies Record<string, (settings: SdkProviderSettings) => Provider>;
+const SDK_PROVIDERS = { anthropic: anthropicProvider, openai: bothDialects, google: googleProvider } as const satisfies Record<
+  string,
+  (settings: SdkProviderSettings) => Provider
+>;
+
+const RESERVED: ReadonlySet<string> = new Set([...Object.keys(SDK_PROVIDERS), "openai-responses", "simulated"]);
+const NAME_PATTERN = /^[a-z0-9][a-z0-9_-]{0,31}$/;
+/** The SDK wants a key; a server that wants none does not look at it. */
+const NO_KEY = "none";
+
+/** Elsewhere than at OpenAI itself, a model's name says nothing about which dialect it is served in. */
+function bothDialects(settings: SdkProviderSettings): Provider {
+  const chat = openaiProvider(settings);
+  const at_openai = new URL(settings.base_url ?? OPENAI_BASE_URL).hostname === new URL(OPENAI_BASE_URL).hostname;
+  if (!at_openai) return chat;
+  const responses = openaiResponsesProvider(settings);
+  return { name: chat.name, call: (request, io) => (onlyInResponses(request.model) ? responses : chat).call(request, io) };
+}
 
 export function createProviders(options: ProvidersOptions): Providers {
   const { world, log } = options;
@@ -47,7 +83,7 @@ export function createProviders(options: ProvidersOptions): Providers {
   const providers = new Map<string, Provider>([["simulated", simulatedProvider({ world, log, ...patience })]]);
   const absences = new Map<string, string>();
 
-  for (const name of ["anthropic", "openai"] as const) {
+  for (const name of ["anthropic", "openai", "google"] as const) {
     const api_key = options[name]?.api_key.trim() ?? "";
     const base_url = options[name]?.base_url?.trim() ?? "";
     if (api_key === "") {
@@ -56,7 +92,21 @@ export function createProviders(options: ProvidersOptions): Providers {
       absences.set(name, `the base URL of the provider ${name} is not an http URL, or holds a password`);
       log.error("a provider's base URL is not an http URL without a password; the provider is off", { provider: name });
     } else {
-      providers.set(name, SDK_PROVIDERS[name]({ api_key, world, log, ...patience, ...(base_url === "" ? {} : { base_url }) }));
+      const settings = { api_key, world, log, ...patience, ...(base_url === "" ? {} : { base_url }) };
+      providers.set(name, SDK_PROVIDERS[name](settings));
+      if (name === "openai") providers.set("openai-responses", openaiResponsesProvider(settings));
+    }
+  }
+  if (!providers.has("openai")) absences.set("openai-responses", absences.get("openai") ?? "the provider openai has no key here");
+  for (const { name, base_url, api_key = "" } of options.compatible ?? []) {
+    const url = base_url.trim();
+    if (!NAME_PATTERN.test(name) || RESERVED.has(name) || providers.has(name)) {
+      log.error("the name of an OpenAI-compatible server is taken or no lower-case word; it is off", { provider: name });
+    } else if (!isHttpUrl(url)) {
+      absences.set(name, `the base URL of the provider ${name} is not an http URL, or holds a password`);
+      log.error("a provider's base URL is not an http URL without a password; the provider is off", { provider: name });
+    } else {
+      providers.set(name, openaiProvider({ name, api_key: api_key.trim() === "" ? NO_KEY : api_key.trim(), base_url: url, world, log, ...patience }));
     }
   }
 

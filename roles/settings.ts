@@ -2,6 +2,7 @@
 import { resolve } from "node:path";
 import { z } from "zod";
 import { LEASE_TTL_MS, PASSIVATE_AFTER_MS, SHARDS_EMBEDDED } from "../protocol/limits.ts";
+import type { CompatibleServer, ProvidersOptions } from "../providers/registry.ts";
 
 const port = z.coerce.number().int().min(0).max(65_535);
 const filled = z.string().min(1);
@@ -30,10 +31,18 @@ const shape = z.object({
   ANTHROPIC_BASE_URL: z.string().optional(),
   OPENAI_API_KEY: z.string().optional(),
   OPENAI_BASE_URL: z.string().optional(),
+  GEMINI_API_KEY: z.string().optional(),
+  /** The older name of the same key. */
+  GOOGLE_API_KEY: z.string().optional(),
+  GOOGLE_GEMINI_BASE_URL: z.string().optional(),
+  /** Servers that speak OpenAI's Chat Completions: `name=url[,name=url]`. The key of one, where it wants any: TROUPE_OPENAI_COMPATIBLE_KEY_{NAME}. */
+  TROUPE_OPENAI_COMPATIBLE: filled.optional(),
   OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
 });
 
-export type Settings = z.infer<typeof shape>;
+export interface Settings extends z.infer<typeof shape> {
+  readonly compatible_servers: readonly CompatibleServer[];
+}
 
 export type SettingsOutcome = { readonly kind: "settings"; readonly settings: Settings } | { readonly kind: "invalid"; readonly faults: readonly string[] };
 
@@ -42,12 +51,41 @@ export function readSettings(env: Readonly<Record<string, string | undefined>>, 
   const present = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
   const parsed = shape.safeParse(present);
   if (!parsed.success) return { kind: "invalid", faults: parsed.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`) };
-  return { kind: "settings", settings: { ...parsed.data, TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME) } };
+  const compatible = compatibleServers(parsed.data.TROUPE_OPENAI_COMPATIBLE ?? "", present);
+  if (typeof compatible === "string") return { kind: "invalid", faults: [compatible] };
+  return { kind: "settings", settings: { ...parsed.data, TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME), compatible_servers: compatible } };
+}
+
+/** The servers of TROUPE_OPENAI_COMPATIBLE with their keys, or what is wrong with it. */
+function compatibleServers(text: string, env: Readonly<Record<string, string | undefined>>): CompatibleServer[] | string {
+  const servers: CompatibleServer[] = [];
+  for (const part of text.split(",").map((one) => one.trim())) {
+    if (part === "") continue;
+    const equals = part.indexOf("=");
+    const [name, base_url] = [part.slice(0, Math.max(equals, 0)).trim(), part.slice(equals + 1).trim()];
+    // The URL is not repeated: somebody may have written a password into it.
+    if (!/^[a-z0-9][a-z0-9_-]{0,31}$/.test(name) || base_url === "") return "TROUPE_OPENAI_COMPATIBLE: it is name=url[,name=url], the names lower-case words";
+    const api_key = env[`TROUPE_OPENAI_COMPATIBLE_KEY_${name.toUpperCase().replaceAll("-", "_")}`];
+    servers.push({ name, base_url, ...(api_key === undefined ? {} : { api_key }) });
+  }
+  return servers;
+}
+
+/** Keys and addresses of the providers, as the registry of providers wants them. */
+export function providerCredentials(settings: Settings): Pick<ProvidersOptions, "anthropic" | "openai" | "google" | "compatible"> {
+  const google_key = settings.GEMINI_API_KEY ?? settings.GOOGLE_API_KEY;
+  return {
+    ...(settings.ANTHROPIC_API_KEY === undefined ? {} : { anthropic: { api_key: settings.ANTHROPIC_API_KEY, base_url: settings.ANTHROPIC_BASE_URL ?? "" } }),
+    ...(settings.OPENAI_API_KEY === undefined ? {} : { openai: { api_key: settings.OPENAI_API_KEY, base_url: settings.OPENAI_BASE_URL ?? "" } }),
+    ...(google_key === undefined ? {} : { google: { api_key: google_key, base_url: settings.GOOGLE_GEMINI_BASE_URL ?? "" } }),
+    compatible: settings.compatible_servers,
+  };
 }
 
 /** Which agent the demonstration gets: a real model when there is a key for one, else the simulated one. */
 export function demonstrationModel(settings: Settings): { readonly model: string; readonly session: string } {
   if (settings.ANTHROPIC_API_KEY) return { model: "anthropic/claude-sonnet-5", session: "hello-anthropic" };
   if (settings.OPENAI_API_KEY) return { model: "openai/gpt-5.6-luna", session: "hello-openai" };
+  if (settings.GEMINI_API_KEY ?? settings.GOOGLE_API_KEY) return { model: "google/gemini-3.5-flash", session: "hello-google" };
   return { model: "simulated/echo", session: "hello" };
 }

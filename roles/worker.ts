@@ -21,6 +21,7 @@ import { startStatusServer } from "../telemetry/http.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import type { Tracing } from "../telemetry/tracing.ts";
 import { connect, observeBus, type Runtime } from "./runtime.ts";
+import { providerCredentials } from "./settings.ts";
 
 /** A quick end (Ctrl-C on everything) does not wait for model calls: they are resumed at the next start. */
 const QUICK_DEADLINE_MS = 500;
@@ -70,12 +71,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
   const directory = createDirectory({ bus, restorer, world, log });
-  const providers = createProviders({
-    world,
-    log,
-    ...(settings.ANTHROPIC_API_KEY === undefined ? {} : { anthropic: { api_key: settings.ANTHROPIC_API_KEY, base_url: settings.ANTHROPIC_BASE_URL ?? "" } }),
-    ...(settings.OPENAI_API_KEY === undefined ? {} : { openai: { api_key: settings.OPENAI_API_KEY, base_url: settings.OPENAI_BASE_URL ?? "" } }),
-  });
+  const providers = createProviders({ world, log, ...providerCredentials(settings) });
   const nonce = world.id();
   let commits = 0;
   // Host and member need each other: the host asks the member whether it may act, the member tells the host what it owns.
