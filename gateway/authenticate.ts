@@ -18,7 +18,9 @@ export interface Principal {
   readonly scopes: readonly string[];
 }
 
-export type Authentication = { readonly kind: "principal"; readonly principal: Principal; readonly record: TenantRecord } | { readonly kind: "refused"; readonly error: ErrorBody };
+export type Authentication =
+  | { readonly kind: "principal"; readonly principal: Principal; readonly record: TenantRecord }
+  | { readonly kind: "refused"; readonly error: ErrorBody };
 
 /** Two ids of 64, a secret of 43, and room. A longer one is not hashed. */
 const KEY_CHARACTERS_MAX = 512;
@@ -37,7 +39,8 @@ function parseKey(authorization: string | undefined): ParsedKey | undefined {
   const key = /^bearer +(\S+)$/i.exec(authorization)?.[1];
   if (key === undefined) return undefined;
   const [word, tenant, key_id, secret, ...rest] = key.split(".");
-  if (word !== "troupe" || rest.length > 0 || !isId(tenant) || tenant === SYSTEM_TENANT || !isId(key_id) || secret === undefined || secret === "") return undefined;
+  if (word !== "troupe" || rest.length > 0 || !isId(tenant) || tenant === SYSTEM_TENANT || !isId(key_id) || secret === undefined || secret === "")
+    return undefined;
   return { tenant, key_id, hash: createHash("sha256").update(key).digest("hex") };
 }
 

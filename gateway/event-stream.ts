@@ -68,7 +68,11 @@ export interface EventStreamOptions {
 }
 
 /** Writes the feed until it ends or the socket does. Always ends the response. */
-export async function writeEventStream(response: ServerResponse, items: AsyncIterable<FeedItem>, { world, signal, problem }: EventStreamOptions): Promise<void> {
+export async function writeEventStream(
+  response: ServerResponse,
+  items: AsyncIterable<FeedItem>,
+  { world, signal, problem }: EventStreamOptions,
+): Promise<void> {
   response.writeHead(200, { "content-type": EVENT_STREAM_MEDIA_TYPE, "cache-control": "private, no-store", "x-accel-buffering": "no" });
   response.write(`retry: ${RETRY_MS}\n\n`);
   let cancelAwake: (() => void) | undefined;

@@ -84,7 +84,10 @@ export interface FeedHubDeps {
 }
 
 /** A reader's buffer (H2). Apart from the line, so that it can be tested by itself. */
-export function createTap(world: World, options: { token_floor(step: { turn: number; step: number }): number; on_behind(): void; on_close(): void }): Tap & {
+export function createTap(
+  world: World,
+  options: { token_floor(step: { turn: number; step: number }): number; on_behind(): void; on_close(): void },
+): Tap & {
   offer(input: LiveInput): void;
 } {
   let inputs: LiveInput[] = [];

@@ -20,9 +20,9 @@ import { type ActorAddress, actorPath, ID_PATTERN } from "../protocol/ids.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { actorSubject, isReplyAllowed, parseReplaySubject, REPLAY_FILTER } from "../protocol/subjects.ts";
 
-export const HEADER_ERROR = "Troupe-Error";
+const HEADER_ERROR = "Troupe-Error";
 export const HEADER_NEXT_SEQUENCE = "Troupe-Next-Sequence";
-export const REPLAY_QUEUE = "replay";
+const REPLAY_QUEUE = "replay";
 
 const LIMIT_DEFAULT = 1_000;
 const LIMIT_MAX = 10_000;

@@ -200,7 +200,10 @@ function sendProblem(reply: FastifyReply, error: ErrorBody, status?: number): Fa
   const retry_after = retryAfterSeconds(error);
   if (retry_after !== undefined) reply.header("retry-after", String(retry_after));
   if (error.code === "unauthenticated") reply.header("www-authenticate", "Bearer");
-  return reply.code(problem.status).type(PROBLEM_MEDIA_TYPE).send(Buffer.from(JSON.stringify(problem))); // Bytes: to text fastify adds a charset, which this type does not have.
+  return reply
+    .code(problem.status)
+    .type(PROBLEM_MEDIA_TYPE)
+    .send(Buffer.from(JSON.stringify(problem))); // Bytes: to text fastify adds a charset, which this type does not have.
 }
 
 /** Fastify's own refusals, in our words. */
@@ -256,7 +259,9 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     clientErrorHandler(_error, socket) {
       if (!socket.writable) return void socket.destroy();
       const text = JSON.stringify(problemOf(errorBody("invalid", "this is not HTTP")));
-      socket.end(`HTTP/1.1 400 Bad Request\r\ncontent-type: ${PROBLEM_MEDIA_TYPE}\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`);
+      socket.end(
+        `HTTP/1.1 400 Bad Request\r\ncontent-type: ${PROBLEM_MEDIA_TYPE}\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
+      );
     },
   });
   app.removeAllContentTypeParsers();
@@ -265,7 +270,8 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   app.setErrorHandler((error: unknown, request, reply) => {
     const refusal = refusalOf(error);
     if (refusal) {
-      if (refusal.error.code === "unavailable") log.warn("answered unavailable", { route: request.routeOptions.url, ...errorFields((error as Error).cause ?? error) });
+      if (refusal.error.code === "unavailable")
+        log.warn("answered unavailable", { route: request.routeOptions.url, ...errorFields((error as Error).cause ?? error) });
       return sendProblem(reply, refusal.error, refusal.status);
     }
     log.error("a request met a bug of ours", { route: request.routeOptions.url, ...errorFields(error) }); // G4
@@ -345,7 +351,13 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   }
 
   /** Says a command to a session and answers what was decided; throws the refusal. */
-  async function say(request: FastifyRequest, session: ActorAddress, type: string, body: JsonObject, key: string | undefined): Promise<{ seq: number; result: JsonObject }> {
+  async function say(
+    request: FastifyRequest,
+    session: ActorAddress,
+    type: string,
+    body: JsonObject,
+    key: string | undefined,
+  ): Promise<{ seq: number; result: JsonObject }> {
     const trace = headerText(request, HEADER_TRACEPARENT);
     const header = (name: string): string | undefined => (name === HEADER_TRACEPARENT ? trace : name === HEADER_IDEMPOTENCY_KEY ? key : undefined);
     const decoding = decodeCommand("session", "command", commandBytes(type, body), header);
@@ -365,8 +377,14 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   }
 
   /** Answers with a feed as SSE. From here on the response is ours, not fastify's. */
-  async function stream(reply: FastifyReply, session: ActorAddress, start: Cursor, choose: (items: AsyncIterable<FeedItem>) => AsyncIterable<FeedItem>): Promise<void> {
-    if (closing || streams.size >= streams_max) throw new TroupeError(errorBody("overloaded", "this gateway serves as many streams as it can", { retry_after_ms: 1000 }));
+  async function stream(
+    reply: FastifyReply,
+    session: ActorAddress,
+    start: Cursor,
+    choose: (items: AsyncIterable<FeedItem>) => AsyncIterable<FeedItem>,
+  ): Promise<void> {
+    if (closing || streams.size >= streams_max)
+      throw new TroupeError(errorBody("overloaded", "this gateway serves as many streams as it can", { retry_after_ms: 1000 }));
     const abort = new AbortController();
     streams.add(abort);
     const onClose = (): void => abort.abort();

@@ -111,7 +111,7 @@ async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, sta
           yield* merge.chunk(input.chunk);
           break;
         case "journal":
-          if (input.sequence <= merge.cursor.sequence) break;
+          // The hub hands on without gaps (H3); a feed that stands before what it hears relies on the stream alone all the same.
           if (input.previous > merge.cursor.sequence) return;
           yield* merge.journal(input.sequence, input.message);
           if (merge.waits_for_text) yield* finishText(true);

@@ -61,12 +61,27 @@ export function drawSession(plan: SessionPlan): DrawnSession {
     const at = new Date(Date.UTC(2026, 10, 21) + seq).toISOString();
     written.push({
       kind: "journal",
-      message: { v: 1, actor: SESSION, seq, epoch, worker: `w${epoch}`, machine: "session@1", at, entries: [entry], state, events: told, out: [], out_confirmed_seq: 0 },
+      message: {
+        v: 1,
+        actor: SESSION,
+        seq,
+        epoch,
+        worker: `w${epoch}`,
+        machine: "session@1",
+        at,
+        entries: [entry],
+        state,
+        events: told,
+        out: [],
+        out_confirmed_seq: 0,
+      },
     });
   }
   const say = (chunks: readonly TokenChunk[]): void => void written.push(...chunks.map((chunk) => ({ kind: "chunk" as const, chunk })));
 
-  commit({ t: "init", type: "session.create", channel: "command", body: { agent: "assistant" } }, "initializing", [{ type: "session.created", agent: "assistant" }]);
+  commit({ t: "init", type: "session.create", channel: "command", body: { agent: "assistant" } }, "initializing", [
+    { type: "session.created", agent: "assistant" },
+  ]);
   commit({ t: "done", inst: "1:configuration", output: {} }, "idle", [{ type: "session.state", from: "initializing", to: "idle" }]);
   plan.forEach((steps, before) => {
     const turn = before + 1;

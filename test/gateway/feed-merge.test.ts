@@ -4,7 +4,7 @@
 //         going on from the cursor of every frame with another delivery of the same session.
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { type Cursor, CURSOR_START, decodeCursor, encodeCursor } from "../../gateway/cursor.ts";
+import { type Cursor, decodeCursor, encodeCursor } from "../../gateway/cursor.ts";
 import { createMerge, type Frame, HELD_CHUNKS_MAX, type Merge } from "../../gateway/feed-merge.ts";
 import { encodeJournal, decodeJournal, type JournalMessage } from "../../protocol/journal.ts";
 import type { TokenChunk } from "../../protocol/tokens.ts";
@@ -25,7 +25,9 @@ const luckOf = (seed: number): Luck => {
 };
 
 const journalOf = (session: DrawnSession): { sequence: number; message: JournalMessage }[] =>
-  session.written.flatMap((one, index) => (one.kind === "journal" ? [{ sequence: 10 + index * 3, message: decodeJournal(encodeJournal(one.message), SESSION) }] : []));
+  session.written.flatMap((one, index) =>
+    one.kind === "journal" ? [{ sequence: 10 + index * 3, message: decodeJournal(encodeJournal(one.message), SESSION) }] : [],
+  );
 const chunksOf = (session: DrawnSession): TokenChunk[] => session.written.flatMap((one) => (one.kind === "chunk" ? [one.chunk] : []));
 
 /** Delivers a session to a merge: the journal in order, the chunks as luck has it. */
@@ -218,5 +220,13 @@ test("M5: chunks behind one that was lost are held up to a bound, and the text i
   const frames = merge.textRead();
   expect(frames.map((frame) => (frame.kind === "token" ? frame.text : frame.event.type))).toEqual([text, "model.completed"]);
   expect(merge.cursor).toEqual({ sequence: 2, events: 1 });
-  expect(CURSOR_START).toEqual({ sequence: 0, events: 0 });
+});
+
+test("M5: of chunks that wait for an earlier one no more than the bound are kept, and void ones take no room", () => {
+  const merge = createMerge();
+  merge.journal(1, started(1, 0));
+  merge.journal(2, { ...started(1, 0, 2), events: [{ type: "superseded", turn: 1, step: 0, attempt: 1 }] });
+  for (let index = 0; index < HELD_CHUNKS_MAX; index++) merge.chunk(chunk({ index, attempt: 1, epoch: 2 }));
+  for (let index = 1; index < HELD_CHUNKS_MAX + 50; index++) merge.chunk(chunk({ index, attempt: 2, epoch: 2 }));
+  expect(merge.chunk(chunk({ index: 0, attempt: 2, epoch: 2 }))).toHaveLength(HELD_CHUNKS_MAX + 1);
 });

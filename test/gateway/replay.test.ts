@@ -50,7 +50,10 @@ beforeEach(async () => {
 });
 afterEach(() => Promise.all(replays.map((replay) => replay.stop())));
 
-async function request(asked: unknown, { tenant = "acme", reply = `_INBOX_${tenant}.one` }: { tenant?: string; reply?: string | null } = {}): Promise<CoreMessage[]> {
+async function request(
+  asked: unknown,
+  { tenant = "acme", reply = `_INBOX_${tenant}.one` }: { tenant?: string; reply?: string | null } = {},
+): Promise<CoreMessage[]> {
   const heard: CoreMessage[] = [];
   const subscription = client.subscribe(reply ?? "_INBOX_acme.>", (message) => void heard.push(message));
   const data = asked instanceof Uint8Array ? asked : new TextEncoder().encode(JSON.stringify(asked));
@@ -61,7 +64,8 @@ async function request(asked: unknown, { tenant = "acme", reply = `_INBOX_${tena
   return heard;
 }
 
-const seqsOf = (heard: readonly CoreMessage[]): number[] => heard.filter((message) => message.data.byteLength > 0).map((message) => decodeJournal(message.data, SESSION).seq);
+const seqsOf = (heard: readonly CoreMessage[]): number[] =>
+  heard.filter((message) => message.data.byteLength > 0).map((message) => decodeJournal(message.data, SESSION).seq);
 
 describe("replay", () => {
   test("events come once, in order, with their positions, and an empty message says it is done", async () => {
@@ -81,7 +85,7 @@ describe("replay", () => {
   test("an answer that its limit cut short says where to go on, and going on gives the rest", async () => {
     const seqs: number[] = [];
     let from_sequence = 1;
-    for (let more = true; more; ) {
+    for (let more = true; more;) {
       const heard = await request({ kind: "session", id: "s1", channel: "event", limit: 2, from_sequence });
       expect(heard.length).toBeLessThanOrEqual(3);
       seqs.push(...seqsOf(heard));

@@ -16,7 +16,9 @@ beforeAll(async () => {
 });
 afterAll(() => cell.end());
 
-type Answer = { status: number; headers: Headers; body: any };
+/** Whatever came over the wire; each test says what it must be. */
+type Parsed = ReturnType<typeof JSON.parse>;
+type Answer = { status: number; headers: Headers; body: Parsed };
 interface Ask {
   readonly key?: string | null;
   readonly headers?: Record<string, string>;
@@ -38,10 +40,16 @@ async function ask(method: string, path: string, { key = keyOf("acme"), headers 
 interface Sse {
   readonly id: string | undefined;
   readonly event: string | undefined;
-  readonly data: any;
+  readonly data: Parsed;
 }
 /** Reads server-sent events until the stream ends or `enough` says so. */
-async function listen(method: string, path: string, { key = keyOf("acme"), headers = {}, body }: Ask = {}, enough: (events: readonly Sse[]) => boolean = () => false, to = gateway): Promise<{ events: Sse[]; comments: string[]; response: Response }> {
+async function listen(
+  method: string,
+  path: string,
+  { key = keyOf("acme"), headers = {}, body }: Ask = {},
+  enough: (events: readonly Sse[]) => boolean = () => false,
+  to = gateway,
+): Promise<{ events: Sse[]; comments: string[]; response: Response }> {
   const abort = new AbortController();
   const response = await fetch(`${to.url}${path}`, {
     method,
@@ -51,7 +59,10 @@ async function listen(method: string, path: string, { key = keyOf("acme"), heade
   });
   const events: Sse[] = [];
   const comments: string[] = [];
-  const parser = createParser({ onEvent: ({ id, event, data }) => void events.push({ id, event, data: JSON.parse(data) }), onComment: (comment) => void comments.push(comment) });
+  const parser = createParser({
+    onEvent: ({ id, event, data }) => void events.push({ id, event, data: JSON.parse(data) }),
+    onComment: (comment) => void comments.push(comment),
+  });
   const decoder = new TextDecoder();
   try {
     for await (const bytes of response.body ?? []) {
@@ -64,8 +75,13 @@ async function listen(method: string, path: string, { key = keyOf("acme"), heade
   return { events, comments, response };
 }
 
-const ended = (turn: number) => (events: readonly Sse[]) => events.some(({ event, data }) => ["turn.completed", "turn.failed", "turn.cancelled"].includes(event ?? "") && data.turn === turn);
-const textOf = (events: readonly Sse[], turn: number): string => events.filter(({ event, data }) => event === "token" && data.turn === turn && data.channel === undefined).map(({ data }) => data.text).join("");
+const ended = (turn: number) => (events: readonly Sse[]) =>
+  events.some(({ event, data }) => ["turn.completed", "turn.failed", "turn.cancelled"].includes(event ?? "") && data.turn === turn);
+const textOf = (events: readonly Sse[], turn: number): string =>
+  events
+    .filter(({ event, data }) => event === "token" && data.turn === turn && data.channel === undefined)
+    .map(({ data }) => data.text)
+    .join("");
 
 let count = 0;
 async function newSession(agent = "assistant", key = keyOf("acme")): Promise<string> {
@@ -87,7 +103,18 @@ describe("who may ask", () => {
     const open = gateway.routes.filter((route) => !route.authenticated).map((route) => route.url);
     expect(open).toEqual(["/healthz", "/readyz", "/metrics"]);
     expect(gateway.routes.filter((route) => route.authenticated).length).toBeGreaterThan(9);
-    const wrong = [null, "", "x", "troupe.acme.k1", `troupe.acme.k1.${"x".repeat(43)}`, `troupe.nobody.k1.${"s".repeat(43)}`, keyOf("acme", "k2"), keyOf("system"), `troupe.acme.__proto__.x`, "a".repeat(5000)];
+    const wrong = [
+      null,
+      "",
+      "x",
+      "troupe.acme.k1",
+      `troupe.acme.k1.${"x".repeat(43)}`,
+      `troupe.nobody.k1.${"s".repeat(43)}`,
+      keyOf("acme", "k2"),
+      keyOf("system"),
+      `troupe.acme.__proto__.x`,
+      "a".repeat(5000),
+    ];
     const bodies = new Set<string>();
     for (const { method, url, authenticated } of gateway.routes) {
       if (!authenticated) continue;
@@ -115,7 +142,11 @@ describe("who may ask", () => {
   test("another tenant's session answers on every route exactly as one that does not exist", async () => {
     const id = await newSession();
     for (const { method, url } of gateway.routes.filter((route) => route.url.includes(":id"))) {
-      const told: Ask = { key: keyOf("rival"), headers: { accept: "application/json" }, ...(method === "POST" ? { body: url.endsWith("messages") ? { content: "x" } : {} } : {}) };
+      const told: Ask = {
+        key: keyOf("rival"),
+        headers: { accept: "application/json" },
+        ...(method === "POST" ? { body: url.endsWith("messages") ? { content: "x" } : {} } : {}),
+      };
       const foreign = await ask(method, url.replace(":id", id), told);
       const unknown = await ask(method, url.replace(":id", "never-was"), told);
       expectProblem(foreign, 404, "not_found");
@@ -129,7 +160,10 @@ describe("who may ask", () => {
       await ask("POST", "/v1/sessions", { key: keyOf(tenant), body: { agent: "assistant", id: "twin", metadata: { canary: tenant }, tenant: "acme" } });
       await listen("POST", "/v1/sessions/twin/messages", { key: keyOf(tenant), body: { content: `canary-${tenant}` } });
     }
-    for (const [tenant, other] of [["acme", "rival"], ["rival", "acme"]] as const) {
+    for (const [tenant, other] of [
+      ["acme", "rival"],
+      ["rival", "acme"],
+    ] as const) {
       expect((await ask("GET", "/v1/sessions/twin", { key: keyOf(tenant) })).body.metadata).toEqual({ canary: tenant });
       const { events } = await listen("GET", "/v1/sessions/twin/events", { key: keyOf(tenant) }, ended(1));
       expect(JSON.stringify(events)).toContain(`canary-${tenant}`);
@@ -138,7 +172,8 @@ describe("who may ask", () => {
   });
 
   test("answers to tenants are kept by no cache", async () => {
-    for (const path of ["/v1/agents", "/v1/sessions", "/v1/sessions/none"]) expect((await ask("GET", path)).headers.get("cache-control")).toBe("private, no-store");
+    for (const path of ["/v1/agents", "/v1/sessions", "/v1/sessions/none"])
+      expect((await ask("GET", path)).headers.get("cache-control")).toBe("private, no-store");
   });
 });
 
@@ -154,7 +189,19 @@ describe("sessions", () => {
     expectProblem(await ask("POST", "/v1/sessions", { body: { ...body, user: "bob" } }), 409, "conflict");
     await expect.poll(async () => (await ask("GET", `/v1/sessions/${first.body.id}`)).body.state).toBe("idle");
     const view = await ask("GET", `/v1/sessions/${first.body.id}`);
-    expect(view.body).toMatchObject({ agent: "assistant", external_id: "order-1", user: "ann", metadata: { a: "b" }, mode: "multi", turn: 0, queue_length: 0, wait_reason: "waits for a message", worker: "w1", epoch: 1, model: "simulated/echo" });
+    expect(view.body).toMatchObject({
+      agent: "assistant",
+      external_id: "order-1",
+      user: "ann",
+      metadata: { a: "b" },
+      mode: "multi",
+      turn: 0,
+      queue_length: 0,
+      wait_reason: "waits for a message",
+      worker: "w1",
+      epoch: 1,
+      model: "simulated/echo",
+    });
     expect(view.body.config_hash).toMatch(/^[0-9a-f]{64}$/);
     expect(view.body.created_at).toMatch(/^\d{4}-.*Z$/);
     expect(Object.keys(view.body)).toEqual(expect.arrayContaining(["seq", "usage"]));
@@ -194,7 +241,11 @@ describe("sessions", () => {
   test("verbs answer the session as it is afterwards, and 409 with its state where it does not allow them", async () => {
     const id = await newSession();
     await expect.poll(async () => (await ask("GET", `/v1/sessions/${id}`)).body.state).toBe("idle");
-    expect((await ask("POST", `/v1/sessions/${id}/pause`, { body: { reason: "lunch" } })).body).toMatchObject({ id, state: "paused", wait_reason: expect.stringContaining("lunch") });
+    expect((await ask("POST", `/v1/sessions/${id}/pause`, { body: { reason: "lunch" } })).body).toMatchObject({
+      id,
+      state: "paused",
+      wait_reason: expect.stringContaining("lunch"),
+    });
     const twice = await ask("POST", `/v1/sessions/${id}/pause`);
     expectProblem(twice, 409, "illegal_transition");
     expect(twice.body.details.state).toBe("paused");
@@ -207,11 +258,14 @@ describe("sessions", () => {
 
   test("lists come from their database, for the credential's tenant, and are 503 with retry-after while it is away", async () => {
     const asked: unknown[] = [];
-    const listing = await cell.another({ sessions: { list: async (tenant, request) => (asked.push([tenant, request]), { items: [{ session: "s1" }], next: "more" }) } });
+    const listing = await cell.another({
+      sessions: { list: async (tenant, request) => (asked.push([tenant, request]), { items: [{ session: "s1" }], next: "more" }) },
+    });
     const page = await ask("GET", "/v1/sessions?state=idle&agent=assistant&limit=7&after=abc", {}, listing);
     expect(page.body).toEqual({ items: [{ session: "s1" }], next: "more" });
     expect(asked).toEqual([["acme", { state: "idle", agent: "assistant", limit: 7, after: "abc" }]]);
-    for (const query of ["limit=0", "limit=101", "limit=x", "limit=1&limit=2", "state=%00", "agent=a%20b"]) expectProblem(await ask("GET", `/v1/sessions?${query}`, {}, listing), 422, "invalid");
+    for (const query of ["limit=0", "limit=101", "limit=x", "limit=1&limit=2", "state=%00", "agent=a%20b"])
+      expectProblem(await ask("GET", `/v1/sessions?${query}`, {}, listing), 422, "invalid");
     const away = await cell.another({ sessions: { list: () => Promise.reject(new Error("connection refused at 10.0.0.1")) } });
     const refused = await ask("GET", "/v1/sessions", {}, away);
     expectProblem(refused, 503, "unavailable");
@@ -254,7 +308,8 @@ describe("messages and events", () => {
     expect(kinds).toEqual(["message.received", "turn.started", "model.started", "token", "model.completed", "message.completed", "turn.completed"]);
     expect(textOf(events, 2)).toBe("the answer is here");
     for (const { id: cursor } of events) expect(decodeCursor(cursor ?? "")).toBeDefined();
-    for (const { event, data } of events) if (event !== "token") expect(data).toMatchObject({ type: event, seq: expect.any(Number), at: expect.any(String), state: expect.any(String) });
+    for (const { event, data } of events)
+      if (event !== "token") expect(data).toMatchObject({ type: event, seq: expect.any(Number), at: expect.any(String), state: expect.any(String) });
   });
 
   test("the same Idempotency-Key sends once and answers twice; with another content it is a conflict", async () => {
@@ -279,7 +334,13 @@ describe("messages and events", () => {
     for (let index = 0; index < whole.events.length - 1; index++) {
       const before = whole.events.slice(0, index + 1);
       if (ended(1)(before)) break;
-      const rest = await listen("GET", `/v1/sessions/${id}/events?cursor=${sent.body.cursor}`, { headers: { "last-event-id": before.at(-1)?.id ?? "" } }, ended(1), other);
+      const rest = await listen(
+        "GET",
+        `/v1/sessions/${id}/events?cursor=${sent.body.cursor}`,
+        { headers: { "last-event-id": before.at(-1)?.id ?? "" } },
+        ended(1),
+        other,
+      );
       expect(textOf([...before, ...rest.events], 1), `after ${index}`).toBe(textOf(whole.events, 1));
       const together = eventsOnly([...before, ...rest.events]);
       expect(together).toEqual(eventsOnly(whole.events).slice(0, together.length));
@@ -339,7 +400,15 @@ describe("messages and events", () => {
 
   test("a client that does not read slows nobody and loses nothing: when it reads again, it gets all of it", async () => {
     let behind = 0;
-    const counting = await cell.another({ metrics: { add: (name) => void (name === "troupe_gateway_gaps_repaired_total" && behind++), set() {}, observe() {}, text: async () => "", content_type: "" } });
+    const counting = await cell.another({
+      metrics: {
+        add: (name) => void (name === "troupe_gateway_gaps_repaired_total" && behind++),
+        set() {},
+        observe() {},
+        text: async () => "",
+        content_type: "",
+      },
+    });
     const id = await newSession("actor");
     const { hostname, port } = new URL(counting.url);
     const socket = connect(Number(port), hostname);
@@ -350,7 +419,13 @@ describe("messages and events", () => {
     const words = Array.from({ length: 120 }, (_, index) => `${index}-${"w".repeat(60_000)}`).join(" ");
     for (let turn = 1; turn <= 12; turn++) {
       const began_ms = performance.now();
-      const { events } = await listen("POST", `/v1/sessions/${id}/messages`, { body: { content: JSON.stringify([{ say: words.slice(turn * 1000, turn * 1000 + 900_000) }]) } }, undefined, counting);
+      const { events } = await listen(
+        "POST",
+        `/v1/sessions/${id}/messages`,
+        { body: { content: JSON.stringify([{ say: words.slice(turn * 1000, turn * 1000 + 900_000) }]) } },
+        undefined,
+        counting,
+      );
       expect(textOf(events, turn)).toHaveLength(900_000);
       expect(performance.now() - began_ms).toBeLessThan(5_000);
     }
@@ -358,10 +433,16 @@ describe("messages and events", () => {
     socket.resume();
     await expect.poll(() => text.includes('"type":"turn.completed","turn":12'), { timeout: 20_000, interval: 200 }).toBe(true);
     socket.destroy();
-    const lines = text.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6));
+    const lines = text
+      .split("\n")
+      .filter((line) => line.startsWith("data: "))
+      .map((line) => line.slice(6));
     const frames = lines.flatMap((line) => (line.endsWith("}") || line.endsWith("}\r") ? [JSON.parse(line)] : []));
     for (let turn = 1; turn <= 12; turn++) {
-      const said = frames.filter((frame) => frame.type === undefined && frame.turn === turn).map((frame) => frame.text).join("");
+      const said = frames
+        .filter((frame) => frame.type === undefined && frame.turn === turn)
+        .map((frame) => frame.text)
+        .join("");
       expect(said.length, `turn ${turn}`).toBe(900_000);
     }
     expect(text).toContain(": behind; read again from ");
@@ -375,11 +456,13 @@ describe("messages and events", () => {
     expectProblem(refused, 503, "overloaded");
     expect(refused.headers.get("retry-after")).toBe("1");
     await first.body?.cancel();
-    await expect.poll(async () => {
-      const response = await fetch(`${small.url}/v1/sessions/${id}/events`, { headers: bearer(keyOf("acme")) });
-      await response.body?.cancel();
-      return response.status;
-    }).toBe(200);
+    await expect
+      .poll(async () => {
+        const response = await fetch(`${small.url}/v1/sessions/${id}/events`, { headers: bearer(keyOf("acme")) });
+        await response.body?.cancel();
+        return response.status;
+      })
+      .toBe(200);
   });
 
   test("closing a gateway ends its streams at once, so that clients go on elsewhere", async () => {
@@ -450,7 +533,10 @@ describe("for machines", () => {
   test("health answers, readiness tells its components and is 503 when it is not, metrics are text", async () => {
     expect((await ask("GET", "/healthz", { key: null })).body).toEqual({ status: "ok" });
     expect((await ask("GET", "/readyz", { key: null })).body).toEqual({ ready: true, components: { nats: { ok: true } } });
-    const unready = await cell.another({ readiness: async () => ({ ready: false, components: { nats: { ok: false, detail: "away" } } }), metrics: { add() {}, set() {}, observe() {}, text: async () => "troupe_x 1\n", content_type: "text/plain; version=0.0.4" } });
+    const unready = await cell.another({
+      readiness: async () => ({ ready: false, components: { nats: { ok: false, detail: "away" } } }),
+      metrics: { add() {}, set() {}, observe() {}, text: async () => "troupe_x 1\n", content_type: "text/plain; version=0.0.4" },
+    });
     const answer = await ask("GET", "/readyz", { key: null }, unready);
     expect([answer.status, answer.body.components.nats.detail]).toEqual([503, "away"]);
     expect((await ask("GET", "/metrics", { key: null }, unready)).body).toBe("troupe_x 1\n");

@@ -8,7 +8,7 @@ import type { Bus } from "../../bus/port.ts";
 import { type Cursor, CURSOR_START } from "../../gateway/cursor.ts";
 import { createFeedHub, createTap, type FeedHub, type LiveInput, TAP_BYTES_MAX, TAP_INPUTS_MAX } from "../../gateway/feed-hub.ts";
 import { cursorBefore, type FeedItem, readEventPage, sessionFeed } from "../../gateway/session-feed.ts";
-import type { ActorEvent } from "../../protocol/journal.ts";
+import { type ActorEvent, decodeJournal } from "../../protocol/journal.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
 import { pause } from "../../protocol/world.ts";
@@ -52,10 +52,20 @@ async function writeAll({ writer, world }: Stage, session: DrawnSession, gap_ms:
   let last = 0;
   for (const [index, one] of session.written.entries()) {
     if (one.kind === "journal") {
-      let outcome = await writer.append({ subject: actorSubject(SESSION, "event"), data: encodeWritten(one), expected_last_sequence: last, commit_id: `w.${index}` });
+      let outcome = await writer.append({
+        subject: actorSubject(SESSION, "event"),
+        data: encodeWritten(one),
+        expected_last_sequence: last,
+        commit_id: `w.${index}`,
+      });
       while (outcome.kind === "unavailable") {
         await pause(world, 100);
-        outcome = await writer.append({ subject: actorSubject(SESSION, "event"), data: encodeWritten(one), expected_last_sequence: last, commit_id: `w.${index}` });
+        outcome = await writer.append({
+          subject: actorSubject(SESSION, "event"),
+          data: encodeWritten(one),
+          expected_last_sequence: last,
+          commit_id: `w.${index}`,
+        });
       }
       if (outcome.kind !== "committed") throw new Error(`the writer of this test is alone, but ${JSON.stringify(outcome)}`);
       last = outcome.sequence;
@@ -134,11 +144,11 @@ describe("a session's feed", () => {
       const pick = (below: number): number => Math.floor(random() * below);
       let reads_fail = false;
       const stage = stageOf(seed, ({ kind }) => {
-        if (kind === "read" && reads_fail && pick(40) === 0) return void faults++, { kind: "unavailable" };
+        if (kind === "read" && reads_fail && pick(40) === 0) return (void faults++, { kind: "unavailable" });
         if (kind !== "hear") return undefined;
         const luck = pick(10);
-        if (luck < 2) return void faults++, { kind: "unavailable" };
-        if (luck < 4) return void faults++, { kind: "delay", ms: pick(60) };
+        if (luck < 2) return (void faults++, { kind: "unavailable" });
+        if (luck < 4) return (void faults++, { kind: "delay", ms: pick(60) });
         return undefined;
       });
       const { world, broker } = stage;
@@ -249,7 +259,12 @@ describe("a session's feed", () => {
     const session = drawSession(PLAN);
     const abort = new AbortController();
     const items: FeedItem[] = [];
-    const foreign = await sessionFeed({ bus: stage.gateway, hub: stage.hub, world: stage.world, log: silentLog }, { ...SESSION, tenant: "rival" }, CURSOR_START, abort.signal);
+    const foreign = await sessionFeed(
+      { bus: stage.gateway, hub: stage.hub, world: stage.world, log: silentLog },
+      { ...SESSION, tenant: "rival" },
+      CURSOR_START,
+      abort.signal,
+    );
     const ended = (async () => {
       for await (const item of foreign) items.push(item);
     })();
@@ -261,6 +276,23 @@ describe("a session's feed", () => {
     abort.abort();
     own.stop();
     await ended;
+  });
+
+  test("a feed that hears of a message whose predecessor it has not seen reads the stream, whatever the hub promised", async () => {
+    const stage = stageOf(8);
+    const session = drawSession(PLAN);
+    const { world } = stage;
+    const tap = createTap(world, { token_floor: () => 1, on_behind() {}, on_close() {} });
+    const forgetful: FeedHub = { attach: async () => tap, size: () => ({ sessions: 1, readers: 1 }), stop: async () => {} };
+    const reader = await read({ ...stage, hub: forgetful }, CURSOR_START);
+    await world.advance(10);
+    await write(stage, session, () => 0)();
+    expect(reader.items).toEqual([]);
+    const last = (await stage.gateway.last("EVENTS", actorSubject(SESSION, "event")))!;
+    tap.offer({ kind: "journal", sequence: last.sequence, previous: last.sequence - 1, message: decodeJournal(last.data), bytes: 1 });
+    await world.until(complete(reader, session), 1_000);
+    expectWhole(reader.items, session, "the hub forgot all but the last");
+    reader.stop();
   });
 
   test("when the very last live message is lost, it is found within seconds", async () => {
@@ -289,7 +321,7 @@ describe("a page of events", () => {
       await write(stage, session, () => 0)();
       const events: ActorEvent[] = [];
       let cursor = CURSOR_START;
-      for (let more = true; more; ) {
+      for (let more = true; more;) {
         const page = await readEventPage(stage.gateway, SESSION, cursor, limit);
         expect(page.items.length).toBeLessThanOrEqual(limit);
         events.push(...page.items.map((item) => item.event));

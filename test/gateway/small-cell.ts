@@ -34,7 +34,15 @@ export interface SmallCell {
 
 const SHARDS = 2;
 
-export async function startSmallCell({ tenants, overrides = {}, before }: { tenants: readonly string[]; overrides?: Partial<GatewayDeps>; before?: (operation: Operation) => FaultBefore | undefined }): Promise<SmallCell> {
+export async function startSmallCell({
+  tenants,
+  overrides = {},
+  before,
+}: {
+  tenants: readonly string[];
+  overrides?: Partial<GatewayDeps>;
+  before?: (operation: Operation) => FaultBefore | undefined;
+}): Promise<SmallCell> {
   const world = realWorld();
   const logged: string[] = [];
   const note = (...parts: unknown[]): void => void logged.push(JSON.stringify(parts));
