@@ -27,6 +27,9 @@ if (read.kind === "invalid") {
 }
 const { settings } = read;
 
+/** A person who typed a command is told that the broker is away, before the hand goes to Ctrl-C; long enough for one that is being restarted. */
+const COMMAND_LINE_PATIENCE_MS = 3_000;
+
 /** Ctrl-C reaches a process twice when its parent passes on what the terminal told them both: within this it is one wish. */
 const SAME_SIGNAL_MS = 2_000;
 
@@ -102,7 +105,7 @@ const ports: CliPorts = {
     };
   },
   async connectBus() {
-    return connect(await commandLine(), "troupe-cli", { ensure: false });
+    return connect(await commandLine(), "troupe-cli", { ensure: false, first_connection_patience_ms: COMMAND_LINE_PATIENCE_MS });
   },
   async openDatabase() {
     const { TROUPE_POSTGRES_URL: url } = await commandLineSettings();

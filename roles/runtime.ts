@@ -19,7 +19,8 @@ export interface Runtime {
   random_bytes(count: number): Uint8Array;
 }
 
-export function connect(runtime: Runtime, name: string, { ensure = true }: { ensure?: boolean } = {}): Promise<Bus> {
+/** `first_connection_patience_ms`: how long the first connection is tried for; a process that stands by can wait longer than a person. */
+export function connect(runtime: Runtime, name: string, { ensure = true, first_connection_patience_ms }: { ensure?: boolean; first_connection_patience_ms?: number } = {}): Promise<Bus> {
   const { settings, log, world } = runtime;
   return connectJetStream({
     servers: settings.TROUPE_NATS_URL ?? "nats://127.0.0.1:4222",
@@ -32,6 +33,7 @@ export function connect(runtime: Runtime, name: string, { ensure = true }: { ens
     log,
     world,
     ensure,
+    ...(first_connection_patience_ms === undefined ? {} : { first_connection_patience_ms }),
   });
 }
 
