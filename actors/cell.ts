@@ -22,7 +22,7 @@ import { type ActorAddress, actorPath, parseActorPath } from "../protocol/ids.ts
 import type { ActorEvent, CommandSource, Entry, JournalMessage, OutMessage } from "../protocol/journal.ts";
 import { encodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
-import { APPEND_BYTES_TARGET, APPEND_ENTRIES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_EVERY_ENTRIES, SNAPSHOT_EVERY_MS, TIMER_IN_PROCESS_MS } from "../protocol/limits.ts";
+import { APPEND_BYTES_TARGET, APPEND_ENTRIES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_ENTRIES_MAX, SNAPSHOT_EVERY_ENTRIES, SNAPSHOT_EVERY_MS, TIMER_IN_PROCESS_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import { pause, timestamp, type World } from "../protocol/world.ts";
@@ -122,6 +122,9 @@ export class ActorCell {
   #last_sequence = 0;
   #head: CommitHead | undefined;
   #snapshot_seq = 0;
+  #snapshot_bytes = 0;
+  /** Appended since the last snapshot. */
+  #journal_bytes = 0;
   #snapshot_at_ms: number;
   #running_loop: Promise<void> | undefined;
   #needs_load = true;
@@ -180,6 +183,10 @@ export class ActorCell {
   /** Nothing waits, nothing runs, the loop rests. */
   get idle(): boolean {
     return this.#running_loop === undefined && this.#mailbox.length === 0 && this.#effects.live().size === 0;
+  }
+  /** Items in the mailbox. */
+  get waiting(): number {
+    return this.#mailbox.length;
   }
   /** For how long nothing has been put in. */
   idle_ms(): number {
@@ -492,7 +499,8 @@ export class ActorCell {
       ...(held.length === 0 ? {} : { held }),
     };
     if (Object.keys(state.running).length > 0 || Object.keys(state.timers).length > 0 || out.length > 0) await this.#deps.mark?.(); // C3
-    const outcome = await this.#append(encodeJournal(message));
+    const data = encodeJournal(message);
+    const outcome = await this.#append(data);
     if (outcome === undefined) return "stopped";
     if (outcome.kind === "superseded") {
       this.#mailbox.unshift(...taken); // C4: decided anew against the journal as it is
@@ -502,6 +510,7 @@ export class ActorCell {
       return (await this.#lost()) ? "stopped" : "again";
     }
     this.#state = state;
+    this.#journal_bytes += data.byteLength;
     this.#last_sequence = outcome.sequence;
     this.#head = { seq: message.seq, epoch, worker, at: message.at, out, held };
     const trace = folds.findLast((fold) => "trace" in fold.entry && fold.entry.trace !== undefined)?.entry;
@@ -628,8 +637,12 @@ export class ActorCell {
     const { world, core, actor, log } = this.#deps;
     const entries = state.seq - this.#snapshot_seq;
     const old = world.monotonic_ms() - this.#snapshot_at_ms >= SNAPSHOT_EVERY_MS;
-    if (entries === 0 || (entries < SNAPSHOT_EVERY_ENTRIES && !old)) return;
+    // A large snapshot is written seldom: what is written of snapshots stays below what is written of the journal.
+    const worth = entries >= SNAPSHOT_EVERY_ENTRIES && (this.#journal_bytes >= this.#snapshot_bytes || entries >= SNAPSHOT_ENTRIES_MAX);
+    if (entries === 0 || (!worth && !old)) return;
     const data = encodeSnapshot(core, state, this.#last_sequence, head);
+    this.#snapshot_bytes = data.byteLength;
+    this.#journal_bytes = 0;
     this.#snapshot_seq = state.seq;
     this.#snapshot_at_ms = world.monotonic_ms();
     const outcome = await bus.publish(actorSubject(actor, "snapshot"), data);

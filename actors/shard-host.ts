@@ -10,15 +10,15 @@
 //   H1. An actor's cell exists at most once in this process.
 //   H2. A taken shard restores every actor that has a resident mark: those and only those may owe something.
 //   H3. A mark is cleared only by compare-and-set on the very message, after the actor settled what it owed.
-import { type Bus, type Delivery, headerOf, type StoredMessage, type Subscription } from "../bus/port.ts";
+import { type Bus, type CoreMessage, type Delivery, headerOf, type StoredMessage, type Subscription } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
-import { decodeCommand, HEADER_REPLY_TO } from "../protocol/commands.ts";
+import { decodeCommand, HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO, HEADER_SUBJECT } from "../protocol/commands.ts";
 import { errorBody } from "../protocol/errors.ts";
 import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import { PASSIVATE_AFTER_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { encodeReply } from "../protocol/reply.ts";
-import { isReplyAllowed, parseActorSubject, parseDueSubject, parseResidentSubject, residentSubject, shardCommandFilters, shardDueFilter, shardOf } from "../protocol/subjects.ts";
+import { fastLaneSubject, isReplyAllowed, parseActorSubject, parseDueSubject, parseResidentSubject, residentSubject, RUNTIME_INBOX_PREFIX, shardCommandFilters, shardDueFilter, shardOf } from "../protocol/subjects.ts";
 import { pause, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
 import { ActorCell, type CellDeps, type CellObserver, type MailItem } from "./cell.ts";
@@ -84,6 +84,8 @@ export interface ShardHost {
 
 /** How often idle actors are looked at. Also the time after which a quiet actor's mark is cleared. */
 const REST_EVERY_MS = 5_000;
+/** Commands of the fast lane that wait in one mailbox. Above it they take the durable way, whose stream is their queue. */
+const FAST_WAITING_MAX = 256;
 /** Restores at once on a take-over: enough to fill the broker's pipe, few enough that the first are done early. */
 const RESTORES_AT_ONCE = 64;
 /** An append that is under way when a shard leaves gets this long to be answered; the journal knows its fate in any case. */
@@ -239,6 +241,25 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     resident.cell.push(item);
   }
 
+  /** A command by core request, from a process of ours: the same mailbox, the same decision; its answer is its only acknowledgement. */
+  function onFast(shard: Shard, message: CoreMessage): void {
+    const parsed = parseActorSubject(headerOf(message.headers, HEADER_SUBJECT) ?? "");
+    const { reply } = message;
+    if (parsed.kind === "malformed" || (parsed.channel !== "command" && parsed.channel !== "control")) return;
+    const { actor, channel } = parsed;
+    // Without a key it could not be told from its durable twin; at the wrong shard it is not ours to decide.
+    if (reply === undefined || !reply.startsWith(RUNTIME_INBOX_PREFIX) || headerOf(message.headers, HEADER_IDEMPOTENCY_KEY) === undefined || shardOf(actor, bus.shards) !== shard.number) return;
+    const resident = residentOf(shard, actor);
+    if (resident === undefined || resident.cell.waiting >= FAST_WAITING_MAX) return; // the durable way has the bound and the refusal
+    const path = actorPath(actor);
+    const decided = (outcome: Outcome): void =>
+      bus.send(reply, encodeReply(outcome.ok ? { ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result } : { ok: false, actor: path, error: outcome.error }));
+    const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
+    resident.cell.push(
+      decoding.kind === "command" ? { kind: "command", command: decoding.command, decided } : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided },
+    );
+  }
+
   function replyTo(actor: ActorAddress, message: StoredMessage): { kind: "none" } | { kind: "to"; subject: string } | { kind: "forbidden" } {
     const subject = headerOf(message.headers, HEADER_REPLY_TO);
     if (subject === undefined || subject === "") return { kind: "none" };
@@ -291,6 +312,11 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   }
 
   async function consume(shard: Shard): Promise<void> {
+    shard.subscriptions.push(
+      bus.subscribe(fastLaneSubject(shard.number), (message) => {
+        if (shard.phase !== "gone") onFast(shard, message);
+      }),
+    );
     const specs = [
       { stream: "COMMANDS" as const, durable: `shard-${shard.number}`, filters: shardCommandFilters(shard.number), take: onCommand },
       { stream: "TIMERS" as const, durable: `due-${shard.number}`, filters: [shardDueFilter(shard.number)], take: onDue },

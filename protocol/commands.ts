@@ -14,6 +14,10 @@ export const HEADER_IDEMPOTENCY_KEY = "Idempotency-Key";
 export const HEADER_REPLY_TO = "Troupe-Reply-To";
 export const HEADER_CONTENT_TYPE = "Content-Type";
 export const HEADER_TRACEPARENT = "traceparent";
+/** On the fast lane: the actor's subject that the command is meant for. */
+export const HEADER_SUBJECT = "Troupe-Subject";
+/** Keys that our own clients make for senders that gave none; remembered only as long as such a client may still repeat. */
+export const AUTOMATIC_KEY_PREFIX = "auto:";
 /** `{process nonce}.{n}` on every append: tells one's own write from a rival's. */
 export const HEADER_COMMIT = "Troupe-Commit";
 /** On the last, empty message of a replay. */

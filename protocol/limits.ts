@@ -15,6 +15,8 @@ assert(COMMAND_BYTES_MAX + APPEND_BYTES_TARGET < PAYLOAD_BYTES_MAX, "one command
 export const IDEMPOTENCY_KEYS_MAX = 1000;
 export const IDEMPOTENCY_KEEP_MS = 7 * 24 * 60 * 60 * 1000;
 export const IDEMPOTENCY_KEY_BYTES_MAX = 255;
+/** A client of ours says a command twice at most, within its patience; six times that is certainly over. */
+export const AUTOMATIC_KEY_KEEP_MS = 60_000;
 
 /** Messages waiting in one session. A person does not queue more; a program should open more sessions. */
 export const SESSION_QUEUE_MAX = 100;
@@ -24,6 +26,8 @@ export const LOOPS_MAX = 1000;
 
 /** Entries between snapshots: replaying this many costs under a millisecond of processor time. */
 export const SNAPSHOT_EVERY_ENTRIES = 64;
+/** However large the snapshot, the tail is never longer: replaying this many costs some twenty milliseconds. */
+export const SNAPSHOT_ENTRIES_MAX = 1024;
 /** And no journal tail is older than this without one (AR-F47). */
 export const SNAPSHOT_EVERY_MS = 30_000;
 

@@ -67,6 +67,11 @@ export function shardCommandFilters(shard: number): string[] {
 }
 /** What the owner of shard n reads from TIMERS. */
 export const shardDueFilter = (shard: number): string => `shard.${shard}.due.>`;
+/**
+ * Where the owner of a shard takes commands by core request: one append instead of two durable writes. Only our own processes may say
+ * something there; the actor's own subject travels in HEADER_SUBJECT.
+ */
+export const fastLaneSubject = (shard: number): string => `system.shard.${shard}.command`;
 /** What the leading supervisor reads from COMMANDS. */
 export const WORKER_COMMAND_FILTER = "shard.*.tenant.*.worker.*.*";
 

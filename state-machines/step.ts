@@ -17,7 +17,8 @@ import { type ErrorBody, ERRORS, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { ActorEvent, CommandSource, Entry, OutMessage } from "../protocol/journal.ts";
 import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
-import { IDEMPOTENCY_KEEP_MS, IDEMPOTENCY_KEYS_MAX } from "../protocol/limits.ts";
+import { AUTOMATIC_KEY_PREFIX } from "../protocol/commands.ts";
+import { AUTOMATIC_KEY_KEEP_MS, IDEMPOTENCY_KEEP_MS, IDEMPOTENCY_KEYS_MAX } from "../protocol/limits.ts";
 import type { CommandChannel } from "../protocol/subjects.ts";
 import type { ActorDefinition, ActorView, Emitted, Now } from "./definition.ts";
 
@@ -189,10 +190,10 @@ function remember(seen: Seen, at_ms: number, identity: Identity, outcome: Outcom
   const name = identity.key === undefined ? undefined : `${identity.channel}:${identity.key}`;
   // The first outcome of a key stays: a later `conflict` under the same key must not displace it.
   if (name !== undefined && !keys.some((remembered) => remembered.key === name) && (outcome.ok || !ERRORS[outcome.error.code].transient)) {
-    const fresh = keys.length >= IDEMPOTENCY_KEYS_MAX || (keys[0] !== undefined && keys[0].at_ms < at_ms - IDEMPOTENCY_KEEP_MS);
-    const kept = fresh
-      ? keys.filter((remembered, index) => index > keys.length - IDEMPOTENCY_KEYS_MAX && remembered.at_ms >= at_ms - IDEMPOTENCY_KEEP_MS)
-      : keys;
+    const expired = (remembered: Remembered): boolean =>
+      remembered.at_ms < at_ms - (remembered.key.includes(`:${AUTOMATIC_KEY_PREFIX}`) ? AUTOMATIC_KEY_KEEP_MS : IDEMPOTENCY_KEEP_MS);
+    const crowded = keys.length >= IDEMPOTENCY_KEYS_MAX || (keys[0] !== undefined && expired(keys[0]));
+    const kept = crowded ? keys.filter((remembered, index) => index > keys.length - IDEMPOTENCY_KEYS_MAX && !expired(remembered)) : keys;
     keys = [...kept, { key: name, hash: identity.hash, at_ms, outcome }];
   }
   if (identity.source !== undefined) {

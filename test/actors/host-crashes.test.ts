@@ -138,11 +138,11 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
 
   // ── a service that sends until it is answered ──
   const service = broker.connect("service");
-  const client: CommandClient = createCommandClient({ bus: service, world });
+  const clients: readonly CommandClient[] = [createCommandClient({ bus: service, world }), createCommandClient({ bus: service, world, fast_lane: false })];
   const answers = new Map<string, Reply[]>();
   async function say(actor: ActorAddress, type: string, body: { [key: string]: Json }, key: string): Promise<void> {
     for (;;) {
-      const outcome = await client.command(actor, { type, body, key }, { patience_ms: 400 });
+      const outcome = await clients[pick(2)]!.command(actor, { type, body, key }, { patience_ms: 400 });
       if (outcome.kind !== "decided") continue;
       answers.set(key, [...(answers.get(key) ?? []), outcome.reply]);
       // Some senders repeat although they were answered: the outcome must be the same.
