@@ -44,6 +44,14 @@ export const INSTRUMENTS = {
     help: "Tokens of model calls, by class: input, output, cache_read, cache_write, reasoning.",
     labels: ["provider", "model", "class"],
   },
+  troupe_model_attempts_total: {
+    type: "counter",
+    help: "Calls made of models, by outcome: the stop reason, or the code of the failure.",
+    labels: ["provider", "model", "outcome"],
+  },
+  troupe_model_skipped_total: { type: "counter", help: "Models of a chain that were passed over without a call, by the reason.", labels: ["provider", "reason"] },
+  troupe_breaker_state: { type: "gauge", help: "A provider's circuit breaker: 0 closed, 1 half-open, 2 open.", labels: ["provider", "owner"] },
+  troupe_breaker_changes_total: { type: "counter", help: "Changes of a provider's circuit breaker, by the state it came to.", labels: ["provider", "to"] },
   troupe_model_cost_usd_micros_total: { type: "counter", help: "Cost of model calls whose price is known, in micro-dollars.", labels: ["provider", "model"] },
   troupe_model_first_token_seconds: {
     type: "histogram",
