@@ -77,10 +77,12 @@ interface Entry {
 }
 
 export interface RunningBoard extends BreakerBoard {
+  /** Listens to the other workers; without it, or without a bus, the board knows what this process did. Never rejects. */
+  start(): Promise<void>;
   stop(): Promise<void>;
 }
 
-export async function createBreakerBoard({ world, log, worker, bus, on_change }: BreakerBoardOptions): Promise<RunningBoard> {
+export function createBreakerBoard({ world, log, worker, bus, on_change }: BreakerBoardOptions): RunningBoard {
   const entries = new Map<string, Entry>();
   const bucket: Bucket | undefined = bus?.bucket("BREAKERS");
 
@@ -153,16 +155,6 @@ export async function createBreakerBoard({ world, log, worker, bus, on_change }:
   }
 
   let watching: Subscription | undefined;
-  if (bucket !== undefined) {
-    try {
-      watching = await bucket.watch((change) => {
-        if (change.kind === "put") heard(change.entry.key, change.entry.value, change.entry.revision);
-        else heard(change.key, undefined, change.revision);
-      });
-    } catch (error) {
-      log.warn("circuit breakers are not shared with other workers", errorFields(error));
-    }
-  }
 
   function admitted(entry: Entry, is_probe: boolean): Admission {
     let said = false;
@@ -196,6 +188,17 @@ export async function createBreakerBoard({ world, log, worker, bus, on_change }:
       return admitted(entry, true);
     },
     readings: () => [...entries.values()].map(readingOf).sort((a, b) => (breakerKeyOf(a) < breakerKeyOf(b) ? -1 : 1)),
+    async start() {
+      if (bucket === undefined) return;
+      try {
+        watching = await bucket.watch((change) => {
+          if (change.kind === "put") heard(change.entry.key, change.entry.value, change.entry.revision);
+          else heard(change.key, undefined, change.revision);
+        });
+      } catch (error) {
+        log.warn("circuit breakers are not shared with other workers", errorFields(error));
+      }
+    },
     async stop() {
       await watching?.stop();
     },

@@ -37,6 +37,13 @@ export function contentText(content: MessageContent): string {
 
 const modelName = z.string().regex(/^[a-z0-9_-]{1,32}\/[\x21-\x7e]{1,128}$/, "{provider}/{model}");
 
+/** Models to ask in order when the one before gave no answer; a chain of its own for prompts that do not fit and for prompts that are refused. */
+const fallbacks = z.object({
+  models: z.array(modelName).max(5).optional(),
+  context_overflow: z.array(modelName).max(5).optional(),
+  content_policy: z.array(modelName).max(5).optional(),
+});
+
 /** What an agent is. A version of it is frozen into each session that is created from it. */
 export const agentConfig = z.object({
   model: modelName,
@@ -46,6 +53,7 @@ export const agentConfig = z.object({
   max_loops: z.int().min(1).max(LOOPS_MAX).optional(),
   max_output_tokens: z.int().min(1).max(1_000_000).optional(),
   temperature: z.number().min(0).max(2).optional(),
+  fallbacks: fallbacks.optional(),
   /** How long an idle session lives, and a paused or hibernated one (AR-F50). Milliseconds. */
   idle_ttl_ms: z.int().min(1000).optional(),
   suspended_ttl_ms: z.int().min(1000).optional(),

@@ -2,9 +2,11 @@
 //
 //   start ──▶ joined ──▶ owns shards ──SIGTERM──▶ draining: hands each shard over at its first gap ──▶ exit 0
 import { createAdmission } from "../actors/admission.ts";
+import { createBreakerBoard } from "../actors/breaker-board.ts";
 import type { CellObserver } from "../actors/cell.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { assumedCost } from "../actors/effects/assumed-cost.ts";
+import type { ModelAttempt } from "../actors/model-routing.ts";
 import type { EffectScope, Performers } from "../actors/performer.ts";
 import { createPerformers } from "../actors/performers.ts";
 import { createRestorer } from "../actors/restore.ts";
@@ -15,12 +17,13 @@ import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
 import { createProviders } from "../providers/registry.ts";
 import { cores, definitions, type HostedKind } from "../state-machines/kinds.ts";
 import { lint } from "../state-machines/lint.ts";
+import { workerConnection } from "../supervisors/connections.ts";
 import { startHostService } from "../supervisors/host-service.ts";
 import { Member } from "../supervisors/member.ts";
 import { startStatusServer } from "../telemetry/http.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import type { Tracing } from "../telemetry/tracing.ts";
-import { connect, observeBus, type Runtime } from "./runtime.ts";
+import { connect, lifeline, observeBus, type Runtime } from "./runtime.ts";
 import { providerCredentials } from "./settings.ts";
 
 /** A quick end (Ctrl-C on everything) does not wait for model calls: they are resumed at the next start. */
@@ -49,6 +52,21 @@ function observerOf(metrics: Metrics): CellObserver {
   };
 }
 
+function splitModel(model: string): { provider: string; model: string } {
+  const slash = model.indexOf("/");
+  return { provider: model.slice(0, Math.max(slash, 0)), model: model.slice(slash + 1) };
+}
+
+function attemptsInto(metrics: Metrics): (attempt: ModelAttempt) => void {
+  return ({ model: name, outcome, stop, code, usage, cost_usd_micros, first_token_ms }) => {
+    const labels = splitModel(name);
+    metrics.add("troupe_model_attempts_total", { ...labels, outcome: stop ?? code ?? outcome });
+    for (const kind of ["input", "output", "cache_read", "cache_write", "reasoning"] as const) metrics.add("troupe_model_tokens_total", { ...labels, class: kind }, usage?.[`${kind}_tokens`] ?? 0);
+    metrics.add("troupe_model_cost_usd_micros_total", labels, cost_usd_micros ?? 0);
+    if (first_token_ms !== null) metrics.observe("troupe_model_first_token_seconds", labels, first_token_ms / 1000);
+  };
+}
+
 /** Each effect within a span of its own, a child of the command's trace that began it. */
 function traced(tracing: Tracing, performers: Performers): Performers {
   return Object.fromEntries(
@@ -67,11 +85,23 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     const faults = lint(definition, CREATION_SAMPLES[definition.kind as HostedKind]);
     assert(faults.length === 0, `machines are data and complete: ${faults.join("; ")}`);
   }
-  const bus = await connect(runtime, `worker-${id}`);
+  const name = workerConnection(id);
+  const [bus, life] = await Promise.all([connect(runtime, name), lifeline(runtime, name)]);
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
   const directory = createDirectory({ bus, restorer, world, log });
   const providers = createProviders({ world, log, ...providerCredentials(settings) });
+  const breakers = createBreakerBoard({
+    world,
+    log,
+    worker: id,
+    bus,
+    on_change({ provider, owner, state }) {
+      metrics.set("troupe_breaker_state", { provider, owner }, { closed: 0, half_open: 1, open: 2 }[state]);
+      metrics.add("troupe_breaker_changes_total", { provider, to: state });
+    },
+  });
+  await breakers.start();
   const nonce = world.id();
   let commits = 0;
   // Host and member need each other: the host asks the member whether it may act, the member tells the host what it owns.
@@ -86,11 +116,9 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
       world,
       directory,
       providers,
-      on_model({ model, usage, cost_usd_micros }) {
-        const [provider = "", name = ""] = [model.slice(0, model.indexOf("/")), model.slice(model.indexOf("/") + 1)];
-        for (const kind of ["input", "output", "cache_read", "cache_write", "reasoning"] as const) metrics.add("troupe_model_tokens_total", { provider, model: name, class: kind }, usage?.[`${kind}_tokens`] ?? 0);
-        metrics.add("troupe_model_cost_usd_micros_total", { provider, model: name }, cost_usd_micros ?? 0);
-      },
+      breakers,
+      on_attempt: attemptsInto(metrics),
+      on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
     })),
     worker: id,
     next_commit_id: () => `${nonce}.${commits++}`,
@@ -133,9 +161,10 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   await me.stop();
   await host.stop();
   await service.stop();
+  await breakers.stop();
   await directory.stop();
   await http.stop();
-  await bus.close();
+  await Promise.all([bus.close(), life.close()]);
   log.info("worker ended");
   return 0;
 }

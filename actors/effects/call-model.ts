@@ -1,13 +1,17 @@
 // call-model: one model call of one turn: the transcript is read from the journal, the answer streams to the token subject, and
 // what it came to (text, tool calls, usage, cost) goes back into the journal.
+//
+// Which models are asked, and how often, is model-routing.ts. `usage` and `cost_usd_micros` of the output are those of the call that answered;
+// `attempts` has every call that was made, each with its own, and `skipped` the models that were passed over.
 import { type AgentConfig, contentText, type MessageContent } from "../../protocol/commands.ts";
 import type { Entry } from "../../protocol/journal.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
 import type { World } from "../../protocol/world.ts";
-import { costOf } from "../../providers/prices.ts";
-import type { ChatMessage, ToolCall, ToolSpec, Usage } from "../../providers/provider.ts";
+import type { BreakerBoard } from "../../providers/breaker.ts";
+import type { ChatMessage, ToolCall, ToolSpec } from "../../providers/provider.ts";
 import type { Providers } from "../../providers/registry.ts";
 import { BUILT_IN_TOOLS, type ToolTable } from "../../state-machines/tools.ts";
+import { type ModelAttempt, routeModelCall, type SkippedModel } from "../model-routing.ts";
 import { EffectFailure, type Performer } from "../performer.ts";
 
 /** A message of the conversation: where it stands in the journal, and what it is. */
@@ -62,50 +66,52 @@ function toolSpecs(names: readonly string[]): ToolSpec[] {
   });
 }
 
-export interface ModelCallReport {
-  readonly model: string;
-  readonly outcome: string;
-  readonly usage: Usage | undefined;
-  readonly cost_usd_micros: number | null;
-  readonly ms: number;
+/** Whose keys they are that this process was given. */
+const PLATFORM = "platform";
+
+export interface CallModelDeps {
+  readonly world: World;
+  readonly providers: Providers;
+  readonly breakers: BreakerBoard;
+  on_attempt?(attempt: ModelAttempt, ms: number): void;
+  on_skipped?(skipped: SkippedModel): void;
 }
 
-export function callModel({ world, providers, on_model }: { world: World; providers: Providers; on_model?: (report: ModelCallReport) => void }): Performer {
+export function callModel({ world, providers, breakers, on_attempt, on_skipped }: CallModelDeps): Performer {
+  const deps = { world, providers, breakers, owner: PLATFORM, ...(on_attempt === undefined ? {} : { on_attempt }), ...(on_skipped === undefined ? {} : { on_skipped }) };
   return async ({ turn, step, config_seq, messages }: Input, scope): Promise<Json> => {
     const entries = await scope.entries([config_seq, ...messages.filter((one) => one.failed === undefined).map((one) => one.at)]);
     const config = outputOf(entries.get(config_seq))["config"] as unknown as AgentConfig;
-    const resolved = providers.resolve(config.model);
-    if (resolved.kind === "refused") throw new EffectFailure(resolved.error.code, resolved.error.message);
     const tokens = scope.tokens({ turn, step });
-    const began_ms = world.now_ms();
-    const outcome = await resolved.provider.call(
-      {
-        model: resolved.model,
-        instructions: config.instructions,
-        messages: messages.map((one) => chatMessage(one, entries)),
-        tools: toolSpecs(config.tools),
-        max_output_tokens: config.max_output_tokens ?? OUTPUT_TOKENS_DEFAULT,
-        idempotency_key: scope.idempotency_key,
-        ...(config.temperature === undefined ? {} : { temperature: config.temperature }),
-      },
+    const request = {
+      instructions: config.instructions,
+      messages: messages.map((one) => chatMessage(one, entries)),
+      tools: toolSpecs(config.tools),
+      max_output_tokens: config.max_output_tokens ?? OUTPUT_TOKENS_DEFAULT,
+      idempotency_key: scope.idempotency_key,
+      ...(config.temperature === undefined ? {} : { temperature: config.temperature }),
+    };
+    const route = await routeModelCall(
+      deps,
+      { model: config.model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },
       { signal: scope.signal, on_delta: ({ kind, text }) => tokens.write(kind, text) },
     );
     tokens.end();
-    const cost = outcome.usage === undefined ? undefined : costOf(config.model, outcome.usage, began_ms);
-    const priced = cost?.kind === "priced" ? { cost_usd_micros: cost.cost_usd_micros, price_version: cost.price_version } : { cost_usd_micros: null, price_version: null };
-    on_model?.({ model: config.model, outcome: outcome.kind === "completed" ? outcome.stop : outcome.error.code, usage: outcome.usage, cost_usd_micros: priced.cost_usd_micros, ms: world.now_ms() - began_ms });
-    if (outcome.kind === "failed") {
-      const { code, message, transient, retry_after_ms } = outcome.error;
-      throw new EffectFailure(code, message, {
-        model: config.model,
-        attempt: scope.attempt,
-        usage: (outcome.usage ?? null) as Json,
-        transient,
-        ...priced,
-        ...(retry_after_ms === undefined ? {} : { retry_after_ms }),
-      });
+    const last = route.attempts.at(-1);
+    const told = {
+      model: last?.model ?? route.model,
+      attempt: scope.attempt,
+      usage: (last?.usage ?? null) as Json,
+      cost_usd_micros: last?.cost_usd_micros ?? null,
+      price_version: last?.price_version ?? null,
+      attempts: route.attempts as unknown as Json,
+      ...(route.skipped.length === 0 ? {} : { skipped: route.skipped as unknown as Json }),
+    };
+    if (route.kind === "failed") {
+      const { code, message, transient, retry_after_ms } = route;
+      throw new EffectFailure(code, message, { ...told, transient, ...(retry_after_ms === undefined ? {} : { retry_after_ms }) });
     }
-    const { text, tool_calls, stop, usage, continuation } = outcome;
-    return { text, tool_calls: tool_calls as unknown as Json, stop, usage: usage as unknown as Json, model: config.model, attempt: scope.attempt, ...priced, ...(continuation === undefined ? {} : { continuation }) };
+    const { text, tool_calls, stop, continuation } = route.outcome;
+    return { text, tool_calls: tool_calls as unknown as Json, stop, ...told, ...(continuation === undefined ? {} : { continuation }) };
   };
 }
