@@ -1,6 +1,8 @@
 // runtime: what every process of ours is made of: its settings, its connection to the bus, its log, its metrics, its end.
 import type { Bus } from "../bus/port.ts";
+import { type ConnectionWatch, lifelineName } from "../bus/connection-watch.ts";
 import { connectJetStream } from "../bus/jetstream.ts";
+import { holdLifeline, watchConnections } from "../bus/jetstream-system.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
@@ -23,7 +25,7 @@ export interface Runtime {
 export function connect(runtime: Runtime, name: string, { ensure = true, first_connection_patience_ms }: { ensure?: boolean; first_connection_patience_ms?: number } = {}): Promise<Bus> {
   const { settings, log, world } = runtime;
   return connectJetStream({
-    servers: settings.TROUPE_NATS_URL ?? "nats://127.0.0.1:4222",
+    servers: serversOf(settings),
     ...(settings.TROUPE_NATS_USER === undefined ? {} : { user: settings.TROUPE_NATS_USER }),
     ...(settings.TROUPE_NATS_PASSWORD === undefined ? {} : { password: settings.TROUPE_NATS_PASSWORD }),
     name,
@@ -35,6 +37,21 @@ export function connect(runtime: Runtime, name: string, { ensure = true, first_c
     ensure,
     ...(first_connection_patience_ms === undefined ? {} : { first_connection_patience_ms }),
   });
+}
+
+const serversOf = ({ TROUPE_NATS_URL }: Settings): string => TROUPE_NATS_URL ?? "nats://127.0.0.1:4222";
+
+/** The second, idle connection of a process whose main one is called `name`. */
+export function lifeline({ settings, log, world }: Runtime, name: string): Promise<{ close(): Promise<void> }> {
+  const { TROUPE_NATS_USER: user, TROUPE_NATS_PASSWORD: password } = settings;
+  return holdLifeline({ servers: serversOf(settings), ...(user === undefined ? {} : { user }), ...(password === undefined ? {} : { password }), name: lifelineName(name), log, world });
+}
+
+/** Undefined when this process has no login of the system account. */
+export async function connectionWatch({ settings, log, world }: Runtime, name: string): Promise<ConnectionWatch | undefined> {
+  const { TROUPE_NATS_SYSTEM_USER: user, TROUPE_NATS_SYSTEM_PASSWORD: password = "", TROUPE_NATS_ACCOUNT: account } = settings;
+  if (user === undefined) return undefined;
+  return watchConnections({ servers: serversOf(settings), user, password, account, name, log, world });
 }
 
 /** Keeps the gauge of the bus true. */

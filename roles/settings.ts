@@ -15,6 +15,11 @@ const shape = z.object({
   TROUPE_NATS_URL: filled.optional(),
   TROUPE_NATS_USER: z.string().optional(),
   TROUPE_NATS_PASSWORD: z.string().optional(),
+  /** A login of the broker's system account, for supervisors: they see a killed worker at once. Without it the leases alone decide. */
+  TROUPE_NATS_SYSTEM_USER: z.string().optional(),
+  TROUPE_NATS_SYSTEM_PASSWORD: z.string().optional(),
+  /** The runtime's account, as the broker names it. */
+  TROUPE_NATS_ACCOUNT: z.string().regex(/^[A-Za-z0-9_-]+$/).default("RT"),
   TROUPE_NATS_MONITOR_URL: filled.optional(),
   TROUPE_NATS_PORT: port.optional(),
   TROUPE_NATS_MONITOR_PORT: port.optional(),

@@ -4,7 +4,7 @@ import { cores } from "../state-machines/kinds.ts";
 import { Leader } from "../supervisors/leader.ts";
 import { createWorkerCells } from "../supervisors/worker-cell.ts";
 import { startStatusServer } from "../telemetry/http.ts";
-import { connect, observeBus, type Runtime } from "./runtime.ts";
+import { connect, connectionWatch, observeBus, type Runtime } from "./runtime.ts";
 
 export interface SupervisorRoleOptions {
   readonly id: string;
@@ -16,6 +16,8 @@ export async function runSupervisor(runtime: Runtime, { id, http_port }: Supervi
   const log = runtime.log.with({ supervisor: id });
   const bus = await connect(runtime, `supervisor-${id}`);
   observeBus(bus, metrics);
+  const connections = await connectionWatch({ ...runtime, log }, `supervisor-${id}-watch`);
+  if (connections === undefined) log.info("no login of the broker's system account: a killed worker is noticed when its lease ends");
   const nonce = world.id();
   let commits = 0;
   const restorer = createRestorer({ bus, cores, log });
@@ -26,6 +28,7 @@ export async function runSupervisor(runtime: Runtime, { id, http_port }: Supervi
     id,
     open_cell: createWorkerCells({ bus, world, log, core: cores.worker, restorer, supervisor: id, next_commit_id: () => `${nonce}.${commits++}` }),
     ttl_ms: settings.TROUPE_LEASE_TTL_MS,
+    ...(connections === undefined ? {} : { connections }),
     observer: {
       role: (role) => metrics.set("troupe_leading", {}, role === "leading" ? 1 : 0),
       died: (_worker, detect_ms) => metrics.observe("troupe_recovery_detect_seconds", {}, detect_ms / 1000),
@@ -37,6 +40,7 @@ export async function runSupervisor(runtime: Runtime, { id, http_port }: Supervi
   log.info("supervisor runs", { http: http.url });
   await runtime.asked_to_end;
   await leader.stop();
+  await connections?.close();
   await http.stop();
   await bus.close();
   log.info("supervisor ended");

@@ -155,7 +155,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     on_given_up: (spec) => giveUp(`${spec.role} ${spec.id} does not stay up`),
   });
   const nothing = /^$/;
-  children.start({ role: "supervisor", id: "s1", args: ["supervisor", "--id", "s1"], env: childEnv(options.env, nothing, shared) });
+  children.start({ role: "supervisor", id: "s1", args: ["supervisor", "--id", "s1"], env: childEnv(options.env, nothing, { ...shared, TROUPE_NATS_SYSTEM_USER: broker.system.user, TROUPE_NATS_SYSTEM_PASSWORD: broker.system.password, TROUPE_NATS_ACCOUNT: broker.account }) });
   for (let index = 1; index <= options.workers; index++) {
     const id = `w${index}`;
     children.start({ role: "worker", id, args: ["worker", "--id", id], env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE)_/, shared) });

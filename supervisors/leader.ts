@@ -4,8 +4,8 @@
 //   standby ──the lease is free──▶ leading ──lost by own clock, by the bucket, or by a fenced append──▶ standby
 //
 //   lease of a worker appears ──▶ worker.join, worker.ready ──▶ shards are given to it
-//   half forgotten            ──▶ worker.suspect                 (it keeps what it has and gets no more)
-//   lease expired             ──▶ worker.declare_dead, then its shards go to others
+//   half forgotten, or one of its two connections closed ──▶ worker.suspect    (it keeps what it has and gets no more)
+//   both connections closed, or lease expired ──▶ worker.declare_dead, then its shards go to others and its lease is deleted
 //   lease or operator: drains ──▶ worker.drain, then its shards move away ──▶ lease gone, nothing owned ──▶ worker.leave
 //
 // It is level-triggered: every change makes one pass over all that is known, and a pass on what is as it should be does
@@ -18,10 +18,12 @@
 //   D1. Each decision is appended to the worker's journal before the table changes by it; the append carries the epoch of
 //       this leadership and is the fence between two leaders.
 //   D2. The table changes by compare-and-set only, and the epoch of a shard only rises.
-//   D3. Nobody is judged dead within one TTL of an outage of the bus, nor before the leader's own read of the bucket says
-//       that the lease is gone; who is not judged keeps what the table gives.
+//   D3. Nobody is judged dead within one TTL of an outage of the bus, nor before the leader has looked itself: the bucket's leader
+//       says that the lease is gone, or nobody answers for a worker whose connections were closed. Who is not judged keeps what
+//       the table gives.
 //   D4. Nothing is decided unless the LEADER lease is valid by our own clock.
 //   D5. One pass at a time; a pass that makes no progress for PASS_PATIENCE_MS ends the term.
+import type { ConnectionEvent, ConnectionWatch } from "../bus/connection-watch.ts";
 import { type Bucket, type BucketChange, type BucketEntry, type Bus, type Delivery, headerOf, type Subscription } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
 import { decodeCommand, HEADER_REPLY_TO } from "../protocol/commands.ts";
@@ -35,6 +37,8 @@ import { encodeReply } from "../protocol/reply.ts";
 import { isReplyAllowed, parseActorSubject, RESUMED_SUBJECT, WORKER_COMMAND_FILTER } from "../protocol/subjects.ts";
 import { timestamp, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
+import { Connections, GRACE_MS, type Presence, SETTLE_MS } from "./connections.ts";
+import { askHost } from "./host-service.ts";
 import { Lease } from "./lease.ts";
 import { leastLoaded, type PlacementDecision, type PlacementStrategy, type PlacementWorker, planPlacement } from "./placement.ts";
 import { decodeResumed } from "./resumed.ts";
@@ -49,7 +53,7 @@ import {
   shardOfKey,
   type WorkerLease,
 } from "./tables.ts";
-import { type CommandOrigin, type OpenWorkerCell, type WorkerCell, workerActor } from "./worker-cell.ts";
+import { type CommandOrigin, type OpenWorkerCell, type WorkerCell, type WorkerRecord, workerActor } from "./worker-cell.ts";
 
 /** The supervisor's own loop. Four beats to a renewal: a late beat costs no renewal. */
 const BEAT_MS = LEASE_RENEW_MS / 4;
@@ -64,6 +68,8 @@ const PASS_PATIENCE_MS = 2 * LEASE_TTL_MS;
 /** A worker that died this often within the window gets nothing while another can take it: a restart loop moves no shards. */
 const DEATHS_MAX = 3;
 const DEATHS_WINDOW_MS = 5 * 60_000;
+/** Nobody listens for a dead worker, and the broker says so at once; a worker that is there answers within a few milliseconds. */
+const HEALTH_PATIENCE_MS = 100;
 /** The names of workers come from our own configuration; the bound is for a configuration that draws a new name at each start. */
 const CELLS_MAX = 10_000;
 /** News of resumed actors waiting for their append. A worker's death is some hundred of them; above it the history is thinned, not the work. */
@@ -80,6 +86,8 @@ export interface LeaderOptions {
   readonly strategy?: PlacementStrategy;
   /** Machine versions that journals are pinned to: who does not know them is given nothing. */
   required_versions?(): readonly string[];
+  /** What the broker tells of connections. Without it the leases alone decide. */
+  readonly connections?: ConnectionWatch;
   /** Must be the time to live of the buckets' keys. */
   readonly ttl_ms?: number;
   readonly handover_deadline_ms?: number;
@@ -146,6 +154,8 @@ export class Leader {
   readonly #started_at: string;
   readonly #lease: Lease;
   readonly #deaths = new Map<string, number[]>();
+  /** Kept also while standing by, so that who begins to lead knows. */
+  readonly #connections: Connections;
   readonly #subscriptions: Subscription[] = [];
   #leadership: Leadership | undefined;
   #preparing = false;
@@ -166,6 +176,7 @@ export class Leader {
     this.#incarnation = world.id();
     this.#started_at = timestamp(world.now_ms());
     this.#calm_since_ms = world.monotonic_ms();
+    this.#connections = new Connections(world);
     this.#lease = new Lease({
       bucket: this.#leaders,
       key: LEADER_KEY,
@@ -198,6 +209,7 @@ export class Leader {
         this.#outage();
       }),
     );
+    if (this.#options.connections !== undefined) this.#subscriptions.push(this.#options.connections.on((event) => this.#onConnection(event)));
     this.#watchLeader().catch((error: unknown) =>
       this.#options.log.warn("the leader's lease cannot be watched; it is asked for every second", errorFields(error)),
     );
@@ -408,6 +420,20 @@ export class Leader {
     leadership.present.set(read.key, { lease, revision: read.revision, heard_ms: this.#options.world.monotonic_ms() });
   }
 
+  #onConnection(event: ConnectionEvent): void {
+    if (event.kind === "reset") this.#outage(); // D3
+    const worker = this.#connections.hear(event);
+    if (worker === undefined) return;
+    const wake = (): void => {
+      const leadership = this.#leadership;
+      if (leadership?.cells.has(worker) === true) this.#wake(leadership);
+    };
+    wake();
+    if (event.kind === "connected") return;
+    // What is a suspicion then, or a verdict, is seen then.
+    for (const ms of [SETTLE_MS, GRACE_MS]) void this.#options.world.after(ms, wake);
+  }
+
   #onPlacement(leadership: Leadership, change: BucketChange): void {
     if (leadership.over) return;
     if (change.kind === "put") this.#placed(leadership, change.entry);
@@ -547,12 +573,7 @@ export class Leader {
     let record = cell.record();
     if (record !== undefined && isAlive(record.state) && record.incarnation !== lease.incarnation) {
       // D1: what the earlier incarnation had is nobody's; the table follows in this very pass.
-      await this.#declareDead(leadership, worker, {
-        kind: "new_incarnation",
-        incarnation: record.incarnation,
-        by: lease.incarnation,
-        heard_ms: world.monotonic_ms(),
-      });
+      await this.#declareDead(leadership, worker, { kind: "new_incarnation", incarnation: record.incarnation, by: lease.incarnation }, world.monotonic_ms());
       record = cell.record();
     }
     if (record?.state === "dead" && record.incarnation === lease.incarnation) {
@@ -566,18 +587,43 @@ export class Leader {
       if (joined?.ok !== true) return;
       record = cell.record();
     }
+    if (record !== undefined && (await this.#judgeByConnections(leadership, worker, record, present))) return;
     const silent_ms = world.monotonic_ms() - present.heard_ms;
+    const { kind: presence } = this.#connections.of(worker);
     if (record?.state === "joining") {
       await this.#say(leadership, worker, "worker.ready", {});
       record = cell.record();
     }
-    if (record?.state === "suspected" && silent_ms < LEASE_RENEW_MS * 2) {
+    if (record?.state === "suspected" && silent_ms < LEASE_RENEW_MS * 2 && presence === "standing") {
       await this.#say(leadership, worker, "worker.clear", {});
       record = cell.record();
     }
     if (record?.state === "ready" && lease.draining) await this.#say(leadership, worker, "worker.drain", { reason: "the worker is leaving" });
     else if (record?.state === "ready" && silent_ms >= this.#ttl_ms * SUSPECT_AFTER && this.#mayJudge())
       await this.#say(leadership, worker, "worker.suspect", { evidence: { kind: "silent", silent_ms: Math.round(silent_ms), incarnation: lease.incarnation } });
+  }
+
+  /** What its connections say. Answers true when that is all there is to say of it. */
+  async #judgeByConnections(leadership: Leadership, worker: string, record: WorkerRecord, { lease, revision }: Present): Promise<boolean> {
+    const presence = this.#connections.of(worker);
+    if (presence.kind === "standing" || !this.#mayJudge()) return false;
+    if (presence.kind === "suspect") {
+      if (record.state !== "ready") return false;
+      const { which, closed } = presence;
+      await this.#say(leadership, worker, "worker.suspect", { evidence: { kind: "connection_closed", which, ...closed, incarnation: lease.incarnation } });
+      return true;
+    }
+    // Who has nothing left and says so is leaving in good order, and its lease goes next.
+    if (lease.draining && this.#ownedBy(leadership, worker).length === 0) return false;
+    const answer = await askHost(this.#options.bus, worker, "health", {}, { patience_ms: HEALTH_PATIENCE_MS });
+    if (answer.ok || !this.#mayJudge() || !this.#mayAct(leadership) || this.#connections.of(worker).kind !== "gone") return false;
+    await this.#declareDead(leadership, worker, { ...connectionsClosed(presence), incarnation: lease.incarnation }, presence.since_ms);
+    // It never comes back as what it was: without its lease a process that lives after all begins anew. Seen to again with each pass.
+    this.#workers
+      .delete(worker, revision)
+      .then((deleted) => (deleted.kind === "unavailable" ? this.#outage() : undefined))
+      .catch((error: unknown) => this.#options.log.warn("a dead worker's lease could not be deleted yet", { worker, ...errorFields(error) }));
+    return true;
   }
 
   /** A worker without a lease: left in good order, dead, or not to be judged yet (D3). */
@@ -603,21 +649,21 @@ export class Leader {
     }
     if (!left && !this.#mayJudge()) return;
     if (left) await this.#say(leadership, worker, "worker.leave", {});
-    else await this.#declareDead(leadership, worker, { kind: "lease_expired", incarnation: record.incarnation, heard_ms: missing?.heard_ms });
+    else await this.#declareDead(leadership, worker, { kind: "lease_expired", incarnation: record.incarnation }, missing?.heard_ms);
   }
 
   async #declareDead(
     leadership: Leadership,
     worker: string,
-    found: { kind: string; incarnation: string; by?: string; heard_ms: number | undefined },
+    found: JsonObject & { readonly kind: string; readonly incarnation: string },
+    heard_ms: number | undefined,
   ): Promise<void> {
     const { world, log, observer } = this.#options;
     const now_ms = world.monotonic_ms();
-    const silent_ms = Math.round(now_ms - (found.heard_ms ?? now_ms));
-    const { heard_ms: _, ...evidence } = found;
-    const outcome = await this.#say(leadership, worker, "worker.declare_dead", { evidence: { ...evidence, silent_ms } });
+    const silent_ms = Math.round(now_ms - (heard_ms ?? now_ms));
+    const outcome = await this.#say(leadership, worker, "worker.declare_dead", { evidence: { ...found, silent_ms } });
     if (outcome?.ok !== true) return;
-    log.warn("a worker is dead", { worker, ...evidence, silent_ms });
+    log.warn("a worker is dead", { worker, ...found, silent_ms });
     observer?.died?.(worker, silent_ms);
     leadership.detected_ms.set(worker, silent_ms);
     const deaths = (this.#deaths.get(worker) ?? []).filter((at_ms) => now_ms - at_ms < DEATHS_WINDOW_MS);
@@ -878,6 +924,10 @@ function versionsByKind(versions: readonly string[]): JsonObject {
     byKind[kind] = byKind[kind] === undefined ? version : `${byKind[kind]},${version}`;
   }
   return byKind;
+}
+
+function connectionsClosed({ main, life }: Extract<Presence, { kind: "gone" }>): { kind: string } & JsonObject {
+  return life === null ? { kind: "connection_not_back", main: { ...main } } : { kind: "connections_closed", main: { ...main }, life: { ...life } };
 }
 
 /** Counts as being there: not dead and not left. */
