@@ -240,6 +240,13 @@ function commandBytes(type: string, body: JsonObject): Uint8Array {
 /** `/v1/sessions/:id` as a pattern of concrete paths. */
 const pathPattern = (url: string): RegExp => new RegExp(`^${url.replace(/:[a-z_]+/g, "[^/]+")}/?$`);
 
+async function* beginningWith(first: Promise<IteratorResult<FeedItem>>, rest: AsyncGenerator<FeedItem>): AsyncGenerator<FeedItem> {
+  const item = await first;
+  if (item.done === true) return;
+  yield item.value;
+  yield* rest;
+}
+
 export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   const { bus, restorer, directory, client, sessions, definition, readiness, metrics, world, log, host, port, streams_max = STREAMS_MAX } = deps;
   const hub = createFeedHub({ bus, world, log, on_behind: () => metrics.add("troupe_gateway_gaps_repaired_total", { channel: "reader" }) });
@@ -376,12 +383,15 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     throw new TroupeError(isErrorCode(reply.error.code) ? reply.error : errorBody("internal", "the session answered with an unknown code"));
   }
 
-  /** Answers with a feed as SSE. From here on the response is ours, not fastify's. */
+  /**
+   * Answers with a feed as SSE. Until `choose` has answered a refusal is still an ordinary one; from then on the response is ours, not
+   * fastify's.
+   */
   async function stream(
     reply: FastifyReply,
     session: ActorAddress,
     start: Cursor,
-    choose: (items: AsyncIterable<FeedItem>) => AsyncIterable<FeedItem>,
+    choose: (items: AsyncGenerator<FeedItem>, signal: AbortSignal) => AsyncIterable<FeedItem> | Promise<AsyncIterable<FeedItem>>,
   ): Promise<void> {
     if (closing || streams.size >= streams_max)
       throw new TroupeError(errorBody("overloaded", "this gateway serves as many streams as it can", { retry_after_ms: 1000 }));
@@ -393,8 +403,9 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     metrics.set("troupe_gateway_subscribers", { transport: "sse" }, streams.size);
     try {
       const feed = await available("the session's events", () => sessionFeed(feedDeps, session, start, abort.signal));
+      const chosen = await choose(feed, abort.signal);
       reply.hijack();
-      await writeEventStream(reply.raw, choose(feed), {
+      await writeEventStream(reply.raw, chosen, {
         world,
         signal: abort.signal,
         problem(error) {
@@ -448,17 +459,25 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     const key = idempotencyKeyOf(request);
     const body = bodyOf(request);
     const end = await endOf(session);
+    if (wantsEventStream(request)) {
+      // The feed is open and has caught up by the time the command is decided, so that the first token waits for nothing of ours.
+      await stream(reply, session, end.cursor, async (items, signal) => {
+        const first = items.next();
+        first.catch(() => undefined); // told by the stream itself, or void when the command is refused
+        const { seq, result } = await say(request, session, "message.send", body, key);
+        const { turn } = result;
+        if (typeof turn !== "number") throw new TroupeError(errorBody("internal", "a message was taken without a turn"));
+        // A repeat is answered with the first outcome, which may lie anywhere before.
+        if (seq <= end.seq) return turnOnly(await sessionFeed(feedDeps, session, CURSOR_START, signal), turn);
+        return turnOnly(beginningWith(first, items), turn);
+      });
+      return reply;
+    }
     const { seq, result } = await say(request, session, "message.send", body, key);
-    // A repeat is answered with the first outcome, which may lie anywhere before.
     const base = seq > end.seq ? end.cursor : CURSOR_START;
     const cursor = await cursorBefore(bus, session, base, seq).catch(() => base);
-    const { turn, message_id } = result;
-    if (!wantsEventStream(request) || typeof turn !== "number") {
-      reply.code(202);
-      return { message_id: message_id ?? null, turn: turn ?? null, cursor: encodeCursor(cursor) };
-    }
-    await stream(reply, session, cursor, (items) => turnOnly(items, turn));
-    return reply;
+    reply.code(202);
+    return { message_id: result["message_id"] ?? null, turn: result["turn"] ?? null, cursor: encodeCursor(cursor) };
   });
 
   route("GET", "/v1/sessions/:id/events", async (request, reply, visitor) => {
