@@ -46,6 +46,9 @@ function askedToEnd(): Promise<"drain" | "quick"> {
     };
     hear("SIGTERM", "drain");
     hear("SIGINT", "quick");
+    // `up` holds a line to each of its children: cut, it says that nobody is left who could ask.
+    process.once("disconnect", () => resolve("quick"));
+    process.channel?.unref();
   });
 }
 

@@ -2,6 +2,8 @@
 //
 //   started ──dies unasked──▶ waiting (back-off) ──▶ started …   more than RESTARTS_MAX in RESTART_WINDOW_MS ──▶ given up, told
 //
+// A child ends by itself when `up` is killed: nobody would be left to end it, and its ports would be taken at the next start.
+//
 // Restart intensity: RESTARTS_MAX in a minute for one child. A child that dies oftener has a cause that starting it again does not mend.
 import { type ChildProcess, spawn } from "node:child_process";
 import { createWriteStream, mkdirSync, type WriteStream } from "node:fs";
@@ -58,10 +60,11 @@ export function createChildren({ program, main, log_directory, world, say, on_ch
     if (stopping) return;
     const name = nameOf(spec);
     // A process group of its own: Ctrl-C in the terminal reaches `up` alone, which ends the others in order.
-    const child = spawn(program, [main, ...spec.args], { detached: true, stdio: ["ignore", "pipe", "pipe"], env: { ...spec.env } });
+    // The line (ipc) carries no word: that it is cut tells the child that `up` is gone, however that came about (main.ts).
+    const child = spawn(program, [main, ...spec.args], { detached: true, stdio: ["ignore", "pipe", "pipe", "ipc"], env: { ...spec.env } });
     const log = logOf(spec);
-    child.stdout.on("data", (chunk: Buffer) => void log.write(chunk));
-    child.stderr.on("data", (chunk: Buffer) => void log.write(chunk));
+    child.stdout?.on("data", (chunk: Buffer) => void log.write(chunk));
+    child.stderr?.on("data", (chunk: Buffer) => void log.write(chunk));
     const ended = new Promise<void>((resolve) => {
       child.once("error", (error) => {
         say(`${name} could not be started: ${error.message}`);

@@ -72,6 +72,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
 
   let nats: LocalNats | undefined;
   let postgres: LocalPostgres | undefined;
+  let tell = (): void => undefined;
   const endServers = async (): Promise<void> => {
     removeDevFile(home);
     await Promise.all([nats?.stop(), postgres?.stop()]);
@@ -86,6 +87,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
       say(`${name} ended (${reason}); starting it again`);
       server()
         ?.start()
+        .then(() => tell()) // it is another process now
         .catch((error: unknown) => giveUp(`${name} could not be started again: ${String(error)}`));
     };
     [nats, postgres] = await Promise.all([
@@ -134,7 +136,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   const gateway_url = `http://127.0.0.1:${port}`;
   const keys = new Map(Object.entries(readOwnKeys(home)));
   const tenants = new Set<string>([DEMO_TENANT, ...keys.keys()]);
-  const tell = (): void => {
+  tell = (): void => {
     writeDevFile(home, {
       gateway_url,
       nats_url: broker.url,
