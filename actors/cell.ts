@@ -33,6 +33,9 @@ import type { EffectScope, Performers } from "./performer.ts";
 import { type CommitHead, encodeSnapshot, type Restored, type Restorer } from "./restore.ts";
 import { createTokenWriter } from "./token-writer.ts";
 
+/** `after_sequence`: where in EVENTS the actor's journal ended before the commit that decided it; absent for what was decided before. */
+export type Decide = (outcome: Outcome, after_sequence?: number) => void;
+
 /** What the mailbox holds: a command or its refusal at the door, or news of the actor's own effects and timers. */
 export type MailItem =
   | {
@@ -40,9 +43,9 @@ export type MailItem =
       readonly command: Command;
       readonly source?: CommandSource;
       /** Told exactly once when the command has been decided and that is durable. */
-      readonly decided: (outcome: Outcome) => void;
+      readonly decided: Decide;
     }
-  | { readonly kind: "refused"; readonly error: ErrorBody; readonly type: string; readonly channel: Command["channel"]; readonly source?: CommandSource; readonly decided: (outcome: Outcome) => void }
+  | { readonly kind: "refused"; readonly error: ErrorBody; readonly type: string; readonly channel: Command["channel"]; readonly source?: CommandSource; readonly decided: Decide }
   | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" | "claim" }> };
 
 export interface CellObserver {
@@ -110,6 +113,8 @@ const SUSPECT_SURVIVES_MS = 3_000;
 interface Decided {
   readonly item: MailItem;
   readonly outcome: Outcome | undefined;
+  /** By an entry of this commit, and not by one before. */
+  readonly journaled: boolean;
 }
 
 export class ActorCell {
@@ -281,7 +286,7 @@ export class ActorCell {
     let restored: Restored | undefined;
     for (let tries = 0; ; tries++) {
       try {
-        restored = await restorer.restore(actor);
+        restored = await restorer.restore(actor, (message) => this.#deps.entries.add(actor, message));
         break;
       } catch (error) {
         if (this.#stopped()) return false;
@@ -383,8 +388,8 @@ export class ActorCell {
         folds.push(fold);
         state = fold.state;
         bytes += fold.bytes;
-        decided.push({ item, outcome: fold.outcome });
-      } else decided.push({ item, outcome: verdict.outcome });
+        decided.push({ item, outcome: fold.outcome, journaled: true });
+      } else decided.push({ item, outcome: verdict.outcome, journaled: false });
     }
     if (folds.length === 0) {
       this.#tell(decided);
@@ -500,6 +505,7 @@ export class ActorCell {
     };
     if (Object.keys(state.running).length > 0 || Object.keys(state.timers).length > 0 || out.length > 0) await this.#deps.mark?.(); // C3
     const data = encodeJournal(message);
+    const after_sequence = this.#last_sequence;
     const outcome = await this.#append(data);
     if (outcome === undefined) return "stopped";
     if (outcome.kind === "superseded") {
@@ -519,7 +525,7 @@ export class ActorCell {
     observer?.committed?.(folds.length, world.monotonic_ms() - began_ms);
     observer?.events?.(actor, message.events);
     if (out.length > 0 && !(await this.#publishOut(out))) return "stopped";
-    this.#tell(decided);
+    this.#tell(decided, after_sequence);
     this.#reconcile(hold);
     if (Object.keys(state.running).length === 0) this.#endQuarantine();
     await this.#maybeSnapshot(bus);
@@ -556,12 +562,12 @@ export class ActorCell {
     return true;
   }
 
-  #tell(decided: readonly Decided[]): void {
-    for (const { item, outcome } of decided) {
+  #tell(decided: readonly Decided[], after_sequence?: number): void {
+    for (const { item, outcome, journaled } of decided) {
       if (item.kind === "entry") continue;
       assert(outcome !== undefined, "every command is decided to an outcome");
       this.#deps.observer?.decided?.(outcome, item.kind === "command" ? item.command.type : item.type);
-      item.decided(outcome);
+      item.decided(outcome, journaled ? after_sequence : undefined);
     }
   }
 

@@ -73,8 +73,11 @@ export function replayMessage(core: Core, state: ActorState | undefined, message
 }
 
 export interface Restorer {
-  /** The actor as its journal stands, or undefined when it was never created. Rejects when the bus cannot answer. */
-  restore(actor: ActorAddress): Promise<Restored | undefined>;
+  /**
+   * The actor as its journal stands, or undefined when it was never created. Rejects when the bus cannot answer.
+   * `heard` is told each message of the journal that had to be read for it: who needs their text need not read them again.
+   */
+  restore(actor: ActorAddress, heard?: (message: JournalMessage) => void): Promise<Restored | undefined>;
 }
 
 export function createRestorer({ bus, cores, log }: { bus: Bus; cores: Cores; log: Log }): Restorer {
@@ -92,7 +95,7 @@ export function createRestorer({ bus, cores, log }: { bus: Bus; cores: Cores; lo
   }
 
   return {
-    async restore(actor) {
+    async restore(actor, heard) {
       const core = cores[actor.kind];
       if (core === undefined) return undefined;
       const start = await startOf(core, actor);
@@ -103,6 +106,7 @@ export function createRestorer({ bus, cores, log }: { bus: Bus; cores: Cores; lo
       for await (const stored of bus.read("EVENTS", actorSubject(actor, "event"), last_sequence + 1)) {
         const message = decodeJournal(stored.data, actor);
         state = replayMessage(core, state, message);
+        heard?.(message);
         last = headOf(message);
         last_sequence = stored.sequence;
         replayed += message.entries.length;

@@ -21,7 +21,7 @@ import { encodeReply } from "../protocol/reply.ts";
 import { fastLaneSubject, isReplyAllowed, parseActorSubject, parseDueSubject, parseResidentSubject, residentSubject, RUNTIME_INBOX_PREFIX, shardCommandFilters, shardDueFilter, shardOf } from "../protocol/subjects.ts";
 import { pause, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
-import { ActorCell, type CellDeps, type CellObserver, type MailItem } from "./cell.ts";
+import { ActorCell, type CellDeps, type CellObserver, type Decide, type MailItem } from "./cell.ts";
 import { createEntryCache } from "./entry-cache.ts";
 import type { Performers } from "./performer.ts";
 import type { Cores, Restorer } from "./restore.ts";
@@ -219,11 +219,8 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     }
     const { actor, channel } = parsed;
     const reply = replyTo(actor, message);
-    const decided = (outcome: Outcome): void => {
-      if (reply.kind === "to") {
-        const path = actorPath(actor);
-        bus.send(reply.subject, encodeReply(outcome.ok ? { ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result } : { ok: false, actor: path, error: outcome.error }));
-      }
+    const decided: Decide = (outcome, after_sequence) => {
+      if (reply.kind === "to") bus.send(reply.subject, answerOf(actor, outcome, after_sequence));
       delivery.ack();
     };
     const resident = residentOf(shard, actor);
@@ -251,13 +248,18 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     if (reply === undefined || !reply.startsWith(RUNTIME_INBOX_PREFIX) || headerOf(message.headers, HEADER_IDEMPOTENCY_KEY) === undefined || shardOf(actor, bus.shards) !== shard.number) return;
     const resident = residentOf(shard, actor);
     if (resident === undefined || resident.cell.waiting >= FAST_WAITING_MAX) return; // the durable way has the bound and the refusal
-    const path = actorPath(actor);
-    const decided = (outcome: Outcome): void =>
-      bus.send(reply, encodeReply(outcome.ok ? { ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result } : { ok: false, actor: path, error: outcome.error }));
+    const decided: Decide = (outcome, after_sequence) => bus.send(reply, answerOf(actor, outcome, after_sequence));
     const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
     resident.cell.push(
       decoding.kind === "command" ? { kind: "command", command: decoding.command, decided } : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided },
     );
+  }
+
+  function answerOf(actor: ActorAddress, outcome: Outcome, after_sequence: number | undefined): Uint8Array {
+    const path = actorPath(actor);
+    if (!outcome.ok) return encodeReply({ ok: false, actor: path, error: outcome.error });
+    const { seq, state, result } = outcome;
+    return encodeReply({ ok: true, actor: path, seq, state, result, ...(after_sequence === undefined ? {} : { after_sequence }) });
   }
 
   function replyTo(actor: ActorAddress, message: StoredMessage): { kind: "none" } | { kind: "to"; subject: string } | { kind: "forbidden" } {
@@ -389,9 +391,11 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       if (before !== undefined) await end(before);
       const shard: Shard = { number, epoch, from, phase: "taking", residents: new Map(), subscriptions: [], found_marks: new Map() };
       shards.set(number, shard);
-      await Promise.all([marksOf(shard), consume(shard)]);
+      // Who was cut off in the middle of something goes on first: the broker answers one connection's questions in their order.
+      const restored = marksOf(shard).then(() => restoreMarked(shard));
+      restored.catch((error: unknown) => log.error("restoring marked actors broke", { shard: number, ...errorFields(error) }));
+      await consume(shard);
       if (shard.phase === "taking") shard.phase = "owning";
-      restoreMarked(shard).catch((error: unknown) => log.error("restoring marked actors broke", { shard: number, ...errorFields(error) }));
     },
 
     async leave(number, deadline_ms) {

@@ -20,6 +20,8 @@ const ACK_PENDING_MAX = 1_000;
 const WINDOW = 500;
 /** How long consume() waits for its first opening before it answers; it goes on trying after. */
 const FIRST_OPENING_PATIENCE_MS = 5_000;
+/** A broker that knows the question answers within milliseconds; one that does not never will. */
+const RESET_PATIENCE_MS = 1_000;
 const REOPEN_FIRST_MS = 20;
 const REOPEN_MAX_MS = 2_000;
 /** A session that lived this long was well; the next failure is a new one. */
@@ -129,16 +131,11 @@ class Inbox implements Subscription {
     const { stream, durable } = this.#spec;
     try {
       const incarnation = (await streamInfo(this.#link, stream)).created;
-      const info = await this.#link.api<WireConsumer>(`CONSUMER.INFO.${stream}.${durable}`, undefined);
-      if (info.kind === "unavailable") return { kind: "failed", reason: info.reason };
-      if (info.kind === "error") {
-        if (info.error.err_code !== CONSUMER_NOT_FOUND) return { kind: "failed", reason: info.error.description };
-        return await this.#create(incarnation);
-      }
-      if (!sameConfig(info.value.config, this.#spec)) return await this.#createAnew(incarnation);
-      const reset = await this.#link.api<WireConsumer>(`CONSUMER.RESET.${stream}.${durable}`, undefined);
+      // Resetting a durable that is not as wanted harms nothing, and its answer tells what it is like: one question instead of two.
+      const reset = await this.#link.api<WireConsumer>(`CONSUMER.RESET.${stream}.${durable}`, undefined, RESET_PATIENCE_MS);
+      if (reset.kind === "error" && reset.error.err_code === CONSUMER_NOT_FOUND) return await this.#create(incarnation);
       // C2, and brokers before 2.14, which cannot reset. What was not acknowledged is in the stream either way.
-      if (reset.kind !== "ok" || reset.value.num_waiting > 0) return await this.#createAnew(incarnation);
+      if (reset.kind !== "ok" || reset.value.num_waiting > 0 || !sameConfig(reset.value.config, this.#spec)) return await this.#createAnew(incarnation);
       return { kind: "open", incarnation };
     } catch (error) {
       return { kind: "failed", reason: error instanceof Error ? error.message : String(error) };
@@ -149,6 +146,7 @@ class Inbox implements Subscription {
     const { stream, durable } = this.#spec;
     const deletion = await this.#link.api(`CONSUMER.DELETE.${stream}.${durable}`, undefined);
     if (deletion.kind === "unavailable") return { kind: "failed", reason: deletion.reason };
+    if (deletion.kind === "error" && deletion.error.err_code !== CONSUMER_NOT_FOUND) return { kind: "failed", reason: deletion.error.description };
     return this.#create(incarnation);
   }
 
