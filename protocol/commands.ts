@@ -68,6 +68,24 @@ const sessionOverrides = z.object({
   temperature: z.number().min(0).max(2).optional(),
 });
 
+/** The most that one amount of money may be: a million dollars. Sums of thousands of them are still safe integers. */
+export const MONEY_USD_MICROS_MAX = 1_000_000_000_000;
+const money = z.int().min(0).max(MONEY_USD_MICROS_MAX);
+/** A limit may be any sum that can be counted. */
+const moneyLimit = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
+/** `{tenant/kind/id}/{seq}:{effect}/{attempt}`: the hold of one attempt of one effect. */
+export const HOLD_PATTERN = /^([A-Za-z0-9_-]{1,64}\/[a-z]{1,16}\/[A-Za-z0-9_-]{1,64})\/(\d{1,15}):([A-Za-z0-9_.-]{1,64})\/(\d{1,9})$/;
+const hold = z.string().regex(HOLD_PATTERN, "{tenant/kind/id}/{seq}:{effect}/{attempt}");
+const userName = z.string().min(1).max(256);
+const providerName = z.string().regex(/^[a-z0-9_-]{1,32}$/);
+export const BUDGET_LEVELS = ["tenant", "agent", "user", "session"] as const;
+export type BudgetLevelKind = (typeof BUDGET_LEVELS)[number];
+/** How much a call may cost, and how little is enough to make it at all. null: its price is not known. */
+const ask = { model: modelName, amount_usd_micros: money.nullable(), minimum_usd_micros: money };
+const rateLimit = z
+  .object({ requests_max: z.int().min(1).max(1_000_000_000).nullable(), tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(), window_ms: z.int().min(1000).max(86_400_000) })
+  .nullable();
+
 /** SHA-256 in hex. */
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 
@@ -111,7 +129,44 @@ export const COMMANDS = {
     "worker.drain": { channels: ["control"], body: reason },
     "worker.undrain": { channels: ["control"], body: reason },
   },
-  budget: {},
+  budget: {
+    "budget.create": { channels: ["control"], body: z.object({}) },
+    "budget.configure": {
+      channels: ["control"],
+      body: z.object({
+        level: z.enum(BUDGET_LEVELS),
+        id: userName.optional(),
+        limit_usd_micros: moneyLimit.nullable().optional(),
+        period: z.enum(["day", "week", "month", "none"]).optional(),
+        concurrency_max: z.int().min(0).max(1_000_000).nullable().optional(),
+        rates: z.record(providerName, rateLimit).optional(),
+      }),
+    },
+    "budget.reserve": {
+      channels: ["control"],
+      body: z
+        .object({
+          hold,
+          session: id,
+          agent: id,
+          user: userName.optional(),
+          category: z.string().regex(/^[a-z][a-z_]{0,31}$/).optional(),
+          part: z.int().min(1).max(1000).optional(),
+          ...ask,
+          degraded: z.object(ask).optional(),
+          rate: z.object({ provider: providerName, tokens: z.int().min(0).max(1_000_000_000) }).optional(),
+        })
+        .refine((body) => body.amount_usd_micros === null || body.minimum_usd_micros <= body.amount_usd_micros, "minimum_usd_micros is at most amount_usd_micros"),
+    },
+    "budget.settle": { channels: ["control"], body: z.object({ hold, cost_usd_micros: money.nullable(), model: modelName.optional() }) },
+    "budget.release": { channels: ["control"], body: z.object({ hold }) },
+    "slot.acquire": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
+    "slot.release": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
+    "rate.acquire": {
+      channels: ["control"],
+      body: z.object({ provider: providerName, requests: z.int().min(0).max(1_000_000), tokens: z.int().min(0).max(1_000_000_000) }),
+    },
+  },
   workflow: {},
 } as const satisfies Record<ActorKind, Record<string, { channels: readonly CommandChannel[]; body: z.ZodType }>>;
 

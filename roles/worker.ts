@@ -30,7 +30,7 @@ import { providerCredentials } from "./settings.ts";
 const QUICK_DEADLINE_MS = 500;
 
 /** Bodies that create one of each kind, for the lint of what a machine makes of them. */
-const CREATION_SAMPLES: Readonly<Record<HostedKind, JsonObject>> = { session: { agent: "a" }, tenant: {}, worker: { incarnation: "i", versions: [] } };
+const CREATION_SAMPLES: Readonly<Record<HostedKind, JsonObject>> = { budget: {}, session: { agent: "a" }, tenant: {}, worker: { incarnation: "i", versions: [] } };
 
 export interface WorkerRoleOptions {
   readonly id: string;

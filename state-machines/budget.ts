@@ -1,0 +1,726 @@
+// budget: a tenant's money, the calls that may run at once, and its rates at each provider. `tenant.{t}.budget.main`. One actor decides for
+// all sessions of the tenant, so a limit is a limit: every question is one step of it.
+//
+//   budget.create ──▶ healthy ◀─▶ warning ◀─▶ critical ◀─▶ exceeded       the worst status of any level, by (settled + reserved) / limit
+//
+//   one hold:   reserve ──granted──▶ open ──settle──▶ closed      settled: what the call cost, or the whole hold where nobody knows
+//                  │                  ├──release──▶ closed      nothing was spent
+//                  └──refused         └──a day─────▶ closed      nobody said anything: settled whole
+//
+// Levels: the tenant, and under it each agent, user and session that has a limit (agents are counted without one too). A call counts in
+// all that apply. A level without a limit counts and never refuses.
+//
+// It leaves to others: prices and estimates (providers/), asking before a call (actors/model-money.ts), telling what a call came to
+// (state-machines/step.ts sends it with the commit that ends the attempt).
+//
+// Invariants:
+//   B1. No grant takes settled + reserved of any level above its limit. A limit admits what equals it; a limit of 0 admits nothing.
+//   B2. Whoever asks for at least `minimum` where every level has that much left is granted, unless concurrency or a rate forbids it.
+//   B3. reserved of a level = the sum of the open holds that count in it.
+//   B4. A hold is settled or released once. A hold that was closed, or whose closing came before its reservation, is never opened again.
+//   B5. settled of a level only rises within a period; what a period came to is told when it closes, and the next one begins at 0.
+//   B6. Nothing here is a fraction: money is whole micro-dollars, and no sum leaves the safe integers.
+//   B7. A settlement above the hold is counted in full and told as `budget.overrun`: it is never cut down to what was reserved.
+//   B8. Everything kept has a bound: LEVELS_MAX, HOLDS_MAX, CLOSED_MAX, SLOTS_MAX, RATES_MAX.
+import { enqueueActions, setup } from "xstate";
+import { assert } from "../protocol/assert.ts";
+import { type BudgetLevelKind, HOLD_PATTERN, MONEY_USD_MICROS_MAX } from "../protocol/commands.ts";
+import { type ErrorBody, type ErrorCode, errorBody } from "../protocol/errors.ts";
+import { actorPath } from "../protocol/ids.ts";
+import type { ActorEvent } from "../protocol/journal.ts";
+import type { JsonObject } from "../protocol/json.ts";
+import { type BudgetStatus, decide, type Decision, type DecisionInputs, headroom, project, STATUSES, statusOf, utilisation } from "./budget-decision.ts";
+import { type BudgetPeriod, periodEnd, periodStart } from "./budget-period.ts";
+import { type RateLimit, type RateWindow, rateTaken, rateWait } from "./budget-rate.ts";
+import { emptyTable, type Table, tableDrop, tableGet, tablePut, tableRemember, tableRows } from "./budget-table.ts";
+import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
+
+/** Agents are at most 1,000 (tenant.ts); three times as many users and sessions can have a limit of their own. */
+export const LEVELS_MAX = 4_000;
+/** Calls in flight of one tenant. More than a deployment of workers runs; as JSON they fit a snapshot with room. */
+export const HOLDS_MAX = 5_000;
+/**
+ * Senders (an effect of an actor) whose last closed attempt is remembered. It is needed while a reservation of that attempt may still
+ * arrive: one that waits in COMMANDS, or in the hands of a worker that was lost and is not quite dead. By then fewer than this many others
+ * have ended; for the one in a million that comes later still, HOLD_LIFE_MS closes what it opens.
+ */
+export const CLOSED_MAX = 2_048;
+/** A hold that nobody closes. No call lasts as long (a session gives one up after minutes), and a lost one is settled when it is recovered. */
+export const HOLD_LIFE_MS = 24 * 60 * 60 * 1000;
+/** Slots that were taken by name, beside the calls in flight. */
+export const SLOTS_MAX = 1_000;
+/** Providers with a rate of their own. There are a dozen. */
+export const RATES_MAX = 64;
+/** Kinds of cost a report tells apart. */
+export const CATEGORIES_MAX = 32;
+/** What a refusal for want of a slot says when to ask again. */
+const SLOT_RETRY_MS = 250;
+const ALERTS_PERCENT: Readonly<Record<BudgetStatus, number>> = { healthy: 0, warning: 80, critical: 90, exceeded: 100 };
+assert(HOLDS_MAX * MONEY_USD_MICROS_MAX < Number.MAX_SAFE_INTEGER, "B6: what is reserved is always a safe integer");
+
+export interface Level {
+  readonly limit_usd_micros: number | null;
+  readonly period: BudgetPeriod;
+  /** When what is settled began to count. */
+  readonly period_started_at_ms: number;
+  readonly settled_usd_micros: number;
+  readonly reserved_usd_micros: number;
+  readonly status: BudgetStatus;
+  /** The highest alert (80, 90, 100 percent) told in this period under this limit. */
+  readonly alerted_percent: number;
+}
+
+export interface Hold {
+  readonly session: string;
+  readonly agent: string;
+  readonly user: string | null;
+  readonly model: string;
+  readonly category: string;
+  /** Of all its parts. */
+  readonly amount_usd_micros: number;
+  /** A call that tries again after a try that cost something asks for one more part. The newest, and its grant. */
+  readonly part: number;
+  readonly granted_usd_micros: number;
+  readonly choice: "wanted" | "degraded";
+  readonly levels: readonly string[];
+  readonly at_ms: number;
+}
+
+/** The newest closed attempt of a sender: it and all before it are closed. */
+interface Closed {
+  readonly seq: number;
+  readonly attempt: number;
+}
+
+export interface BudgetContext extends BaseContext {
+  /** `tenant/main`, `agent/{id}`, `user/{id}`, `session/{id}` */
+  readonly levels: Table<Level>;
+  /** How many levels are in each status but healthy: the outer state is the worst one that is not 0. */
+  readonly in_status: Readonly<Record<BudgetStatus, number>>;
+  /** By hold id. */
+  readonly holds: Table<Hold>;
+  readonly holds_open: number;
+  /** By sender: the actor's path and the effect's id. */
+  readonly closed: Table<Closed>;
+  readonly concurrency_max: number | null;
+  /** slot → since when. */
+  readonly slots: Readonly<Record<string, number>>;
+  readonly rates: Readonly<Record<string, { readonly limit: RateLimit; readonly window: RateWindow }>>;
+  /** Of the tenant's running period. */
+  readonly categories: Readonly<Record<string, number>>;
+  /** Everything ever settled. */
+  readonly settled_ever_usd_micros: number;
+  /** The next moment at which a period ends or a hold has lived too long; may be early, never late. */
+  readonly alarm_at_ms: number | null;
+  readonly created_at_ms: number;
+}
+
+// ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+export interface ConfigureBody {
+  readonly level: BudgetLevelKind;
+  readonly id?: string;
+  readonly limit_usd_micros?: number | null;
+  readonly period?: BudgetPeriod;
+  readonly concurrency_max?: number | null;
+  readonly rates?: Readonly<Record<string, RateLimit | null>>;
+}
+
+interface Ask {
+  readonly model: string;
+  /** null: its price is not known. */
+  readonly amount_usd_micros: number | null;
+  readonly minimum_usd_micros: number;
+}
+
+export interface ReserveBody extends Ask {
+  /** `{actor path}/{inst}/{attempt}` */
+  readonly hold: string;
+  readonly session: string;
+  readonly agent: string;
+  readonly user?: string;
+  readonly category?: string;
+  readonly part?: number;
+  /** What the caller would do if it must be cheaper. */
+  readonly degraded?: Ask;
+  readonly rate?: { readonly provider: string; readonly tokens: number };
+}
+
+export interface SettleBody {
+  readonly hold: string;
+  /** null: nobody knows, so the whole hold. */
+  readonly cost_usd_micros: number | null;
+  readonly model?: string;
+}
+
+interface RateBody {
+  readonly provider: string;
+  readonly requests: number;
+  readonly tokens: number;
+}
+
+type BudgetEvent =
+  | CommandEvent<"budget.configure", ConfigureBody>
+  | CommandEvent<"budget.reserve", ReserveBody>
+  | CommandEvent<"budget.settle", SettleBody>
+  | CommandEvent<"budget.release", { readonly hold: string }>
+  | CommandEvent<"slot.acquire" | "slot.release", { readonly slot: string }>
+  | CommandEvent<"rate.acquire", RateBody>
+  | { readonly type: "budget.alarm" };
+
+// ── the books: one command's work on a context ───────────────────────────────────────────────────────────────────────────────────────
+
+export const TENANT_LEVEL = "tenant/main";
+export const levelKey = (kind: BudgetLevelKind, id: string | undefined): string => (kind === "tenant" ? TENANT_LEVEL : `${kind}/${id ?? ""}`);
+
+/** A level's name as the wire has it: `level` and, under the tenant, `id`. */
+export function levelName(key: string): { level: string; id?: string } {
+  if (key === TENANT_LEVEL) return { level: "tenant" };
+  const slash = key.indexOf("/");
+  return { level: key.slice(0, slash), id: key.slice(slash + 1) };
+}
+
+/** Whose hold it is: two holds of one sender are attempts of which the later one follows the earlier. */
+function senderOf(hold: string): { sender: string } & Closed {
+  const [, actor, seq, effect, attempt] = HOLD_PATTERN.exec(hold) ?? [];
+  assert(actor !== undefined && seq !== undefined && effect !== undefined && attempt !== undefined, "a hold's id has passed its schema");
+  return { sender: `${actor}:${effect}`, seq: Number(seq), attempt: Number(attempt) };
+}
+
+function freshLevel(at_ms: number): Level {
+  return { limit_usd_micros: null, period: "none", period_started_at_ms: at_ms, settled_usd_micros: 0, reserved_usd_micros: 0, status: "healthy", alerted_percent: 0 };
+}
+
+const moneyOf = ({ limit_usd_micros, settled_usd_micros, reserved_usd_micros }: Level): JsonObject => ({
+  limit_usd_micros,
+  settled_usd_micros,
+  reserved_usd_micros,
+});
+
+interface Verdict {
+  readonly decision: Decision;
+  readonly inputs: DecisionInputs;
+  readonly key: string;
+}
+const SEVERITY = { continue: 0, degrade: 1, terminate: 2 } as const;
+
+/** Works on a copy; what it comes to is `patch`, `told` and `answer`. Never kept beyond one command. */
+class Books {
+  readonly #before: BudgetContext;
+  #now: BudgetContext;
+  readonly told: ActorEvent[] = [];
+  answer: JsonObject | undefined;
+
+  constructor(context: BudgetContext) {
+    this.#before = context;
+    this.#now = context;
+    if (context.alarm_at_ms !== null && context.alarm_at_ms <= context.now.at_ms) this.#tick();
+    this.answer = undefined; // What was due is nobody's question.
+  }
+
+  /** What changed. */
+  get patch(): Partial<BudgetContext> {
+    return Object.fromEntries(Object.entries(this.#now).filter(([name, value]) => value !== this.#before[name as keyof BudgetContext]));
+  }
+  /** The delay to arm the alarm with, when it moved. */
+  get alarm_ms(): number | undefined {
+    const { alarm_at_ms, now } = this.#now;
+    return alarm_at_ms === null || alarm_at_ms === this.#before.alarm_at_ms ? undefined : Math.max(0, alarm_at_ms - now.at_ms);
+  }
+
+  #set(patch: Partial<BudgetContext>): void {
+    this.#now = { ...this.#now, ...patch };
+  }
+
+  /** The alarm rings at `at_ms` at the latest. */
+  #wakeBy(at_ms: number | null): void {
+    const { alarm_at_ms } = this.#now;
+    if (at_ms !== null && (alarm_at_ms === null || at_ms < alarm_at_ms)) this.#set({ alarm_at_ms: at_ms });
+  }
+
+  // ── levels ──
+
+  #level(key: string): Level | undefined {
+    return tableGet(this.#now.levels, key);
+  }
+
+  /** The one place where a level changes: status and alerts follow from the numbers. */
+  #put(key: string, next: Omit<Level, "status">): void {
+    assert(Number.isSafeInteger(next.settled_usd_micros) && next.settled_usd_micros >= 0, "B6: what is settled is a safe integer, not below 0");
+    assert(Number.isSafeInteger(next.reserved_usd_micros) && next.reserved_usd_micros >= 0, "B3: what is reserved is a safe integer, not below 0");
+    const before = this.#level(key)?.status ?? "healthy";
+    const status = statusOf(next);
+    const percent = ALERTS_PERCENT[status];
+    const level: Level = { ...next, status, alerted_percent: Math.max(next.alerted_percent, percent) };
+    this.#set({ levels: tablePut(this.#now.levels, key, level) });
+    if (status !== before) {
+      const { in_status } = this.#now;
+      this.#set({ in_status: { ...in_status, [before]: Math.max(0, in_status[before] - 1), [status]: in_status[status] + 1, healthy: 0 } });
+      this.told.push({ type: "budget.status", ...levelName(key), from: before, to: status, ...moneyOf(level) });
+    }
+    for (const alert of [80, 90, 100])
+      if (alert > next.alerted_percent && alert <= percent) this.told.push({ type: "budget.alert", ...levelName(key), percent: alert, ...moneyOf(level) });
+  }
+
+  #add(keys: readonly string[], settled_usd_micros: number, reserved_usd_micros: number): void {
+    for (const key of keys) {
+      const level = this.#level(key);
+      assert(level !== undefined, "a level that a hold counts in is there: none is ever dropped");
+      this.#put(key, { ...level, settled_usd_micros: level.settled_usd_micros + settled_usd_micros, reserved_usd_micros: level.reserved_usd_micros + reserved_usd_micros });
+    }
+  }
+
+  /** The levels that a call of these counts in. An agent's begins to count with its first call. */
+  #levelsOf({ session, agent, user }: { session: string; agent: string; user?: string | null }): string[] {
+    const { at_ms } = this.#now.now;
+    if (this.#level(`agent/${agent}`) === undefined && this.#count() < LEVELS_MAX) this.#set({ levels: tablePut(this.#now.levels, `agent/${agent}`, freshLevel(at_ms)) });
+    const keys = [TENANT_LEVEL, `agent/${agent}`, ...(user === undefined || user === null ? [] : [`user/${user}`]), `session/${session}`];
+    return keys.filter((key) => this.#level(key) !== undefined);
+  }
+
+  #count(): number {
+    return this.#now.levels.reduce((sum, bucket) => sum + Object.keys(bucket).length, 0);
+  }
+
+  /** B5 and the life of holds: whatever is due by now. */
+  #tick(): void {
+    const { at_ms } = this.#now.now;
+    this.#set({ alarm_at_ms: null });
+    for (const [key, level] of [...tableRows(this.#now.levels)]) {
+      const to_ms = periodEnd(level.period, level.period_started_at_ms);
+      if (to_ms !== null && to_ms <= at_ms) this.#closePeriod(key, level, to_ms, periodStart(level.period, at_ms));
+      this.#wakeBy(periodEnd(level.period, at_ms));
+    }
+    for (const [hold, { at_ms: since_ms }] of [...tableRows(this.#now.holds)]) {
+      if (since_ms + HOLD_LIFE_MS <= at_ms) this.settle({ hold, cost_usd_micros: null }, "expired");
+      else this.#wakeBy(since_ms + HOLD_LIFE_MS);
+    }
+    for (const [slot, since_ms] of Object.entries(this.#now.slots)) {
+      if (since_ms + HOLD_LIFE_MS <= at_ms) this.releaseSlot(slot);
+      else this.#wakeBy(since_ms + HOLD_LIFE_MS);
+    }
+  }
+
+  #closePeriod(key: string, level: Level, to_ms: number, next_started_at_ms: number): void {
+    const { period, period_started_at_ms, settled_usd_micros, limit_usd_micros } = level;
+    const categories = key === TENANT_LEVEL ? { categories: this.#now.categories } : {};
+    const [from, to] = [new Date(period_started_at_ms).toISOString(), new Date(to_ms).toISOString()];
+    this.told.push({ type: "budget.period_closed", ...levelName(key), period, from, to, settled_usd_micros, limit_usd_micros, ...categories });
+    if (key === TENANT_LEVEL) this.#set({ categories: {} });
+    this.#put(key, { ...level, settled_usd_micros: 0, period_started_at_ms: next_started_at_ms, alerted_percent: 0 });
+  }
+
+  configure({ level: kind, id, limit_usd_micros, period, concurrency_max, rates }: ConfigureBody): void {
+    const key = levelKey(kind, id);
+    const { at_ms } = this.#now.now;
+    const known = this.#level(key);
+    if (known === undefined) this.#open(key);
+    const level = this.#level(key);
+    assert(level !== undefined, "it was there or has been opened");
+    const next_period = period ?? level.period;
+    const begins_ms = periodStart(next_period, at_ms);
+    let next = { ...level, period: next_period };
+    // What was settled goes on counting where all of it lies in the new period; else that much would be asked of today which was spent before.
+    if (next_period !== level.period && level.period_started_at_ms < begins_ms) {
+      if (level.settled_usd_micros > 0) this.#closePeriod(key, level, at_ms, begins_ms);
+      next = { ...(this.#level(key) ?? level), period: next_period, period_started_at_ms: begins_ms };
+    }
+    const limit = limit_usd_micros === undefined ? level.limit_usd_micros : limit_usd_micros;
+    this.#put(key, { ...next, limit_usd_micros: limit, alerted_percent: limit === level.limit_usd_micros ? next.alerted_percent : 0 });
+    this.#wakeBy(periodEnd(next_period, at_ms));
+    if (concurrency_max !== undefined) this.#set({ concurrency_max });
+    for (const [provider, rate] of Object.entries(rates ?? {})) {
+      const { [provider]: before, ...others } = this.#now.rates;
+      this.#set({ rates: rate === null ? others : { ...others, [provider]: { limit: rate, window: before?.window ?? [] } } });
+    }
+    const now = this.#level(key) as Level;
+    const told = { limit_usd_micros: now.limit_usd_micros, period: now.period, concurrency_max: this.#now.concurrency_max, ...(rates === undefined ? {} : { rates: rates as unknown as JsonObject }) };
+    this.told.push({ type: "budget.configured", ...levelName(key), ...told });
+    this.answer = { ...levelName(key), ...moneyOf(now), period: now.period, status: now.status };
+  }
+
+  /** A new level counts what is in flight already: a limit that is set now holds for what runs now (B3). */
+  #open(key: string): void {
+    let reserved_usd_micros = 0;
+    let { holds } = this.#now;
+    for (const [id, hold] of [...tableRows(holds)]) {
+      if (key !== `agent/${hold.agent}` && key !== `user/${hold.user ?? ""}` && key !== `session/${hold.session}`) continue;
+      reserved_usd_micros += hold.amount_usd_micros;
+      holds = tablePut(holds, id, { ...hold, levels: [...hold.levels, key] });
+    }
+    this.#set({ holds });
+    this.#put(key, { ...freshLevel(this.#now.now.at_ms), reserved_usd_micros });
+  }
+
+  // ── holds ──
+
+  #isClosed(hold: string): boolean {
+    const { sender, seq, attempt } = senderOf(hold);
+    const mark = tableGet(this.#now.closed, sender);
+    return mark !== undefined && (seq < mark.seq || (seq === mark.seq && attempt <= mark.attempt));
+  }
+
+  #close(hold: string): void {
+    const { sender, seq, attempt } = senderOf(hold);
+    if (!this.#isClosed(hold)) this.#set({ closed: tableRemember(this.#now.closed, sender, { seq, attempt }, CLOSED_MAX) });
+    if (tableGet(this.#now.holds, hold) === undefined) return;
+    this.#set({ holds: tableDrop(this.#now.holds, hold), holds_open: this.#now.holds_open - 1 });
+  }
+
+  get #concurrency(): number {
+    return this.#now.holds_open + Object.keys(this.#now.slots).length;
+  }
+
+  /** By every level that applies; the gravest word counts. */
+  #judge(keys: readonly string[], { amount_usd_micros, minimum_usd_micros }: Ask): Verdict {
+    const { concurrency_max } = this.#now;
+    let worst: Verdict | undefined;
+    for (const key of keys) {
+      const level = this.#level(key);
+      assert(level !== undefined, "only levels that are there are judged");
+      const { settled_usd_micros, reserved_usd_micros, limit_usd_micros } = level;
+      const concurrency = this.#concurrency;
+      const projection = project({ settled_usd_micros, others_usd_micros: reserved_usd_micros, amount_usd_micros: amount_usd_micros ?? 0, others: this.#now.holds_open });
+      const inputs = { settled_usd_micros, reserved_usd_micros, limit_usd_micros, minimum_usd_micros, concurrency, concurrency_max, projection };
+      const decision = decide(inputs);
+      const graver = worst === undefined || SEVERITY[decision.kind] > SEVERITY[worst.decision.kind];
+      const tighter = worst !== undefined && decision.kind === worst.decision.kind && (headroom(inputs) < headroom(worst.inputs) || (headroom(inputs) === headroom(worst.inputs) && utilisation(inputs) > utilisation(worst.inputs)));
+      if (graver || tighter) worst = { decision, inputs, key };
+    }
+    assert(worst !== undefined, "the tenant's own level always applies");
+    return worst;
+  }
+
+  #refuse(hold: string, code: ErrorCode, message: string, details: JsonObject): void {
+    this.told.push({ type: "budget.refused", hold, code, ...details });
+    this.answer = { refused: { code, message, details } };
+  }
+
+  reserve(body: ReserveBody): void {
+    const { hold, session, agent, user, part = 1, category = "llm", degraded, rate } = body;
+    const open = tableGet(this.#now.holds, hold);
+    if (open === undefined ? this.#isClosed(hold) : part < open.part) {
+      this.#refuse(hold, "conflict", "this attempt has ended; nothing can be reserved for it any more", { ended: true }); // B4
+      return;
+    }
+    if (open !== undefined && part === open.part) {
+      this.answer = { granted_usd_micros: open.granted_usd_micros, choice: open.choice, model: open.model, repeated: true };
+      return;
+    }
+    const keys = open?.levels ?? this.#levelsOf({ session, agent, ...(user === undefined ? {} : { user }) });
+    const limited = keys.some((key) => this.#level(key)?.limit_usd_micros !== null);
+    if (limited && body.amount_usd_micros === null) {
+      this.#refuse(hold, "price_unknown", `the price of ${body.model} is not known, and a limit applies`, { model: body.model });
+      return;
+    }
+    const wanted = this.#judge(keys, body);
+    const cheaper = degraded === undefined || (limited && degraded.amount_usd_micros === null) || wanted.decision.kind === "continue" ? undefined : this.#judge(keys, degraded);
+    const takes_cheaper = cheaper !== undefined && cheaper.decision.kind !== "terminate";
+    if (wanted.decision.kind === "terminate" && !takes_cheaper) {
+      this.#refuseMoney(hold, wanted, body);
+      return;
+    }
+    if (open === undefined && !this.#roomForOne(hold)) return;
+    if (rate !== undefined && !this.#takeRate(hold, { provider: rate.provider, requests: 1, tokens: rate.tokens })) return;
+    const ask: Ask = takes_cheaper && degraded !== undefined ? degraded : body;
+    const asked = ask.amount_usd_micros ?? 0;
+    const room = Math.min(...keys.map((key) => headroom(this.#level(key) as Level)));
+    const granted = Math.min(asked, Math.max(room, 0)); // B1: never more than the tightest level has left
+    assert(granted >= Math.min(asked, ask.minimum_usd_micros), "B2: what was not refused is granted at least its minimum");
+    const choice = takes_cheaper ? "degraded" : "wanted";
+    const decision = this.#decisionOf(wanted, takes_cheaper, cheaper);
+    const next: Hold = {
+      session,
+      agent,
+      user: user ?? null,
+      model: ask.model,
+      category,
+      amount_usd_micros: (open?.amount_usd_micros ?? 0) + granted,
+      part,
+      granted_usd_micros: granted,
+      choice,
+      levels: keys,
+      at_ms: open?.at_ms ?? this.#now.now.at_ms,
+    };
+    this.#set({ holds: tablePut(this.#now.holds, hold, next), holds_open: this.#now.holds_open + (open === undefined ? 1 : 0) });
+    this.told.push({ type: "budget.reserved", hold, session, agent, user: next.user, model: ask.model, amount_usd_micros: granted, asked_usd_micros: asked, ...(part === 1 ? {} : { part }), decision });
+    this.#add(keys, 0, granted);
+    this.#wakeBy(next.at_ms + HOLD_LIFE_MS);
+    this.answer = { granted_usd_micros: granted, choice, model: ask.model, limited, decision };
+  }
+
+  /** What was decided, with everything it was decided by (T12). */
+  #decisionOf(wanted: Verdict, takes_cheaper: boolean, cheaper: Verdict | undefined): JsonObject {
+    const { inputs, key, decision } = wanted;
+    // A call that does not fit as it was wanted, and does as its plan has it, is degraded and goes on.
+    const kind = decision.kind === "terminate" ? "degrade" : decision.kind;
+    return {
+      kind,
+      ...(decision.kind === "continue" ? {} : { reason: decision.reason }),
+      ...(kind === "degrade" ? { applied: takes_cheaper, has_plan: cheaper !== undefined } : {}),
+      ...levelName(key),
+      inputs: { ...inputs, projection: { ...inputs.projection } },
+    };
+  }
+
+  #refuseMoney(hold: string, { inputs, key }: Verdict, { minimum_usd_micros, amount_usd_micros }: Ask): void {
+    const { limit_usd_micros, settled_usd_micros, reserved_usd_micros } = inputs;
+    const remaining_usd_micros = headroom(inputs);
+    const { level, id } = levelName(key);
+    const where = id === undefined ? "the tenant's budget" : `the budget of ${level} ${id}`;
+    this.#refuse(hold, "budget_exceeded", `${where} has ${Math.max(0, remaining_usd_micros)} micro-dollars left, and the call needs ${minimum_usd_micros}`, {
+      ...levelName(key),
+      limit_usd_micros,
+      settled_usd_micros,
+      reserved_usd_micros,
+      remaining_usd_micros,
+      asked_usd_micros: amount_usd_micros,
+      minimum_usd_micros,
+      // Others hold what is missing, and may give some of it back.
+      may_return: limit_usd_micros !== null && limit_usd_micros > 0 && settled_usd_micros + minimum_usd_micros <= limit_usd_micros,
+    });
+  }
+
+  settle({ hold, cost_usd_micros, model }: SettleBody, why?: "expired"): void {
+    const open = tableGet(this.#now.holds, hold);
+    if (open === undefined) {
+      const was_closed = this.#isClosed(hold);
+      this.#close(hold); // B4: a reservation that comes later is refused
+      // Money that was spent without having been reserved is told, whatever else is true.
+      if (!was_closed && cost_usd_micros !== null && cost_usd_micros > 0) this.told.push({ type: "budget.unreserved", hold, cost_usd_micros });
+      this.answer = { settled: false, reason: was_closed ? "closed" : "unknown" };
+      return;
+    }
+    const cost = cost_usd_micros ?? open.amount_usd_micros;
+    const assumed = cost_usd_micros === null;
+    const { session, agent, user, category, amount_usd_micros } = open;
+    this.#close(hold);
+    const name = Object.hasOwn(this.#now.categories, category) || Object.keys(this.#now.categories).length < CATEGORIES_MAX - 1 ? category : "other";
+    this.#set({ categories: { ...this.#now.categories, [name]: (this.#now.categories[name] ?? 0) + cost }, settled_ever_usd_micros: this.#now.settled_ever_usd_micros + cost });
+    this.told.push({
+      type: "budget.settled",
+      hold,
+      session,
+      agent,
+      user,
+      model: model ?? open.model,
+      category,
+      cost_usd_micros: cost,
+      reserved_usd_micros: amount_usd_micros,
+      assumed,
+      ...(why === undefined ? {} : { reason: why }),
+    });
+    if (cost > amount_usd_micros) this.told.push({ type: "budget.overrun", hold, session, agent, cost_usd_micros: cost, reserved_usd_micros: amount_usd_micros, over_usd_micros: cost - amount_usd_micros }); // B7
+    this.#add(open.levels, cost, -amount_usd_micros);
+    this.answer = { settled: true, cost_usd_micros: cost };
+  }
+
+  release(hold: string): void {
+    const open = tableGet(this.#now.holds, hold);
+    this.#close(hold);
+    if (open === undefined) {
+      this.answer = { released: false };
+      return;
+    }
+    const { session, agent, amount_usd_micros } = open;
+    this.told.push({ type: "budget.released", hold, session, agent, amount_usd_micros });
+    this.#add(open.levels, 0, -amount_usd_micros);
+    this.answer = { released: true, amount_usd_micros };
+  }
+
+  // ── concurrency and rates ──
+
+  #roomForOne(what: string): boolean {
+    const { concurrency_max, holds_open } = this.#now;
+    const running = this.#concurrency;
+    if (holds_open < HOLDS_MAX && (concurrency_max === null || running < concurrency_max)) return true;
+    const max = Math.min(HOLDS_MAX, concurrency_max ?? HOLDS_MAX);
+    this.#refuse(what, "overloaded", `${running} of ${max} calls of this tenant run already`, { concurrency: running, concurrency_max: max, retry_after_ms: SLOT_RETRY_MS });
+    return false;
+  }
+
+  acquireSlot(slot: string): void {
+    if (Object.hasOwn(this.#now.slots, slot)) {
+      this.answer = { granted: true, repeated: true };
+      return;
+    }
+    const named = Object.keys(this.#now.slots).length;
+    if (named >= SLOTS_MAX) {
+      this.#refuse(slot, "overloaded", `${named} slots are held already`, { concurrency_max: SLOTS_MAX, retry_after_ms: SLOT_RETRY_MS });
+      return;
+    }
+    if (!this.#roomForOne(slot)) return;
+    const { at_ms } = this.#now.now;
+    this.#set({ slots: { ...this.#now.slots, [slot]: at_ms } });
+    this.#wakeBy(at_ms + HOLD_LIFE_MS);
+    this.told.push({ type: "slot.acquired", slot, concurrency: this.#concurrency });
+    this.answer = { granted: true, concurrency: this.#concurrency };
+  }
+
+  releaseSlot(slot: string): void {
+    if (!Object.hasOwn(this.#now.slots, slot)) {
+      this.answer = { released: false };
+      return;
+    }
+    const { [slot]: _, ...slots } = this.#now.slots;
+    this.#set({ slots });
+    this.told.push({ type: "slot.released", slot, concurrency: this.#concurrency });
+    this.answer = { released: true };
+  }
+
+  /** False, and the refusal told, when the provider's window is full. Without a rate for the provider there is no window. */
+  #takeRate(what: string, { provider, requests, tokens }: RateBody): boolean {
+    const { rates, now } = this.#now;
+    const rate = Object.hasOwn(rates, provider) ? rates[provider] : undefined;
+    if (rate === undefined) return true;
+    const wait = rateWait(rate.limit, rate.window, now.at_ms, { requests, tokens });
+    if (wait.kind === "free") {
+      this.#set({ rates: { ...rates, [provider]: { ...rate, window: rateTaken(rate.limit, rate.window, now.at_ms, { requests, tokens }) } } });
+      return true;
+    }
+    const { requests_max, tokens_max, window_ms } = rate.limit;
+    const details = { provider, requests_max, tokens_max, window_ms, requests: wait.requests, tokens: wait.tokens };
+    if (wait.kind === "never") this.#refuse(what, "invalid", `no window of ${provider} takes so much at once`, details);
+    else this.#refuse(what, "rate_limited", `the window of ${provider} is full`, { ...details, retry_after_ms: wait.retry_after_ms });
+    return false;
+  }
+
+  acquireRate(body: RateBody): void {
+    if (this.#takeRate(`rate/${body.provider}`, body)) this.answer = { granted: true };
+  }
+}
+
+// ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+interface Enqueue {
+  assign(patch: Partial<BudgetContext>): void;
+  emit(emitted: Emitted): void;
+  raise(event: { type: "budget.alarm" }, options: { id: string; delay: number }): void;
+}
+
+/** Does one command's work, as XState's actions; the cast because XState's own type of `enqueue` depends on the machine that is not made yet. */
+function keep({ context, enqueue }: { context: BudgetContext; enqueue: unknown }, work: (books: Books) => void): void {
+  const actions = enqueue as Enqueue;
+  const books = new Books(context);
+  work(books);
+  actions.assign(books.patch);
+  for (const event of books.told) actions.emit({ type: "tell", event });
+  if (books.answer !== undefined) actions.emit({ type: "answer", result: books.answer });
+  if (books.alarm_ms !== undefined) actions.raise({ type: "budget.alarm" }, { id: "alarm", delay: books.alarm_ms });
+}
+
+/** The worst status that any level has. */
+export function worstStatus({ in_status }: Pick<BudgetContext, "in_status">): BudgetStatus {
+  return STATUSES.findLast((status) => status !== "healthy" && in_status[status] > 0) ?? "healthy";
+}
+
+function created({ now }: CreationInput): BudgetContext {
+  return {
+    now,
+    levels: tablePut(emptyTable<Level>(), TENANT_LEVEL, freshLevel(now.at_ms)),
+    in_status: { healthy: 0, warning: 0, critical: 0, exceeded: 0 },
+    holds: emptyTable(),
+    holds_open: 0,
+    closed: emptyTable(),
+    concurrency_max: null,
+    slots: {},
+    rates: {},
+    categories: {},
+    settled_ever_usd_micros: 0,
+    alarm_at_ms: null,
+    created_at_ms: now.at_ms,
+  };
+}
+
+const toOthers = (own: BudgetStatus) => STATUSES.filter((status) => status !== own).map((status) => ({ guard: { type: "worst_is" as const, params: { status } }, target: status }));
+
+export const budgetMachine = setup({
+  types: {} as { context: BudgetContext; events: BudgetEvent; emitted: Emitted; input: CreationInput },
+  guards: { worst_is: ({ context }, { status }: { status: BudgetStatus }) => worstStatus(context) === status },
+  actions: {
+    tell_created: enqueueActions(({ enqueue }) => (enqueue as unknown as Enqueue).emit({ type: "tell", event: { type: "budget.created" } })),
+    configure: enqueueActions((args, body: ConfigureBody) => keep(args, (books) => books.configure(body))),
+    reserve: enqueueActions((args, body: ReserveBody) => keep(args, (books) => books.reserve(body))),
+    settle: enqueueActions((args, body: SettleBody) => keep(args, (books) => books.settle(body))),
+    release: enqueueActions((args, { hold }: { hold: string }) => keep(args, (books) => books.release(hold))),
+    acquire_slot: enqueueActions((args, { slot }: { slot: string }) => keep(args, (books) => books.acquireSlot(slot))),
+    release_slot: enqueueActions((args, { slot }: { slot: string }) => keep(args, (books) => books.releaseSlot(slot))),
+    acquire_rate: enqueueActions((args, body: RateBody) => keep(args, (books) => books.acquireRate(body))),
+    // What is due is done by opening the books at all.
+    look: enqueueActions((args) => keep(args, () => undefined)),
+  },
+}).createMachine({
+  id: "budget",
+  version: "1",
+  context: ({ input }) => created(input),
+  entry: "tell_created",
+  initial: "healthy",
+  on: {
+    "budget.configure": { actions: { type: "configure", params: ({ event }) => event.body } },
+    "budget.reserve": { actions: { type: "reserve", params: ({ event }) => event.body } },
+    "budget.settle": { actions: { type: "settle", params: ({ event }) => event.body } },
+    "budget.release": { actions: { type: "release", params: ({ event }) => event.body } },
+    "slot.acquire": { actions: { type: "acquire_slot", params: ({ event }) => event.body } },
+    "slot.release": { actions: { type: "release_slot", params: ({ event }) => event.body } },
+    "rate.acquire": { actions: { type: "acquire_rate", params: ({ event }) => event.body } },
+    "budget.alarm": { actions: "look" },
+  },
+  states: {
+    healthy: { id: "healthy", description: "every level has used less than 80 % of its limit", always: toOthers("healthy") },
+    warning: { id: "warning", description: "some level is at 80 %", always: toOthers("warning") },
+    critical: { id: "critical", description: "some level is at 90 %: calls are made cheaper", always: toOthers("critical") },
+    exceeded: { id: "exceeded", description: "some level has nothing left: its calls are refused", always: toOthers("exceeded") },
+  },
+});
+
+// ── the definition ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+export function budgetContextOf(view: Pick<ActorView, "context">): BudgetContext {
+  return view.context as unknown as BudgetContext;
+}
+
+/** B6 and B8 for what a command would add; a period that ends meanwhile only makes more room. */
+function refuseConfigure(context: BudgetContext, { level, id, rates, concurrency_max }: ConfigureBody): ErrorBody | undefined {
+  if ((level === "tenant") !== (id === undefined)) return errorBody("invalid", level === "tenant" ? "the tenant's level has no id" : `a level of a ${level} has its id`, { level });
+  if (level !== "tenant" && (rates !== undefined || concurrency_max !== undefined)) return errorBody("invalid", "rates and concurrency are the tenant's", { level });
+  const known = tableGet(context.levels, levelKey(level, id)) !== undefined;
+  const count = context.levels.reduce((sum, bucket) => sum + Object.keys(bucket).length, 0);
+  if (!known && count >= LEVELS_MAX) return errorBody("invalid", `a budget has at most ${LEVELS_MAX} levels`, { levels_max: LEVELS_MAX });
+  const providers = new Set([...Object.keys(context.rates), ...Object.keys(rates ?? {})]);
+  return providers.size > RATES_MAX ? errorBody("invalid", `a budget has at most ${RATES_MAX} rates`, { rates_max: RATES_MAX }) : undefined;
+}
+
+/** B6: everything ever settled, this included, is a safe integer; every level has settled less. */
+function refuseMoney(context: BudgetContext, cost_usd_micros: number): ErrorBody | undefined {
+  const sum = context.settled_ever_usd_micros + HOLDS_MAX * MONEY_USD_MICROS_MAX + cost_usd_micros;
+  return Number.isSafeInteger(sum) ? undefined : errorBody("invalid", "the sum is larger than a budget can count", { settled_usd_micros: context.settled_ever_usd_micros });
+}
+
+export const budgetDefinition: ActorDefinition = {
+  kind: "budget",
+  machine: budgetMachine,
+  creates: "budget.create",
+  internal: ["budget.alarm"],
+  effects: {},
+  refuse(view, { type, body }) {
+    const context = budgetContextOf(view);
+    switch (type) {
+      case "budget.configure":
+        return refuseConfigure(context, body as unknown as ConfigureBody);
+      case "budget.reserve":
+        return refuseMoney(context, 0);
+      case "budget.settle":
+        return refuseMoney(context, (body as unknown as SettleBody).cost_usd_micros ?? 0);
+      default:
+        return undefined;
+    }
+  },
+  waits(view) {
+    const { holds_open, slots } = budgetContextOf(view);
+    const held = Object.keys(slots).length;
+    return `waits for calls; ${holds_open} in flight${held === 0 ? "" : `, ${held} slots held`}`;
+  },
+};
+
+/** The id of the hold of one attempt of an effect. */
+export const holdId = (actor: Parameters<typeof actorPath>[0], inst: string, attempt: number): string => `${actorPath(actor)}/${inst}/${attempt}`;
