@@ -4,6 +4,7 @@
 //   D1. SQL is constant text; everything that varies travels as a parameter.
 //   D2. No wait is without end: connecting, a statement, a lock, and a transaction that its owner forgot all have a limit.
 //   D3. A failure says by its kind what to do next: wait, or stop and look. Nobody reads a message text to decide.
+//   D4. A tenant's rows are read as a role that row-level security binds, with that one tenant set, whoever the connection belongs to.
 import { fileURLToPath } from "node:url";
 import pg from "pg";
 import { assert } from "../protocol/assert.ts";
@@ -27,6 +28,9 @@ export interface Transaction {
   query<R>(sql: string, values?: readonly Value[]): Promise<R[]>;
 }
 
+/** As whom a transaction reads: for one tenant, or as an operator, who looks at every tenant's rows. */
+export type Reader = { readonly kind: "tenant"; readonly tenant: string } | { readonly kind: "operator" };
+
 export interface Database extends Transaction {
   /**
    * Runs `work` between BEGIN and COMMIT. When it throws, or the commit fails, the error comes back as it is.
@@ -35,6 +39,8 @@ export interface Database extends Transaction {
    *           it open which. Callers that must know read it back.
    */
   transaction<T>(work: (transaction: Transaction) => Promise<T>): Promise<T>;
+  /** Runs one query as this reader, in a transaction of its own that cannot write. D4 */
+  read<R>(reader: Reader, sql: string, values?: readonly Value[]): Promise<R[]>;
   /** Brings the schema to the newest version under an advisory lock. Answers the names of the migrations it ran. */
   migrate(): Promise<string[]>;
   close(): Promise<void>;
@@ -85,32 +91,41 @@ export function createDatabase({ url, application_name, log, pool_size_max = POO
     return result.rows as R[];
   };
 
+  /** Runs `work` between `begin` and COMMIT. */
+  async function within<T>(begin: string, work: (transaction: Transaction) => Promise<T>): Promise<T> {
+    const client = await pool.connect();
+    // Between two statements a lost connection is told by an event, which nobody hears would end the process.
+    const lost = (error: Error): void => log.debug("a database connection was lost inside a transaction", errorFields(error));
+    client.on("error", lost);
+    try {
+      await client.query(begin);
+      const answer = await work({ query: (sql, values = []) => run(client, sql, values) });
+      await client.query("commit");
+      client.off("error", lost);
+      client.release();
+      return answer;
+    } catch (error) {
+      // Only a connection on which ROLLBACK was answered is known to be clean; any other is thrown away.
+      const clean = await client.query("rollback").then(
+        () => true,
+        () => false,
+      );
+      client.off("error", lost);
+      client.release(!clean);
+      throw error;
+    }
+  }
+
   return {
     query: (sql, values = []) => run(pool, sql, values),
+    transaction: (work) => within("begin", work),
 
-    async transaction(work) {
-      const client = await pool.connect();
-      // Between two statements a lost connection is told by an event, which nobody hears would end the process.
-      const lost = (error: Error): void => log.debug("a database connection was lost inside a transaction", errorFields(error));
-      client.on("error", lost);
-      try {
-        await client.query("begin");
-        const answer = await work({ query: (sql, values = []) => run(client, sql, values) });
-        await client.query("commit");
-        client.off("error", lost);
-        client.release();
-        return answer;
-      } catch (error) {
-        // Only a connection on which ROLLBACK was answered is known to be clean; any other is thrown away.
-        const clean = await client.query("rollback").then(
-          () => true,
-          () => false,
-        );
-        client.off("error", lost);
-        client.release(!clean);
-        throw error;
-      }
-    },
+    read: (reader, sql, values = []) =>
+      within("begin read only", async (transaction) => {
+        const [role, tenant] = reader.kind === "tenant" ? ["troupe_app", reader.tenant] : ["troupe_operator", ""];
+        await transaction.query("select set_config('role', $1, true), set_config('troupe.tenant', $2, true)", [role, tenant]); // D4
+        return transaction.query(sql, values);
+      }),
 
     async migrate() {
       // Loaded here because it brings a TypeScript loader with it, which costs every other start 80 ms.
@@ -157,6 +172,8 @@ export function createDatabase({ url, application_name, log, pool_size_max = POO
 export function faultOf(error: unknown): { readonly kind: "content" | "unavailable"; readonly reason: string } {
   const code = error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : "";
   const reason = error instanceof Error && error.message !== "" ? error.message : code || String(error);
+  if (code === "22023" && reason.includes("troupe_"))
+    return { kind: "unavailable", reason: `${reason}: the roles of the database are not there; run \`troupe migrate\`` };
   // 22 data exception, 23 integrity constraint violation, 54 program limit exceeded.
   if (/^(22|23|54)[0-9A-Z]{3}$/.test(code)) return { kind: "content", reason: `${reason} (${code})` };
   if (code === "42P01" || code === "42703") return { kind: "unavailable", reason: `${reason}: the schema is older than this program; run \`troupe migrate\`` };

@@ -12,6 +12,7 @@
 //   P3. No message is passed over. One that cannot be projected stops the projection with its name and place.
 //   P4. A position belongs to one incarnation of the stream; under another one nothing is written.
 //   P5. What waits here is bounded: the bus holds the rest.
+//   P6. Every audit row continues its tenant's chain (audit-chain.ts), and the head moves in the same transaction.
 import { decodeJournal } from "../protocol/journal.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
@@ -19,9 +20,11 @@ import type { World } from "../protocol/world.ts";
 import { assert, BrokenPromise, unreachable } from "../protocol/assert.ts";
 import type { Bus, StoredMessage } from "../bus/port.ts";
 import { type Metrics, silentMetrics } from "../telemetry/metrics.ts";
+import { type AuditHead, chained } from "./audit-chain.ts";
 import { type Database, faultOf, type Transaction } from "./database.ts";
 import {
   type AgentRecord,
+  type AuditRecord,
   type Batch,
   emptyBatch,
   type KeyRecord,
@@ -357,7 +360,11 @@ export function createProjector({
     return database.transaction(async (transaction) => {
       // Rows and position are lost together when Postgres dies with its last milliseconds unwritten, and P2 reads them again: waiting
       // for the disk here would protect nothing and take the disk from the journal.
-      await transaction.query("select set_config('synchronous_commit', 'off', true), set_config('lock_timeout', $1, true)", [String(LOCK_PATIENCE_MS)]);
+      // As a role that may add to the audit and not change it, whoever the connection belongs to.
+      await transaction.query(
+        "select set_config('role', 'troupe_projector', true), set_config('synchronous_commit', 'off', true), set_config('lock_timeout', $1, true)",
+        [String(LOCK_PATIENCE_MS)],
+      );
       const [row] = await transaction.query<{ position: number; incarnation: string | null }>(
         "select position, incarnation from projection_positions where name = $1 for update",
         [PROJECTION_NAME],
@@ -527,8 +534,7 @@ async function write(transaction: Transaction, batch: Batch): Promise<{ rows: Re
   const sessions = changed(batch.sessions, batch.changed.sessions);
   const tenants = changed(batch.tenants, batch.changed.tenants);
   const keys = changed(batch.keys, batch.changed.keys);
-  if (batch.audit.length > 0)
-    await transaction.query("insert into audit select * from json_populate_recordset(null::audit, $1::json)", [rowsJson(batch.audit)]);
+  if (batch.audit.length > 0) await writeAudit(transaction, batch.audit);
   if (sessions.length > 0) await transaction.query(UPSERT_SESSIONS, [rowsJson(sessions)]);
   if (tenants.length > 0) await transaction.query(UPSERT_TENANTS, [rowsJson(tenants)]);
   if (keys.length > 0) await transaction.query(UPSERT_KEYS, [rowsJson(keys)]);
@@ -555,6 +561,23 @@ async function write(transaction: Transaction, batch: Batch): Promise<{ rows: Re
   };
 }
 
+/** P6. Under the lock of the position, so nobody else continues the same chains. */
+async function writeAudit(transaction: Transaction, rows: readonly AuditRecord[]): Promise<void> {
+  const tenants = [...new Set(rows.map((row) => row.tenant))];
+  const heads = new Map<string, AuditHead>();
+  for (const { tenant, ...head } of await transaction.query<AuditHead & { tenant: string }>(
+    "select tenant, rows, stream_sequence, chain from audit_heads where tenant = any($1::text[])",
+    [tenants],
+  ))
+    heads.set(tenant, head);
+  const links = chained(heads, rows);
+  await transaction.query("insert into audit select * from json_populate_recordset(null::audit, $1::json)", [rowsJson(links)]);
+  await transaction.query(UPSERT_HEADS, [rowsJson([...heads].map(([tenant, head]) => ({ tenant, ...head })))]);
+}
+
+const UPSERT_HEADS = `
+  insert into audit_heads select * from json_populate_recordset(null::audit_heads, $1::json)
+  on conflict (tenant) do update set rows = excluded.rows, stream_sequence = excluded.stream_sequence, chain = excluded.chain`;
 const UPSERT_SESSIONS = `
   insert into sessions select * from json_populate_recordset(null::sessions, $1::json)
   on conflict (tenant, session) do update set
@@ -569,9 +592,12 @@ const UPSERT_KEYS = `
   on conflict (tenant, key_id) do update set hash = excluded.hash, scopes = excluded.scopes, label = excluded.label, created_at = excluded.created_at,
     revoked_at = excluded.revoked_at`;
 
-const PROJECTED_TABLES = "tenants, keys, agents, sessions, audit, llm_usage_events";
+const PROJECTED_TABLES = "tenants, keys, agents, sessions, audit, audit_heads, llm_usage_events";
 
-/** Empties the projected tables and sets the position before the first message. Running projectors begin anew by themselves. */
+/**
+ * Empties the projected tables and sets the position before the first message. Running projectors begin anew by themselves.
+ * With the credential of the tables' owner: those that project may not empty the audit.
+ */
 export async function resetProjection(database: Database): Promise<void> {
   await readPosition(database);
   await database.transaction(async (transaction) => {

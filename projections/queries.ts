@@ -1,13 +1,15 @@
 // queries: what gateways and the command line read from Postgres. Every query of a tenant's rows takes the tenant first.
 //
 // Invariants:
-//   Q1. A tenant's query names the tenant in its where clause; the tenant comes from the credential, never from the request.
+//   Q1. A tenant's query names the tenant in its where clause, and is made for that tenant alone: were the clause forgotten, the database
+//       would still show no other's row. The tenant comes from the credential, never from the request.
 //   Q2. Pages continue by a key that never changes for a row, so no row is told twice or left out while others arrive.
 //   Q3. Cursors are opaque; a forged one can only name a place in the asking tenant's own rows.
 import { createHash } from "node:crypto";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import type { AuditHead, ChainedRow } from "./audit-chain.ts";
 import { type Database, faultOf, type Value } from "./database.ts";
 
 /** A page a person reads without scrolling for a day. */
@@ -121,6 +123,8 @@ export interface AuditRow {
   readonly events: readonly string[];
   readonly trace: string | null;
   readonly hash: string;
+  /** Of the tenant's row before it and of this one: audit-chain.ts. */
+  readonly chain: string;
 }
 
 export interface AuditFilter {
@@ -167,6 +171,11 @@ export interface Queries {
   usage_totals(tenant: string, filter?: UsageFilter): Promise<UsageTotal[]>;
   /** Entries, newest first. */
   audit(tenant: string, request?: PageRequest & AuditFilter): Promise<Page<AuditRow>>;
+  /** Every audit row of a tenant with its chain, in the stream's order up to `through`, read in pages. */
+  audit_chain(tenant: string, through?: number): AsyncIterable<ChainedRow>;
+  audit_head(tenant: string): Promise<AuditHead | undefined>;
+  /** The tenants that have rows in the audit or a head. An operator's. */
+  audit_tenants(): Promise<string[]>;
   /** How far each projector is; compare with `bus.bounds("EVENTS")` for its lag. */
   positions(): Promise<PositionRow[]>;
   audit_summary(actor: ActorAddress): Promise<AuditSummary>;
@@ -224,11 +233,11 @@ const SESSION_COLUMNS = `session, agent, agent_version, config_hash, external_id
 const USAGE_COLUMNS = `session, inst, attempt, turn, step, agent, user_id as "user", model, provider, key_source, input_tokens, output_tokens,
   cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, price_version, estimated, outcome, code, started_at, ended_at, stream_sequence`;
 const AUDIT_COLUMNS = `kind, actor, stream_sequence, entry_index, seq, at, epoch, worker, machine, entry_type, command_type, channel, key, source, inst, code,
-  state_after, events, trace, hash`;
+  state_after, events, trace, hash, chain`;
 const USAGE_FILTER = `tenant = $1 and ($2::text is null or session = $2) and ($3::text is null or agent = $3) and ($4::text is null or user_id = $4)
   and ($5::text is null or model = $5) and ($6::timestamptz is null or ended_at >= $6) and ($7::timestamptz is null or ended_at < $7)`;
 
-const usageFilterValues = (tenant: string, filter: UsageFilter): Value[] => [
+const usageFilterValues = (tenant: string, filter: UsageFilter): [string, ...Value[]] => [
   tenant,
   filterOf(filter.session),
   filterOf(filter.agent),
@@ -240,16 +249,21 @@ const usageFilterValues = (tenant: string, filter: UsageFilter): Value[] => [
 
 export function createQueries(database: Database): Queries {
   /** Readers stand at an edge: there a database that is away is an error of the request, with its stable code. */
-  async function read<R>(sql: string, values: readonly Value[]): Promise<R[]> {
+  async function ask<R>(reading: Promise<R[]>): Promise<R[]> {
     try {
-      return await database.query<R>(sql, values);
+      return await reading;
     } catch (error) {
       throw new TroupeError(errorBody("unavailable", `what was projected cannot be read now: ${faultOf(error).reason}`), { cause: error });
     }
   }
 
+  /** For the tenant of the first parameter. Q1 */
+  function read<R>(sql: string, values: readonly [string, ...Value[]]): Promise<R[]> {
+    return ask(database.read<R>({ kind: "tenant", tenant: values[0] }, sql, values));
+  }
+
   /** Asks for one row more than the page holds: that there is one tells that there is a next page. */
-  async function page<R>(sql: string, values: readonly Value[], limit: number, keyOfRow: (row: R) => (string | number)[]): Promise<Page<R>> {
+  async function page<R>(sql: string, values: readonly [string, ...Value[]], limit: number, keyOfRow: (row: R) => (string | number)[]): Promise<Page<R>> {
     const rows = await read<R>(sql, [...values, limit + 1]);
     const items = rows.slice(0, limit);
     const last = items.at(-1);
@@ -324,8 +338,38 @@ export function createQueries(database: Database): Queries {
       );
     },
 
+    async *audit_chain(tenant, through = Number.MAX_SAFE_INTEGER) {
+      let sequence = 0;
+      let index = -1;
+      for (;;) {
+        const rows = await read<ChainedRow>(
+          `select tenant, ${AUDIT_COLUMNS} from audit
+           where tenant = $1 and (stream_sequence, entry_index) > ($2, $3) and stream_sequence <= $4
+           order by stream_sequence, entry_index limit 1000`,
+          [tenant, sequence, index, through],
+        );
+        yield* rows;
+        const last = rows.at(-1);
+        if (last === undefined || rows.length < 1000) return;
+        sequence = last.stream_sequence;
+        index = last.entry_index;
+      }
+    },
+
+    async audit_head(tenant) {
+      const [head] = await read<AuditHead>("select rows, stream_sequence, chain from audit_heads where tenant = $1", [tenant]);
+      return head;
+    },
+
+    async audit_tenants() {
+      const rows = await ask(
+        database.read<{ tenant: string }>({ kind: "operator" }, "select tenant from audit_heads union select distinct tenant from audit order by tenant"),
+      );
+      return rows.map(({ tenant }) => tenant);
+    },
+
     positions() {
-      return read<PositionRow>("select name, stream, incarnation, position, updated_at from projection_positions order by name", []);
+      return ask(database.query<PositionRow>("select name, stream, incarnation, position, updated_at from projection_positions order by name"));
     },
 
     async audit_summary(actor) {
