@@ -30,6 +30,10 @@ export interface Cursor {
 }
 
 export const CURSOR_START: Cursor = { sequence: 0, events: 0 };
+/** Past every event of a message: none has as many. */
+const ALL_EVENTS = 1_000_000;
+/** After everything of the journal message at `sequence`. */
+export const cursorAfter = (sequence: number): Cursor => ({ sequence, events: ALL_EVENTS });
 
 /** The first number of every cursor, so that another shape can be told apart. */
 const CURSOR_VERSION = 1;

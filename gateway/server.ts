@@ -30,12 +30,12 @@ import type { World } from "../protocol/world.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import { authenticate, type Principal } from "./authenticate.ts";
-import { type Cursor, CURSOR_START, decodeCursor, encodeCursor } from "./cursor.ts";
+import { type Cursor, CURSOR_START, cursorAfter, decodeCursor, encodeCursor } from "./cursor.ts";
 import { EVENT_STREAM_MEDIA_TYPE, turnOnly, writeEventStream } from "./event-stream.ts";
 import { createFeedHub } from "./feed-hub.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { startReplay } from "./replay.ts";
-import { cursorBefore, type FeedItem, readEventPage, sessionFeed } from "./session-feed.ts";
+import { cursorBefore, type FeedItem, openSessionFeed, readEventPage } from "./session-feed.ts";
 import { sessionView } from "./session-view.ts";
 
 /** Lists of sessions. Rejects when its database cannot answer; a TroupeError says what was wrong with the question. */
@@ -240,13 +240,6 @@ function commandBytes(type: string, body: JsonObject): Uint8Array {
 /** `/v1/sessions/:id` as a pattern of concrete paths. */
 const pathPattern = (url: string): RegExp => new RegExp(`^${url.replace(/:[a-z_]+/g, "[^/]+")}/?$`);
 
-async function* beginningWith(first: Promise<IteratorResult<FeedItem>>, rest: AsyncGenerator<FeedItem>): AsyncGenerator<FeedItem> {
-  const item = await first;
-  if (item.done === true) return;
-  yield item.value;
-  yield* rest;
-}
-
 export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   const { bus, restorer, directory, client, sessions, definition, readiness, metrics, world, log, host, port, streams_max = STREAMS_MAX } = deps;
   const hub = createFeedHub({ bus, world, log, on_behind: () => metrics.add("troupe_gateway_gaps_repaired_total", { channel: "reader" }) });
@@ -364,7 +357,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     type: string,
     body: JsonObject,
     key: string | undefined,
-  ): Promise<{ seq: number; result: JsonObject }> {
+  ): Promise<{ seq: number; result: JsonObject; after_sequence: number | undefined }> {
     const trace = headerText(request, HEADER_TRACEPARENT);
     const header = (name: string): string | undefined => (name === HEADER_TRACEPARENT ? trace : name === HEADER_IDEMPOTENCY_KEY ? key : undefined);
     const decoding = decodeCommand("session", "command", commandBytes(type, body), header);
@@ -378,7 +371,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
       throw new TroupeError(errorBody(code, message, details?.["accepted"] === true ? { ...details, idempotency_key } : details));
     }
     const { reply } = outcome;
-    if (reply.ok) return { seq: reply.seq, result: reply.result };
+    if (reply.ok) return { seq: reply.seq, result: reply.result, after_sequence: reply.after_sequence };
     if (reply.error.code === "not_found") throw notFound(); // G3
     throw new TroupeError(isErrorCode(reply.error.code) ? reply.error : errorBody("internal", "the session answered with an unknown code"));
   }
@@ -390,8 +383,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   async function stream(
     reply: FastifyReply,
     session: ActorAddress,
-    start: Cursor,
-    choose: (items: AsyncGenerator<FeedItem>, signal: AbortSignal) => AsyncIterable<FeedItem> | Promise<AsyncIterable<FeedItem>>,
+    choose: (open: (start: Cursor) => AsyncGenerator<FeedItem>) => AsyncIterable<FeedItem> | Promise<AsyncIterable<FeedItem>>,
   ): Promise<void> {
     if (closing || streams.size >= streams_max)
       throw new TroupeError(errorBody("overloaded", "this gateway serves as many streams as it can", { retry_after_ms: 1000 }));
@@ -402,8 +394,8 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     if (reply.raw.destroyed) onClose();
     metrics.set("troupe_gateway_subscribers", { transport: "sse" }, streams.size);
     try {
-      const feed = await available("the session's events", () => sessionFeed(feedDeps, session, start, abort.signal));
-      const chosen = await choose(feed, abort.signal);
+      const open = await available("the session's events", () => openSessionFeed(feedDeps, session, abort.signal));
+      const chosen = await choose(open);
       reply.hijack();
       await writeEventStream(reply.raw, chosen, {
         world,
@@ -458,26 +450,25 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     const session = sessionOf(request, visitor);
     const key = idempotencyKeyOf(request);
     const body = bodyOf(request);
-    const end = await endOf(session);
-    if (wantsEventStream(request)) {
-      // The feed is open and has caught up by the time the command is decided, so that the first token waits for nothing of ours.
-      await stream(reply, session, end.cursor, async (items, signal) => {
-        const first = items.next();
-        first.catch(() => undefined); // told by the stream itself, or void when the command is refused
-        const { seq, result } = await say(request, session, "message.send", body, key);
-        const { turn } = result;
-        if (typeof turn !== "number") throw new TroupeError(errorBody("internal", "a message was taken without a turn"));
-        // A repeat is answered with the first outcome, which may lie anywhere before.
-        if (seq <= end.seq) return turnOnly(await sessionFeed(feedDeps, session, CURSOR_START, signal), turn);
-        return turnOnly(beginningWith(first, items), turn);
-      });
-      return reply;
+    const send = async (): Promise<{ turn: number; message_id: string; start: Cursor }> => {
+      const { seq, result, after_sequence } = await say(request, session, "message.send", body, key);
+      const { turn, message_id } = result;
+      if (typeof turn !== "number" || typeof message_id !== "string") throw new TroupeError(errorBody("internal", "a message was taken without a turn"));
+      // A repeat is answered with the first outcome, which may lie anywhere before.
+      const start = after_sequence === undefined ? await cursorBefore(bus, session, CURSOR_START, seq).catch(() => CURSOR_START) : cursorAfter(after_sequence);
+      return { turn, message_id, start };
+    };
+    if (!wantsEventStream(request)) {
+      const { turn, message_id, start } = await send();
+      reply.code(202);
+      return { message_id, turn, cursor: encodeCursor(start) };
     }
-    const { seq, result } = await say(request, session, "message.send", body, key);
-    const base = seq > end.seq ? end.cursor : CURSOR_START;
-    const cursor = await cursorBefore(bus, session, base, seq).catch(() => base);
-    reply.code(202);
-    return { message_id: result["message_id"] ?? null, turn: result["turn"] ?? null, cursor: encodeCursor(cursor) };
+    // What comes live is held from before the command on, so that the first token waits for nothing of ours.
+    await stream(reply, session, async (open) => {
+      const { turn, start } = await send();
+      return turnOnly(open(start), turn);
+    });
+    return reply;
   });
 
   route("GET", "/v1/sessions/:id/events", async (request, reply, visitor) => {
@@ -495,7 +486,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
         next: more && last ? encodeCursor(last.cursor) : null,
       };
     }
-    await stream(reply, session, cursor, (items) => items);
+    await stream(reply, session, (open) => open(cursor));
     return reply;
   });
 

@@ -58,10 +58,15 @@ async function* readStepTokens(bus: Bus, session: ActorAddress, merge: Merge, fr
  *           journal that cannot be read.
  */
 export async function sessionFeed(deps: FeedDeps, session: ActorAddress, start: Cursor, signal: AbortSignal): Promise<AsyncGenerator<FeedItem>> {
+  return (await openSessionFeed(deps, session, signal))(start);
+}
+
+/** As sessionFeed, for whoever learns the cursor later than what is live must be held. The answer may be called once. */
+export async function openSessionFeed(deps: FeedDeps, session: ActorAddress, signal: AbortSignal): Promise<(start: Cursor) => AsyncGenerator<FeedItem>> {
   const tap = await deps.hub.attach(session); // F1
   signal.addEventListener("abort", () => tap.close(), { once: true });
   if (signal.aborted) tap.close();
-  return follow(deps, session, start, tap);
+  return (start) => follow(deps, session, start, tap);
 }
 
 async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, start: Cursor, tap: Tap): AsyncGenerator<FeedItem> {

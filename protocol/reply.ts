@@ -4,11 +4,19 @@ import type { ErrorBody } from "./errors.ts";
 import type { JsonObject } from "./json.ts";
 
 export type Reply =
-  | { readonly ok: true; readonly actor: string; readonly seq: number; readonly state: string; readonly result: JsonObject }
+  | {
+      readonly ok: true;
+      readonly actor: string;
+      readonly seq: number;
+      readonly state: string;
+      readonly result: JsonObject;
+      /** Where in EVENTS the actor's journal ended before this was decided: read on from there. Absent for a repeat. */
+      readonly after_sequence?: number;
+    }
   | { readonly ok: false; readonly actor: string; readonly error: ErrorBody };
 
 const replyShape = z.union([
-  z.object({ ok: z.literal(true), actor: z.string(), seq: z.number(), state: z.string(), result: z.record(z.string(), z.unknown()) }),
+  z.object({ ok: z.literal(true), actor: z.string(), seq: z.number(), state: z.string(), result: z.record(z.string(), z.unknown()), after_sequence: z.number().optional() }),
   z.object({
     ok: z.literal(false),
     actor: z.string(),

@@ -1,0 +1,84 @@
+// run: `npm run bench`: every benchmark after another, printed and written to bench/RESULTS.md with the machine's description.
+// `npm run bench -- command turn memory` runs those named.
+import { readFileSync, writeFileSync } from "node:fs";
+import { cpus, loadavg, release, totalmem } from "node:os";
+import { fileURLToPath } from "node:url";
+import { benchAgentTurn } from "./agent-turn.ts";
+import type { Latencies } from "./cluster.ts";
+import { benchDurableCommand } from "./durable-command.ts";
+import { benchMemory } from "./memory.ts";
+
+const RESULTS = fileURLToPath(new URL("./RESULTS.md", import.meta.url));
+const ms = (value: number): string => value.toFixed(2);
+const times = (value: number): string => `×${value.toFixed(2)}`;
+
+async function commandSection(): Promise<string> {
+  const rows = await benchDurableCommand();
+  const cell = ({ per_s, p50_ms, p99_ms }: Latencies): string => `${per_s.toFixed(0)} | ${ms(p50_ms)} | ${ms(p99_ms)}`;
+  return [
+    "## (a) Durable command",
+    "",
+    "A command to one of 1,000 sessions, answered to its caller once it is journaled (fsync), one worker. The floor is a JetStream publish with an",
+    "expected last subject sequence, singly, on the same broker with the same settings, in turn with it.",
+    "",
+    "| callers | floor /s | p50 ms | p99 ms | command /s | p50 ms | p99 ms | throughput | p50 |",
+    "|---|---|---|---|---|---|---|---|---|",
+    ...rows.map(({ concurrency, floor, command }) => `| ${concurrency} | ${cell(floor)} | ${cell(command)} | ${times(command.per_s / floor.per_s)} | ${times(command.p50_ms / floor.p50_ms)} |`),
+  ].join("\n");
+}
+
+async function turnSection(): Promise<string> {
+  const rows = await benchAgentTurn();
+  return [
+    "## (b) Agent turn",
+    "",
+    "A turn of 100 tokens from a local server of OpenAI's format, seen by an SSE client of the gateway, beside calling that server directly; two workers.",
+    "Added times are medians of pairs, one turn at a time.",
+    "",
+    "| ms between tokens | direct first token | ours | added to first token | added to the end | turns/s at 64 | direct turns/s at 64 | CPU s per 1,000 turns |",
+    "|---|---|---|---|---|---|---|---|",
+    ...rows.map(
+      (row) =>
+        `| ${row.token_ms} | ${ms(row.direct_first_ms)} ms | ${ms(row.ours_first_ms)} ms | ${ms(row.added_first_ms)} ms | ${ms(row.added_end_ms)} ms | ${row.turns_per_s_at_64.toFixed(1)} | ${row.direct_turns_per_s_at_64.toFixed(1)} | ${row.cpu_s_per_1000_turns.toFixed(1)} |`,
+    ),
+  ].join("\n");
+}
+
+async function memorySection(): Promise<string> {
+  const row = await benchMemory();
+  return [
+    "## (c) Memory",
+    "",
+    `${row.sessions} sessions in one worker: the growth of its resident set, divided.`,
+    "",
+    `- an idle session in memory: ${(row.resident_bytes_per_session / 1024).toFixed(1)} KiB`,
+    `- a hibernated session that has left memory: ${(row.gone_bytes_per_session / 1024).toFixed(1)} KiB (what the process does not give back)`,
+    `- waking one by a command: p50 ${ms(row.wake_p50_ms)} ms, p99 ${ms(row.wake_p99_ms)} ms`,
+  ].join("\n");
+}
+
+const SECTIONS = { command: commandSection, turn: turnSection, memory: memorySection } as const;
+
+function machine(): string {
+  const [cpu] = cpus();
+  const version = /PRETTY_NAME="([^"]+)"/.exec(readFileSync("/etc/os-release", "utf8"))?.[1] ?? "unknown";
+  return `${cpus().length} × ${cpu?.model.trim()}, ${(totalmem() / 2 ** 30).toFixed(0)} GiB, ${version}, Linux ${release()}, Node ${process.version}; load average at the start ${loadavg()
+    .map((load) => load.toFixed(1))
+    .join(" ")}`;
+}
+
+const named = process.argv.slice(2);
+for (const name of named) {
+  if (Object.hasOwn(SECTIONS, name)) continue;
+  console.error(`there is no benchmark '${name}'; there are ${Object.keys(SECTIONS).join(", ")}`);
+  process.exit(2);
+}
+const head = ["# Results", "", `Written by \`npm run bench\` on ${new Date().toISOString().slice(0, 10)}.`, "", `Machine: ${machine()}.`, "Broker, workers, gateway and clients share it. Read ratios, not absolute times."];
+const sections: string[] = [];
+for (const [name, run] of Object.entries(SECTIONS)) {
+  if (named.length > 0 && !named.includes(name)) continue;
+  const section = await run();
+  console.log(`${section}\n`);
+  sections.push(section);
+}
+if (named.length === 0) writeFileSync(RESULTS, `${[head.join("\n"), ...sections].join("\n\n")}\n`);
