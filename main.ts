@@ -85,7 +85,7 @@ async function commandLineSettings(): Promise<Settings> {
   };
 }
 
-const log = createLog({ level: "warn", fields: { role: "cli" }, for_people: process.stderr.isTTY === true });
+const log = createLog({ level: "warn", fields: { role: "cli" }, for_people: process.stderr.isTTY });
 const commandLine = async (): Promise<Runtime> => ({ world, log, settings: await commandLineSettings(), tracing: noTracing, metrics: createMetrics("all"), asked_to_end: new Promise(() => undefined), random_bytes: (count) => randomBytes(count) });
 
 const ports: CliPorts = {

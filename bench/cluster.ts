@@ -71,7 +71,7 @@ export async function startCluster({ workers, gateway = false, agent, env = {} }
   };
   const stop = async (): Promise<void> => {
     for (const child of processes.values()) child.kill("SIGINT");
-    await Promise.all([...processes.values()].map((child) => (child.exitCode === null && child.signalCode === null ? new Promise((resolve) => child.once("exit", resolve)) : undefined)));
+    await Promise.all([...processes.values()].map((child) => (child.exitCode === null && child.signalCode === null ? new Promise((resolve) => child.once("exit", resolve)) : Promise.resolve())));
     await client.stop();
     await bus.close();
     await nats.stop();
