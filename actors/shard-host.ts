@@ -86,8 +86,13 @@ export interface ShardHost {
 const REST_EVERY_MS = 5_000;
 /** Commands of the fast lane that wait in one mailbox. Above it they take the durable way, whose stream is their queue. */
 const FAST_WAITING_MAX = 256;
-/** Restores at once on a take-over: enough to fill the broker's pipe, few enough that the first are done early. */
-const RESTORES_AT_ONCE = 64;
+/**
+ * Restores at once in a process: enough that the broker is never waited for, few enough that the first actors go on while the last are
+ * still read. All at once they would share the processor, and all be as late as the last.
+ */
+const RESTORES_AT_ONCE = 12;
+/** An actor that cannot be restored in this time goes on trying beside the others, and holds up nobody. */
+const RESTORE_PATIENCE_MS = 1_000;
 /** An append that is under way when a shard leaves gets this long to be answered; the journal knows its fate in any case. */
 const SETTLE_MS = 1_000;
 /** How long a suspect waits at least: the restores of one take-over are over by then. */
@@ -301,16 +306,28 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     }
   }
 
+  let restoring = 0;
+  const restores_waiting: (() => void)[] = [];
+  function restoreSlot(): Promise<void> {
+    restoring += 1;
+    return restoring <= RESTORES_AT_ONCE ? Promise.resolve() : new Promise((resolve) => restores_waiting.push(resolve));
+  }
+  function restoreDone(): void {
+    restoring -= 1;
+    restores_waiting.shift()?.();
+  }
+
   /** H2 */
   async function restoreMarked(shard: Shard): Promise<void> {
     const marked = [...shard.found_marks.keys()].map((path) => path.split("/") as [string, ActorAddress["kind"], string]);
-    const next = async (): Promise<void> => {
-      for (let one = marked.pop(); one !== undefined && shard.phase !== "gone"; one = marked.pop()) {
-        const [tenant, kind, id] = one;
-        await residentOf(shard, { tenant, kind, id })?.cell.load();
-      }
-    };
-    await Promise.all(Array.from({ length: RESTORES_AT_ONCE }, next));
+    await Promise.all(
+      marked.map(async ([tenant, kind, id]) => {
+        await restoreSlot();
+        const loaded = shard.phase === "gone" ? undefined : residentOf(shard, { tenant, kind, id })?.cell.load();
+        if (loaded !== undefined) await Promise.race([loaded, pause(world, RESTORE_PATIENCE_MS)]);
+        restoreDone();
+      }),
+    );
   }
 
   async function consume(shard: Shard): Promise<void> {
