@@ -10,14 +10,17 @@
 import { Command, CommanderError, Option } from "commander";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { errorFields } from "../protocol/log.ts";
+import { ROLES } from "../providers/models.ts";
 import { actorArgument, collected, filterArgument, idArgument, sessionArgument, wholeNumber } from "./arguments.ts";
 import { machines, replayCommand, verifyCommand } from "./checks.ts";
 import { drain, shards, workers } from "./cluster.ts";
 import { type Context, createContext, Unreachable } from "./context.ts";
 import { doctor } from "./doctor.ts";
 import { show } from "./look.ts";
+import { compareModels, listBreakers, listModels, recommendModels, refreshModels, showModel } from "./models.ts";
 import { type CliPorts, EXIT } from "./ports.ts";
 import { createPrinter, type Printer } from "./printer.ts";
+import { auditExport, auditVerify } from "./audit.ts";
 import { audit, migrate, sessions, usage } from "./records.ts";
 import { chat, send, tail } from "./talk.ts";
 import { createKey, createTenant, listAgents, listKeys, listTenants, putAgent, revokeKey, showAgent } from "./tenancy.ts";
@@ -30,6 +33,8 @@ interface CommandSpec {
   readonly summary: string;
   /** What --help says beyond the summary. */
   readonly about?: string;
+  /** What its group does when no verb is given. */
+  readonly isDefault?: boolean;
   readonly json: JsonForm;
   readonly examples: readonly string[];
   readonly work: Work;
@@ -82,7 +87,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   );
 
   function add(parent: Command, spec: CommandSpec): Command {
-    const command = parent.command(spec.name).summary(spec.summary);
+    const command = parent.command(spec.name, { isDefault: spec.isDefault === true }).summary(spec.summary);
     command.description(spec.about === undefined ? `${spec.summary}.` : `${spec.summary}.\n\n${spec.about}`);
     if (spec.json !== "none") command.option("--json", JSON_WORDS[spec.json]);
     command.addHelpText("after", `\nExamples:\n${spec.examples.map((example) => `  $ ${example}`).join("\n")}`);
@@ -210,9 +215,12 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
         .argParser(wholeNumber(1, 1024))
         .default(1),
     );
-  add(program, {
-    name: "audit",
+  const audits = program.command("audit").summary("list, verify and export what was done in a tenant's name").description("The audit of a tenant.");
+  add(audits, {
+    name: "list",
+    isDefault: true,
     summary: "list what was done in a tenant's name, newest first",
+    about: "What `troupe audit` without a verb does.",
     json: "lines",
     examples: ["troupe audit --tenant demo", "troupe audit --tenant demo --actor s1 --command message.send --json"],
     work: audit,
@@ -226,6 +234,26 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .option("--until <time>", "RFC 3339, not included")
     .addOption(limitOption("at most so many (default 50, at most 500)"))
     .option("--after <cursor>", "go on after an earlier page");
+  add(audits, {
+    name: "verify",
+    summary: "recompute the audit's chain from the table and from the stream",
+    about:
+      "Finds any row that was changed, taken out, put in or moved, and a head that was changed; each by its place. Exit code 1 when there is one.\n" +
+      "With --file it checks an export, without broker or database.",
+    json: "lines",
+    examples: ["troupe audit verify", "troupe audit verify --tenant demo --json", "troupe audit verify --tenant demo --file audit.jsonl"],
+    work: auditVerify,
+  })
+    .addOption(new Option("--tenant <id>", "only this tenant; all by default").argParser(idArgument))
+    .option("--file <path>", "an export of one tenant; - for stdin")
+    .option("--no-stream", "the table and its head alone");
+  add(audits, {
+    name: "export",
+    summary: "print a tenant's audit as JSON lines, oldest first, each row with its chain",
+    json: "lines",
+    examples: ["troupe audit export --tenant demo > audit.jsonl"],
+    work: auditExport,
+  }).addOption(tenantOption());
   add(program, {
     name: "usage",
     summary: "what a tenant's model calls used and cost",
@@ -309,7 +337,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     summary: "create an agent, or a new version of it, from a file",
     about:
       "FILE is a JSON object: the id under `agent`, `id` or `name`; the configuration beside it or under `config`: `model` (required), `instructions` (or\n" +
-      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
+      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `fallbacks`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
       "Every fault is named with its JSON pointer. Sessions that run keep the version they began with. `-` reads from stdin.",
     json: "document",
     examples: ["troupe agents put --tenant acme helper.json", `echo '{"agent":"echo","model":"simulated/echo"}' | troupe agents put --tenant acme -`],
@@ -317,6 +345,10 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   })
     .argument("<file>", "a JSON file, or - for stdin")
     .addOption(tenantOption());
+
+  // ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
+  program.commandsGroup("Models:");
+  addModels(program, add);
 
   // ── cluster ──────────────────────────────────────────────────────────────────────────────────────────────────────
   program.commandsGroup("Cluster:");
@@ -353,6 +385,68 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     work: doctor,
   });
   return program;
+}
+
+function addModels(program: Command, add: (parent: Command, spec: CommandSpec) => Command): void {
+  const models = program.command("models").summary("list, compare and choose models").description("Models: what they can do, what they cost, which to take.");
+  add(models, {
+    name: "list",
+    summary: "list models with their prices and capabilities",
+    about: "Without --all only those that answer in text and are not deprecated. Prices are US dollars per million tokens; what is unknown is a dash.",
+    json: "document",
+    examples: ["troupe models list", "troupe models list --provider anthropic --capability tools --context-min 500000"],
+    work: listModels as Work,
+  })
+    .option("--provider <name>", "only this provider's")
+    .addOption(new Option("--capability <name>", "only those that have it").choices(["tools", "vision", "reasoning", "json"]))
+    .addOption(new Option("--context-min <tokens>", "only those whose context is known to hold so many").argParser(wholeNumber(1, Number.MAX_SAFE_INTEGER)))
+    .option("--all", "also deprecated ones and those for speech, pictures, embeddings");
+  add(models, {
+    name: "show",
+    summary: "show one model, with its prices since when",
+    json: "document",
+    examples: ["troupe models show openai/gpt-5.6-luna"],
+    work: showModel as unknown as Work,
+  }).argument("<model>", "{provider}/{model}");
+  add(models, {
+    name: "compare",
+    summary: "put models side by side, in the same units",
+    json: "document",
+    examples: ["troupe models compare anthropic/claude-sonnet-5 openai/gpt-5.6-terra google/gemini-3.8-flash"],
+    work: compareModels as unknown as Work,
+  }).argument("<models...>", "{provider}/{model}, two or more");
+  add(models, {
+    name: "recommend",
+    summary: "say which models to take for a role",
+    about: `Never a deprecated one, nor one whose price is unknown. Roles: ${Object.entries(ROLES)
+      .map(([name, { about }]) => `${name} (${about})`)
+      .join(", ")}.`,
+    json: "document",
+    examples: ["troupe models recommend --role coding --goal balanced", "troupe models recommend --goal cost --allowed 'openai/*' --limit 1 --json"],
+    work: recommendModels as Work,
+  })
+    .addOption(new Option("--role <role>", "what it is to do").choices(Object.keys(ROLES)).default("general"))
+    .addOption(new Option("--goal <goal>", "what matters most").choices(["quality", "cost", "balanced"]).default("balanced"))
+    .addOption(new Option("--limit <n>", "at most so many").argParser(wholeNumber(1, 50)).default(3))
+    .addOption(new Option("--allowed <model...>", "only these; {provider}/* for all of a provider").argParser(collected));
+  add(models, {
+    name: "refresh",
+    summary: "take a newer table of models and prices",
+    about:
+      "The table is refused, and the old one stays, when it cannot be read, has fewer than 50 models, or lost more than half of them. It is kept in\n" +
+      "$TROUPE_HOME/models.json; workers use it when they start next. To go back, delete the file.",
+    json: "document",
+    examples: ["troupe models refresh", "troupe models refresh --from prices.json"],
+    work: refreshModels as Work,
+  }).option("--from <source>", "a file, or a URL (default: where genai-prices publishes its table)");
+  add(models, {
+    name: "breakers",
+    summary: "list the providers that workers leave alone now",
+    about: "A circuit breaker opens when more than half of at least five calls in a minute failed, and lets one probe through after a cool-down.",
+    json: "document",
+    examples: ["troupe models breakers"],
+    work: listBreakers,
+  });
 }
 
 /** The roles: processes that run until they are told to stop. main.ts makes them. */

@@ -8,12 +8,30 @@
 // The prices of real models are those of @pydantic/genai-prices, which are bundled with it; nothing is fetched. They know dates (a price that
 // changes on a day) and tiers (a price that is higher for a long prompt). Classes of tokens for which a model has no price of its own are priced
 // as the class they belong to: cached input as input, reasoning as output.
-import { calcPrice } from "@pydantic/genai-prices";
+import { calcPrice, type Provider as PriceProvider, REMOTE_DATA_JSON_URL, updatePrices } from "@pydantic/genai-prices";
 import { assert } from "../protocol/assert.ts";
 import { NO_USAGE, type Usage } from "./provider.ts";
 
-/** Changes whenever any price may have changed. */
-export const PRICE_VERSION = "genai-prices@0.1.8+simulated@1";
+/** The table that is installed with us. Changes whenever any price in it may have changed. */
+export const PRICE_VERSION_BUNDLED = "genai-prices@0.1.8+simulated@1";
+
+/** The version of the table in use: the bundled one, unless a process was given another at its start. */
+export let PRICE_VERSION = PRICE_VERSION_BUNDLED;
+
+/**
+ * Replaces the bundled table of real models' prices, once, at the start of a process: before anything is priced, so that a version always means
+ * one table. The caller has checked it (models.ts, refresh). Throws when the data has not the form of genai-prices' data.json.
+ */
+export function usePriceTable(data: readonly PriceProvider[], version: string): void {
+  updatePrices(({ setProviderData }) => setProviderData([...data]));
+  PRICE_VERSION = `${version}+simulated@1`;
+}
+
+/** Where the makers of the table publish its newest state. Asked only when somebody types `troupe models refresh`. */
+export const PRICES_URL = REMOTE_DATA_JSON_URL;
+
+/** As the simulated models are priced, here and in models.ts. */
+export const SIMULATED_USD_PER_MTOK = { input: 1, output: 10 } as const;
 /** The day of the table, at which prices are read unless a caller says when. */
 const PRICES_AS_OF_MS = Date.UTC(2026, 8, 23);
 
@@ -34,7 +52,12 @@ interface Rates {
 }
 
 const flat = (usd_micros_per_token: number): Rate => [{ above_tokens: 0, scaled: scaled(usd_micros_per_token) }];
-const SIMULATED: Rates = { input: flat(1), cache_read: flat(1), cache_write: flat(1), output: flat(10) };
+const SIMULATED: Rates = {
+  input: flat(SIMULATED_USD_PER_MTOK.input),
+  cache_read: flat(SIMULATED_USD_PER_MTOK.input),
+  cache_write: flat(SIMULATED_USD_PER_MTOK.input),
+  output: flat(SIMULATED_USD_PER_MTOK.output),
+};
 
 /**
  * What an attempt costs.

@@ -40,7 +40,7 @@ const shape = z.object({
   /** The older name of the same key. */
   GOOGLE_API_KEY: z.string().optional(),
   GOOGLE_GEMINI_BASE_URL: z.string().optional(),
-  /** Servers that speak OpenAI's Chat Completions: `name=url[,name=url]`. The key of one, where it wants any: TROUPE_OPENAI_COMPATIBLE_KEY_{NAME}. */
+  /** Servers that speak OpenAI's Chat Completions: `name=url[,name=url]`. The key of one, where it wants any: OPENAI_COMPATIBLE_KEY_{NAME}. */
   TROUPE_OPENAI_COMPATIBLE: filled.optional(),
   OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
 });
@@ -70,7 +70,7 @@ function compatibleServers(text: string, env: Readonly<Record<string, string | u
     const [name, base_url] = [part.slice(0, Math.max(equals, 0)).trim(), part.slice(equals + 1).trim()];
     // The URL is not repeated: somebody may have written a password into it.
     if (!/^[a-z0-9][a-z0-9_-]{0,31}$/.test(name) || base_url === "") return "TROUPE_OPENAI_COMPATIBLE: it is name=url[,name=url], the names lower-case words";
-    const api_key = env[`TROUPE_OPENAI_COMPATIBLE_KEY_${name.toUpperCase().replaceAll("-", "_")}`];
+    const api_key = env[`OPENAI_COMPATIBLE_KEY_${name.toUpperCase().replaceAll("-", "_")}`];
     servers.push({ name, base_url, ...(api_key === undefined ? {} : { api_key }) });
   }
   return servers;

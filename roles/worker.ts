@@ -20,9 +20,11 @@ import { lint } from "../state-machines/lint.ts";
 import { workerConnection } from "../supervisors/connections.ts";
 import { startHostService } from "../supervisors/host-service.ts";
 import { Member } from "../supervisors/member.ts";
+import { createResumedTeller } from "../supervisors/resumed.ts";
 import { startStatusServer } from "../telemetry/http.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import type { Tracing } from "../telemetry/tracing.ts";
+import { adoptPriceTable } from "./price-table.ts";
 import { connect, lifeline, observeBus, type Runtime } from "./runtime.ts";
 import { providerCredentials } from "./settings.ts";
 
@@ -37,8 +39,13 @@ export interface WorkerRoleOptions {
   readonly http_port: number;
 }
 
-function observerOf(metrics: Metrics): CellObserver {
+/** What an actor waits for while an effect works. */
+const WAITS_FOR: Readonly<Record<string, string>> = { call_model: "provider", call_tool: "tool" };
+
+function observerOf(metrics: Metrics, first_token: NonNullable<CellObserver["first_token"]>): CellObserver {
   return {
+    first_token,
+    waited: (ms) => metrics.add("troupe_wait_ms_total", { reason: "mailbox" }, ms),
     committed(entries, ms) {
       metrics.add("troupe_appends_total", { outcome: "committed" });
       metrics.observe("troupe_append_seconds", {}, ms / 1000);
@@ -67,6 +74,24 @@ function attemptsInto(metrics: Metrics): (attempt: ModelAttempt) => void {
   };
 }
 
+/** How long each effect kept its actor waiting, however it ended. */
+function timed({ world, metrics }: Runtime, performers: Performers): Performers {
+  return Object.fromEntries(
+    Object.entries(performers).map(([src, perform]) => [
+      src,
+      async (input: never, scope: EffectScope) => {
+        const began_ms = world.monotonic_ms();
+        const reason = WAITS_FOR[src];
+        try {
+          return await perform(input, scope);
+        } finally {
+          if (reason !== undefined) metrics.add("troupe_wait_ms_total", { reason }, world.monotonic_ms() - began_ms);
+        }
+      },
+    ]),
+  );
+}
+
 /** Each effect within a span of its own, a child of the command's trace that began it. */
 function traced(tracing: Tracing, performers: Performers): Performers {
   return Object.fromEntries(
@@ -86,6 +111,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     assert(faults.length === 0, `machines are data and complete: ${faults.join("; ")}`);
   }
   const name = workerConnection(id);
+  await adoptPriceTable(settings.TROUPE_HOME, log);
   const [bus, life] = await Promise.all([connect(runtime, name), lifeline(runtime, name)]);
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
@@ -104,6 +130,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   await breakers.start();
   const nonce = world.id();
   let commits = 0;
+  const teller = createResumedTeller({ bus, world, worker: id });
   // Host and member need each other: the host asks the member whether it may act, the member tells the host what it owns.
   let member: Member | undefined;
   const host: ShardHost = createShardHost({
@@ -112,26 +139,28 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     log,
     cores,
     restorer,
-    performers: traced(runtime.tracing, createPerformers({
+    performers: timed(runtime, traced(runtime.tracing, createPerformers({
       world,
       directory,
       providers,
       breakers,
       on_attempt: attemptsInto(metrics),
       on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
-    })),
+    }))),
     worker: id,
     next_commit_id: () => `${nonce}.${commits++}`,
     may_act: () => member?.may_act() ?? false,
     on_conflict: (shard, epoch) => member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
     admit: createAdmission({ directory, providers }),
     on_resumed(resumed) {
+      teller.resumed(resumed);
+      metrics.add("troupe_wait_ms_total", { reason: "recovery" }, resumed.replay_ms);
       metrics.add("troupe_recoveries_total", { reason: resumed.reason });
       metrics.observe("troupe_recovery_replay_seconds", {}, resumed.replay_ms / 1000);
       log.info("actor goes on here", { tenant: resumed.actor.tenant, kind: resumed.actor.kind, actor: resumed.actor.id, from: resumed.from, reason: resumed.reason, entries: resumed.entries, replay_ms: Math.round(resumed.replay_ms) });
     },
     assume_cost: assumedCost,
-    observer: observerOf(metrics),
+    observer: observerOf(metrics, (actor) => teller.firstToken(actor)),
     passivate_after_ms: settings.TROUPE_PASSIVATE_AFTER_MS,
   });
   const versions = Object.values(cores).map((core) => core.machine_name);
@@ -158,6 +187,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   log.info("worker drains", { how });
   await me.drain({ deadline_ms: how === "drain" ? HANDOVER_DEADLINE_MS : QUICK_DEADLINE_MS });
   ending = true;
+  teller.stop();
   await me.stop();
   await host.stop();
   await service.stop();

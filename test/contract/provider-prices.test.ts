@@ -6,9 +6,10 @@ import { silentLog } from "../../protocol/log.ts";
 import { estimateInputTokens, estimateTokens } from "../../providers/estimate.ts";
 import { affordableOutputTokens, costAtMost, costOf, PRICE_VERSION } from "../../providers/prices.ts";
 import { NO_USAGE, type Usage } from "../../providers/provider.ts";
+import { onlyInResponses } from "../../providers/openai-responses.ts";
 import { createProviders } from "../../providers/registry.ts";
 import { wellFormed } from "../../providers/transcript.ts";
-import { REQUEST, world } from "./provider-subjects.ts";
+import { REQUEST, sdkSubject, world } from "./provider-subjects.ts";
 
 const micros = (model: string, usage: Partial<Usage>, at_ms?: number): number | "unknown" => {
   const cost = costOf(model, { ...NO_USAGE, ...usage }, at_ms);
@@ -140,10 +141,58 @@ describe("estimates", () => {
 });
 
 describe("the registry", () => {
+  test("models that OpenAI serves in Responses alone go there, others through Chat Completions, and elsewhere all do", async () => {
+    const chat = await sdkSubject("openai");
+    const key = { api_key: "k-0123456789" };
+    const elsewhere = createProviders({ ...options, openai: { ...key, base_url: `${chat.server.url}/v1` } });
+    for (const [name, path] of [
+      ["openai/gpt-5.3-codex", "/v1/chat/completions"],
+      ["openai/gpt-5.6-terra", "/v1/chat/completions"],
+      ["openai-responses/gpt-5.6-terra", "/v1/responses"],
+    ] as const) {
+      const resolved = elsewhere.resolve(name);
+      if (resolved.kind !== "resolved") throw new Error(resolved.error.message);
+      await resolved.provider.call({ ...REQUEST, model: resolved.model }, { signal: new AbortController().signal, on_delta: () => undefined });
+      expect(chat.server.requests.at(-1)?.path).toBe(path);
+    }
+    await chat.close();
+    expect(["o1-pro", "o3-pro", "gpt-5-pro", "gpt-5.2-pro", "gpt-5.3-codex", "gpt-5.1-codex-mini", "codex-mini-latest", "o4-mini-deep-research"].filter((model) => !onlyInResponses(model))).toEqual([]);
+    expect(["gpt-5", "gpt-5.6-luna", "gpt-4o", "o3", "o4-mini", "gpt-6-sol", "gpt-5-mini"].filter(onlyInResponses)).toEqual([]);
+  });
+
+  test("a server that speaks OpenAI's dialect has a name of its own, with or without a key, and takes no name of ours", async () => {
+    const server = await sdkSubject("openai");
+    const base_url = `${server.server.url}/v1`;
+    const providers = createProviders({
+      ...options,
+      compatible: [
+        { name: "ollama", base_url },
+        { name: "vllm", base_url, api_key: "SENTINEL_KEY_XYZ" },
+        { name: "anthropic", base_url },
+        { name: "Upper", base_url },
+        { name: "broken", base_url: "http://u:p@x" },
+      ],
+    });
+    expect(providers.configured).toEqual(["ollama", "simulated", "vllm"]);
+    expect(providers.resolve("broken/x")).toMatchObject({ kind: "refused", error: { message: expect.not.stringContaining("u:p") } });
+    for (const [name, authorization] of [
+      ["ollama", "Bearer none"],
+      ["vllm", "Bearer SENTINEL_KEY_XYZ"],
+    ] as const) {
+      const resolved = providers.resolve(`${name}/qwen/3:8b`);
+      if (resolved.kind !== "resolved") throw new Error(resolved.error.message);
+      expect(resolved.model).toBe("qwen/3:8b");
+      const outcome = await resolved.provider.call({ ...REQUEST, model: resolved.model }, { signal: new AbortController().signal, on_delta: () => undefined });
+      expect(outcome.kind).toBe("completed");
+      expect(server.server.requests.at(-1)).toMatchObject({ model: "qwen/3:8b", headers: { authorization } });
+    }
+    await server.close();
+  });
+
   const options = { world, log: silentLog };
   test("reads provider and model off a name, whose model may hold slashes", () => {
     const providers = createProviders({ ...options, openai: { api_key: "k", base_url: "http://127.0.0.1:9/v1" } });
-    expect(providers.configured).toEqual(["openai", "simulated"]);
+    expect(providers.configured).toEqual(["openai", "openai-responses", "simulated"]);
     expect(providers.resolve("openai/meta/llama-4")).toMatchObject({ kind: "resolved", provider: { name: "openai" }, model: "meta/llama-4" });
     expect(providers.resolve("simulated/echo")).toMatchObject({ kind: "resolved", provider: { name: "simulated" }, model: "echo" });
   });
