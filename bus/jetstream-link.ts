@@ -12,11 +12,20 @@ import { errorFields, type Log } from "../protocol/log.ts";
 import { pause, type World } from "../protocol/world.ts";
 import type { ConnectionState, Headers, Subscription } from "./port.ts";
 
+/** Files in PEM: the authorities that vouch for the broker, and our own certificate where the broker asks for one. */
+export interface LinkTls {
+  readonly ca_file?: string;
+  readonly cert_file?: string;
+  readonly key_file?: string;
+}
+
 export interface LinkOptions {
   readonly servers: string | readonly string[];
   readonly user?: string;
   readonly password?: string;
   readonly token?: string;
+  /** The connection is encrypted, and the broker is who one of these authorities says. */
+  readonly tls?: LinkTls;
   /** The connection's name, as the broker's events and monitoring show it. */
   readonly name: string;
   /** Answers come to subjects under it. Default `_INBOX`. */
@@ -85,6 +94,7 @@ export async function openLink(options: LinkOptions): Promise<Link> {
         ...(options.user === undefined ? {} : { user: options.user }),
         ...(options.password === undefined ? {} : { pass: options.password }),
         ...(options.token === undefined ? {} : { token: options.token }),
+        ...(options.tls === undefined ? {} : { tls: tlsOf(options.tls) }),
         inboxPrefix: options.inbox_prefix ?? "_INBOX",
         maxReconnectAttempts: -1,
         reconnectTimeWait: RECONNECT_WAIT_MS,
@@ -105,6 +115,14 @@ export async function openLink(options: LinkOptions): Promise<Link> {
       await pause(world, RECONNECT_WAIT_MS);
     }
   }
+}
+
+function tlsOf({ ca_file, cert_file, key_file }: LinkTls): { caFile?: string; certFile?: string; keyFile?: string } {
+  return {
+    ...(ca_file === undefined ? {} : { caFile: ca_file }),
+    ...(cert_file === undefined ? {} : { certFile: cert_file }),
+    ...(key_file === undefined ? {} : { keyFile: key_file }),
+  };
 }
 
 export class Link {

@@ -165,6 +165,7 @@ export function declareStreams(parameters: StreamParameters): Declarations {
     PLACEMENT: bucket("PLACEMENT", "Which worker owns a shard; a hint for routing, the journal is the fence.", replicas),
     WORKERS: bucket("WORKERS", "The lease of each worker.", replicas, lease_ttl_ms),
     LEADER: bucket("LEADER", "The lease of the leading supervisor.", replicas, lease_ttl_ms),
+    EDGE: bucket("EDGE", "Which tenant a broker account of the edge belongs to; once given, for ever.", replicas),
     BREAKERS: bucket("BREAKERS", "Circuit breakers that are not closed; a hint among workers, each has its own.", replicas),
   };
   return { parameters, streams, buckets };

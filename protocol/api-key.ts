@@ -1,6 +1,6 @@
 // api-key: the form of a tenant's key, `troupe.{tenant}.{key_id}.{secret}`. It names its tenant, so that nothing else has to;
 // the secret is 32 random bytes, and only the SHA-256 of the whole key is ever stored.
-import { createHash } from "node:crypto";
+import { createHash, createHmac } from "node:crypto";
 import { ID_PATTERN, isId } from "./ids.ts";
 
 const PREFIX = "troupe";
@@ -35,3 +35,15 @@ export function createKey(tenant: string, randomBytes: (count: number) => Uint8A
   const key = `${PREFIX}.${tenant}.${key_id}.${secret}`;
   return { key, key_id, hash: hashKey(key) };
 }
+
+/** The password of the stand-in login `tenant-{tenant}` of a development machine: whoever holds the machine's secret can tell it. */
+export function standInPassword(secret: string, tenant: string): string {
+  return createHmac("sha256", secret).update(tenant).digest("base64url");
+}
+export const standInUser = (tenant: string): string => `${STAND_IN_PREFIX}${tenant}`;
+/** The tenant of a stand-in login's name, or undefined when it is none. */
+export function standInTenant(user: string): string | undefined {
+  const tenant = user.startsWith(STAND_IN_PREFIX) ? user.slice(STAND_IN_PREFIX.length) : undefined;
+  return isId(tenant) ? tenant : undefined;
+}
+const STAND_IN_PREFIX = "tenant-";

@@ -5,6 +5,7 @@
 //   shard.{n}.tenant.…  shard.{n}.due.…       COMMANDS and TIMERS after their subject transform: a shard's inbox
 //   timer.…  due.…                            a schedule, and where it is aimed
 //   resident.{n}.{tenant}.{kind}.{id}         an actor that owes something
+//   reply._INBOX_{tenant}.…                   an answer on its way to a tenant's client
 //   system.…                                  between our own processes
 import { assert } from "./assert.ts";
 import { type ActorAddress, isActorKind, isId } from "./ids.ts";
@@ -111,6 +112,27 @@ export function parseReplaySubject(subject: string): string | undefined {
 export const tenantInboxPrefix = (tenant: string): string => `_INBOX_${tenant}.`;
 /** Where answers to our own processes go; no tenant may subscribe there. */
 export const RUNTIME_INBOX_PREFIX = "_INBOX.";
+
+/** Where an answer to a tenant's client is put in the runtime's account; the broker hands what is under `reply.` on to the accounts of tenants without it. */
+const REPLY_PREFIX = "reply.";
+/** What carries an answer to the subject that the sender named: a tenant's clients live in accounts of their own. */
+export function replyRoute(tenant: string, subject: string): string {
+  return subject.startsWith(tenantInboxPrefix(tenant)) ? REPLY_PREFIX + subject : subject;
+}
+
+/** Where the broker itself collects an answer that has to cross accounts; no client can name such a subject as its reply. */
+const CROSSING_REPLY_PREFIX = "_R_.";
+
+/** May history of `tenant` be sent to `reply`? It is the reply of a NATS message, not a header: one that came across accounts is the broker's own. */
+export function isReplayReplyAllowed(tenant: string, reply: string): boolean {
+  return isReplyAllowed(tenant, reply) || (isLiteralSubject(reply) && reply.startsWith(CROSSING_REPLY_PREFIX));
+}
+
+/** Where a tenant's clients say commands. */
+export const tenantCommandFilters = (tenant: string): string[] => [`tenant.${tenant}.session.*.command`, `tenant.${tenant}.workflow.*.command`];
+/** All that is live of a tenant, and what of it only its administrators hear: its own actor's journal has keys' hashes and agents in it. */
+export const tenantLiveFilter = (tenant: string): string => `live.tenant.${tenant}.>`;
+export const tenantOwnLiveFilter = (tenant: string): string => `live.tenant.${tenant}.tenant.>`;
 
 /** A literal subject: no wildcard, no empty token, no white space, of a length that fits a header. */
 export function isLiteralSubject(subject: string): boolean {
