@@ -28,6 +28,11 @@ export function tenantActor(tenant: string): ActorAddress {
   return { tenant, kind: "tenant", id: "main" };
 }
 
+/** The one budget of a tenant. */
+export function budgetActor(tenant: string): ActorAddress {
+  return { tenant, kind: "budget", id: "main" };
+}
+
 /** `acme/session/s1`: how people and logs name an actor. */
 export function actorPath(actor: ActorAddress): string {
   return `${actor.tenant}/${actor.kind}/${actor.id}`;

@@ -68,9 +68,31 @@ export type GroupResult<G extends string, O> = DoneActorEvent<O, `${G}.${string}
  */
 export type LostAttempt = "retry" | "ambiguous";
 
+/** How one attempt of an effect ended. */
+export type AttemptEnd =
+  | { readonly kind: "done"; readonly output: Json }
+  | { readonly kind: "failed"; readonly error: EffectError }
+  /** The machine left it: cancelled, timed out, paused, finished. */
+  | { readonly kind: "stopped" }
+  /** With the worker that ran it. */
+  | { readonly kind: "lost" };
+
+export interface EndedAttempt {
+  readonly actor: ActorAddress;
+  readonly inst: string;
+  readonly attempt: number;
+  readonly input: Json;
+  readonly end: AttemptEnd;
+}
+
 export interface EffectKind {
   /** May depend on the input: a tool that is idempotent is retried, another is ambiguous. */
   lost(input: Json): LostAttempt;
+  /**
+   * What the end of an attempt owes to other actors. Pure. Called exactly once for each attempt, however it ends, in the step that ends it:
+   * what it answers is committed with that end, and published after it.
+   */
+  owes?(ended: EndedAttempt): readonly Exclude<Emitted, { type: "answer" }>[];
   /** The event that tells readers of a stream that what attempt `attempt` said is void. */
   superseded?(input: Json, attempt: number): ActorEvent;
 }

@@ -51,6 +51,7 @@ import {
   groupFailed,
   type GroupResult,
 } from "./definition.ts";
+import { modelCallDues } from "./model-dues.ts";
 import { BUILT_IN_TOOLS, type ToolTable, WAIT_MS_MAX } from "./tools.ts";
 
 /** How long an idle session lives when its agent says nothing (AR-F50). */
@@ -423,8 +424,15 @@ function turnCompleted(context: SessionContext, output: ModelOutput): Change {
   };
 }
 
-function turnFailed(context: SessionContext, reason: string, message: string): Change {
-  return { context: { turn_state: "failed" }, tell: [{ type: "turn.failed", turn: context.turn, reason, message: message.slice(0, FAILURE_CHARACTERS_MAX) }] };
+/** `details` only of a refusal by the budget or a rate: its numbers tell a person what to do. Of other failures they stand in the entry. */
+function turnFailed(context: SessionContext, reason: string, message: string, details?: JsonObject): Change {
+  const refusal = details?.["refusal"];
+  return {
+    context: { turn_state: "failed" },
+    tell: [
+      { type: "turn.failed", turn: context.turn, reason, message: message.slice(0, FAILURE_CHARACTERS_MAX), ...(refusal === undefined ? {} : { details: refusal }) },
+    ],
+  };
 }
 
 const toolEvent = (context: SessionContext, type: string, { index, call_id, name }: PendingTool, more: JsonObject = {}): ActorEvent => ({
@@ -628,7 +636,7 @@ export function sessionMachineOver(table: ToolTable) {
       ),
       close_step: enqueueActions((args) => perform(args, stepClosed(args.context))),
       complete_turn: enqueueActions((args, output: ModelOutput) => perform(args, turnCompleted(args.context, output))),
-      fail_turn: enqueueActions((args, { code, message }: Failed) => perform(args, turnFailed(args.context, code, message))),
+      fail_turn: enqueueActions((args, { code, message, details }: EffectError) => perform(args, turnFailed(args.context, code, message, details))),
       end_loop: enqueueActions((args) =>
         perform(args, turnFailed(args.context, "loop_limit", `the turn made ${args.context.step + 1} model calls, and ${maxLoops(args.context)} is its limit`)),
       ),
@@ -918,6 +926,7 @@ export function sessionDefinitionOver(table: ToolTable): ActorDefinition {
           const { turn, step } = input as unknown as ModelInput;
           return { type: "superseded", turn, step, attempt };
         },
+        owes: modelCallDues,
       },
       call_tool: { lost: (input) => ((input as unknown as ToolInput).idempotent ? "retry" : "ambiguous") },
     },

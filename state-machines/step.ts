@@ -11,6 +11,7 @@
 //   S2. An effect that got its `done` or `fail` leaves the ledger in that very step; a stale result changes nothing (A3).
 //   S3. A finished actor has no effects and no timers.
 //   S4. The input of an effect is fixed when it begins; attempts differ only in their number.
+//   S5. Each attempt ends once (done, failed, stopped, lost), and in the step that ends it its kind says what that owes to others.
 import { type AnyActorScope, type AnyMachineSnapshot, createActor, type ExecutableActionObject } from "xstate";
 import { assert, unreachable } from "../protocol/assert.ts";
 import { type ErrorBody, ERRORS, errorBody } from "../protocol/errors.ts";
@@ -20,7 +21,7 @@ import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 import { AUTOMATIC_KEY_PREFIX } from "../protocol/commands.ts";
 import { AUTOMATIC_KEY_KEEP_MS, IDEMPOTENCY_KEEP_MS, IDEMPOTENCY_KEYS_MAX } from "../protocol/limits.ts";
 import type { CommandChannel } from "../protocol/subjects.ts";
-import type { ActorDefinition, ActorView, Emitted, Now } from "./definition.ts";
+import type { ActorDefinition, ActorView, AttemptEnd, Emitted, Now } from "./definition.ts";
 
 /** An effect that must be going on. */
 export interface Running {
@@ -343,6 +344,29 @@ export function coreOf(definition: ActorDefinition): Core {
   const idOf = (ledger: Readonly<Record<string, { inst: string }>>, inst: string): string | undefined =>
     Object.keys(ledger).find((id) => ledger[id]?.inst === inst);
 
+  /** S5: what the ends of attempts owe, after what the step itself told and sent. Ids of outgoing messages count over the whole entry. */
+  function withDues(step: Step, before: ActorState, entry: Entry, frame: EntryFrame): Step {
+    const events: ActorEvent[] = [];
+    const out: OutMessage[] = [];
+    const end = (effect: Running, how: AttemptEnd): void => {
+      const { inst, attempt, input } = effect;
+      for (const emitted of definition.effects[effect.src]?.owes?.({ actor: step.state.actor, inst, attempt, input, end: how }) ?? []) {
+        if (emitted.type === "tell") events.push(emitted.event);
+        else out.push({ id: `${frame.seq}.${step.out.length + out.length}`, to: emitted.to, type: emitted.command, body: emitted.body });
+      }
+    };
+    const left = new Map(Object.values(step.state.running).map((effect) => [effect.inst, effect]));
+    for (const effect of Object.values(before.running)) {
+      const lost = entry.t === "claim" && entry.lost.includes(effect.inst);
+      const gone = !left.has(effect.inst);
+      if (lost) end(effect, { kind: "lost" });
+      else if (gone && entry.t === "done" && entry.inst === effect.inst) end(effect, { kind: "done", output: entry.output });
+      else if (gone && entry.t === "fail" && entry.inst === effect.inst) end(effect, { kind: "failed", error: entry.error });
+      else if (gone) end(effect, { kind: "stopped" });
+    }
+    return events.length + out.length === 0 ? step : { ...step, events: [...step.events, ...events], out: [...step.out, ...out] };
+  }
+
   function applyClaim(state: ActorState, entry: Extract<Entry, { t: "claim" }>, frame: EntryFrame): Step {
     const events: ActorEvent[] = [];
     const out: OutMessage[] = [];
@@ -389,8 +413,10 @@ export function coreOf(definition: ActorDefinition): Core {
 
   /** A step, and the event that says the outer state changed. */
   function apply(state: ActorState | undefined, actor: ActorAddress, entry: Entry, frame: EntryFrame): Step {
-    const step = applyEntry(state, actor, entry, frame);
-    if (state === undefined || definition.moved === undefined) return step;
+    const applied = applyEntry(state, actor, entry, frame);
+    if (state === undefined) return applied;
+    const step = withDues(applied, state, entry, frame);
+    if (definition.moved === undefined) return step;
     const before = viewOf(state);
     const after = viewOf(step.state);
     if (before.state === after.state) return step;

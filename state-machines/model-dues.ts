@@ -1,0 +1,40 @@
+// model-dues: what the end of one attempt of a model call owes to its tenant's budget: the settlement of its hold, in whatever way it ended.
+//
+//   done, failed with its calls    what its calls cost together
+//   stopped, lost, no word of it   null: nobody knows, and the provider may have billed it; the budget settles the whole hold
+//
+// It goes out with the commit that ends the attempt, so it is said exactly once and no crash forgets it. A call that never reserved anything
+// settles a hold that is not there, which only closes its id.
+import type { ActorEvent } from "../protocol/journal.ts";
+import type { Json, JsonObject } from "../protocol/json.ts";
+import { actorPath, budgetActor } from "../protocol/ids.ts";
+import { holdId } from "./budget.ts";
+import type { Emitted, EndedAttempt } from "./definition.ts";
+
+interface Call {
+  readonly usage: Json;
+  readonly cost_usd_micros: number | null;
+}
+
+/** What the calls of an attempt cost together; null when that is not known. A call that the provider never began to answer cost nothing. */
+function costOfCalls(told: JsonObject | undefined): number | null {
+  const calls = told?.["attempts"] as unknown as readonly Call[] | undefined;
+  if (!Array.isArray(calls)) return typeof told?.["cost_usd_micros"] === "number" ? told["cost_usd_micros"] : null;
+  let sum = 0;
+  for (const { usage, cost_usd_micros } of calls as readonly Call[]) {
+    if (cost_usd_micros === null && usage !== null) return null;
+    sum += cost_usd_micros ?? 0;
+  }
+  return sum;
+}
+
+export function modelCallDues({ actor, inst, attempt, input, end }: EndedAttempt): readonly Exclude<Emitted, { type: "answer" }>[] {
+  const told = end.kind === "done" ? (end.output as JsonObject) : end.kind === "failed" ? end.error.details : undefined;
+  const cost_usd_micros = costOfCalls(told);
+  const model = typeof told?.["model"] === "string" ? { model: told["model"] } : {};
+  const body = { hold: holdId(actor, inst, attempt), cost_usd_micros, ...model };
+  const { turn = 0, step = 0 } = (input ?? {}) as { turn?: number; step?: number };
+  const decision = told?.["decision"];
+  const decided: ActorEvent[] = decision === undefined || decision === null ? [] : [{ type: "budget.decision", turn, step, attempt, ...(decision as JsonObject) } as ActorEvent];
+  return [...decided.map((event) => ({ type: "tell", event }) as const), { type: "send", to: actorPath(budgetActor(actor.tenant)), command: "budget.settle", body }];
+}
