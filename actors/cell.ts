@@ -26,7 +26,8 @@ import { APPEND_BYTES_TARGET, APPEND_ENTRIES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_EN
 import { errorFields, type Log } from "../protocol/log.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import { pause, timestamp, type World } from "../protocol/world.ts";
-import { type ActorState, commandHash, type Core, outerState, recognise, type Outcome, type Running } from "../state-machines/step.ts";
+import type { ActorView } from "../state-machines/definition.ts";
+import { type ActorState, commandHash, type Core, outerState, recognise, type Outcome, type Running, viewOf } from "../state-machines/step.ts";
 import { createEffectRunner, type EffectRunner } from "./effect-runner.ts";
 import type { EntryCache } from "./entry-cache.ts";
 import type { EffectScope, Performers } from "./performer.ts";
@@ -51,6 +52,8 @@ export type MailItem =
 export interface CellObserver {
   committed?(entries: number, ms: number): void;
   decided?(outcome: Outcome, type: string): void;
+  /** How long a command lay in the mailbox before it was taken out to be decided. */
+  waited?(ms: number): void;
   effect?(what: "started" | "done" | "failed" | "aborted", src: string): void;
   /** A model call of this actor said its first word. */
   first_token?(actor: ActorAddress): void;
@@ -78,7 +81,7 @@ export interface CellDeps {
   /** A fence refused us, or the journal knows a later owner. Asks who owns the actor now, from the leader. */
   conflict(): Promise<"mine" | "lost">;
   /** A command that the actor's own state cannot judge: is the tenant active, does the agent exist? */
-  admit?(command: Command): Promise<ErrorBody | undefined>;
+  admit?(command: Command, view: ActorView | undefined): Promise<ErrorBody | undefined>;
   /** Makes the actor's debt durable before it exists; undefined for actors outside the shards. */
   mark?(): Promise<void>;
   /** What a lost attempt may have cost, for effects that cost money; the machine's recovery budget counts it. Rejects when it cannot be known. */
@@ -121,6 +124,7 @@ export class ActorCell {
   readonly #deps: CellDeps;
   readonly #effects: EffectRunner;
   readonly #mailbox: MailItem[] = [];
+  readonly #arrived_ms = new WeakMap<MailItem, number>();
   readonly #clocks = new Map<string, () => void>();
   #phase: CellPhase = "loading";
   #state: ActorState | undefined;
@@ -201,6 +205,7 @@ export class ActorCell {
   push(item: MailItem): void {
     if (this.#phase === "stopped") return; // unacknowledged: it comes again to whoever owns the actor then (C4)
     this.#touched_at_ms = this.#deps.world.monotonic_ms();
+    if (item.kind === "command") this.#arrived_ms.set(item, this.#touched_at_ms);
     this.#mailbox.push(item);
     this.#wake();
   }
@@ -381,6 +386,8 @@ export class ActorCell {
     while (this.#mailbox.length > 0 && folds.length < APPEND_ENTRIES_MAX && bytes < APPEND_BYTES_TARGET) {
       const item = this.#mailbox.shift()!;
       taken.push(item);
+      const arrived_ms = this.#arrived_ms.get(item);
+      if (arrived_ms !== undefined) this.#deps.observer?.waited?.(this.#deps.world.monotonic_ms() - arrived_ms);
       const verdict = await this.#decide(item, state);
       if (this.#stopped()) return;
       if (verdict.entry !== undefined) {
@@ -419,7 +426,7 @@ export class ActorCell {
       if (known.kind === "conflict") return no(known.error);
       if (known.kind === "repeat") return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
     }
-    const refused = await this.#deps.admit?.(command);
+    const refused = await this.#deps.admit?.(command, state === undefined ? undefined : viewOf(state));
     if (refused !== undefined) return no(refused);
     if (state === undefined) {
       if (command.type !== core.definition.creates) return no(errorBody("not_found", `there is no ${actor.kind} '${actor.id}'`));

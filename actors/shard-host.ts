@@ -50,7 +50,7 @@ export interface ShardHostDeps {
   may_act(): boolean;
   /** A fence refused us under this epoch: asks the leader's placement. */
   on_conflict(shard: number, epoch: number): Promise<"mine" | "lost">;
-  readonly admit?: (actor: ActorAddress, command: Parameters<NonNullable<CellDeps["admit"]>>[0]) => ReturnType<NonNullable<CellDeps["admit"]>>;
+  readonly admit?: (actor: ActorAddress, ...asked: Parameters<NonNullable<CellDeps["admit"]>>) => ReturnType<NonNullable<CellDeps["admit"]>>;
   on_resumed?(resumed: Resumed): void;
   readonly assume_cost?: CellDeps["assume_cost"];
   readonly observer?: CellObserver;
@@ -113,6 +113,7 @@ interface Shard {
   readonly epoch: number;
   readonly from: { worker: string | null; reason: string };
   phase: ShardStatus["phase"] | "gone";
+  readonly taken_ms: number;
   readonly residents: Map<string, Resident>;
   readonly subscriptions: Subscription[];
   /** Marks found on taking, by actor path. */
@@ -152,13 +153,13 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     await clearing;
   }
 
-  function residentOf(shard: Shard, actor: ActorAddress): Resident | undefined {
+  /** `began_ms`: since when it is waited for, for the history of what resumed. */
+  function residentOf(shard: Shard, actor: ActorAddress, began_ms = world.monotonic_ms()): Resident | undefined {
     const path = actorPath(actor);
     const present = shard.residents.get(path);
     if (present !== undefined) return present; // H1
     const core = cores[actor.kind];
     if (core === undefined) return undefined;
-    const began_ms = world.monotonic_ms();
     const { admit } = deps;
     const cell: ActorCell = new ActorCell({
       actor,
@@ -178,7 +179,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       mark: () => ensureMark(shard, resident),
       claim_reason: shard.from.reason,
       resumed: (resumed) => deps.on_resumed?.({ ...resumed, shard: shard.number, epoch: shard.epoch, from: shard.from.worker, reason: shard.from.reason, replay_ms: world.monotonic_ms() - began_ms }),
-      ...(admit === undefined ? {} : { admit: (command) => admit(actor, command) }),
+      ...(admit === undefined ? {} : { admit: (command, view) => admit(actor, command, view) }),
       ...(deps.observer === undefined ? {} : { observer: deps.observer }),
       ...(deps.assume_cost === undefined ? {} : { assume_cost: deps.assume_cost }),
       quarantine,
@@ -219,11 +220,15 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     const parsed = parseActorSubject(message.subject);
     if (parsed.kind === "malformed" || (parsed.channel !== "command" && parsed.channel !== "control")) {
       log.warn("a message on no actor's subject is set aside", { subject: message.subject.slice(0, 200) });
+      // There is no mailbox for it and no journal; whoever sent it is told all the same.
+      const reply = replyTo(parsed.kind === "malformed" ? parsed.tenant : parsed.actor.tenant, message);
+      const reason = parsed.kind === "malformed" ? parsed.reason : `'${parsed.channel}' takes no commands`;
+      if (reply.kind === "to") bus.send(reply.subject, encodeReply({ ok: false, actor: "", error: errorBody("invalid", reason) }));
       delivery.ack();
       return;
     }
     const { actor, channel } = parsed;
-    const reply = replyTo(actor, message);
+    const reply = replyTo(actor.tenant, message);
     const decided: Decide = (outcome, after_sequence) => {
       if (reply.kind === "to") bus.send(reply.subject, answerOf(actor, outcome, after_sequence));
       delivery.ack();
@@ -267,10 +272,10 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     return encodeReply({ ok: true, actor: path, seq, state, result, ...(after_sequence === undefined ? {} : { after_sequence }) });
   }
 
-  function replyTo(actor: ActorAddress, message: StoredMessage): { kind: "none" } | { kind: "to"; subject: string } | { kind: "forbidden" } {
+  function replyTo(tenant: string | undefined, message: StoredMessage): { kind: "none" } | { kind: "to"; subject: string } | { kind: "forbidden" } {
     const subject = headerOf(message.headers, HEADER_REPLY_TO);
     if (subject === undefined || subject === "") return { kind: "none" };
-    return isReplyAllowed(actor.tenant, subject) ? { kind: "to", subject } : { kind: "forbidden" };
+    return tenant !== undefined && isReplyAllowed(tenant, subject) ? { kind: "to", subject } : { kind: "forbidden" };
   }
 
   function onDue(shard: Shard, delivery: Delivery): void {
@@ -323,7 +328,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     await Promise.all(
       marked.map(async ([tenant, kind, id]) => {
         await restoreSlot();
-        const loaded = shard.phase === "gone" ? undefined : residentOf(shard, { tenant, kind, id })?.cell.load();
+        const loaded = shard.phase === "gone" ? undefined : residentOf(shard, { tenant, kind, id }, shard.taken_ms)?.cell.load();
         if (loaded !== undefined) await Promise.race([loaded, pause(world, RESTORE_PATIENCE_MS)]);
         restoreDone();
       }),
@@ -406,7 +411,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       const before = shards.get(number);
       if (before !== undefined && before.epoch >= epoch) return;
       if (before !== undefined) await end(before);
-      const shard: Shard = { number, epoch, from, phase: "taking", residents: new Map(), subscriptions: [], found_marks: new Map() };
+      const shard: Shard = { number, epoch, from, phase: "taking", taken_ms: world.monotonic_ms(), residents: new Map(), subscriptions: [], found_marks: new Map() };
       shards.set(number, shard);
       // Who was cut off in the middle of something goes on first: the broker answers one connection's questions in their order.
       const restored = marksOf(shard).then(() => restoreMarked(shard));

@@ -32,7 +32,13 @@ export async function runSupervisor(runtime: Runtime, { id, http_port }: Supervi
     observer: {
       role: (role) => metrics.set("troupe_leading", {}, role === "leading" ? 1 : 0),
       died: (_worker, detect_ms) => metrics.observe("troupe_recovery_detect_seconds", {}, detect_ms / 1000),
-      assigned: (_shard, _worker, _epoch, assign_ms) => metrics.observe("troupe_recovery_assign_seconds", {}, assign_ms / 1000),
+      assigned(_shard, _worker, _epoch, assign_ms) {
+        metrics.observe("troupe_recovery_assign_seconds", {}, assign_ms / 1000);
+        metrics.add("troupe_wait_ms_total", { reason: "placement" }, assign_ms);
+      },
+      resumed({ assign_ms, replay_ms, first_token_ms }) {
+        if (first_token_ms !== undefined) metrics.observe("troupe_recovery_first_token_seconds", {}, (assign_ms + replay_ms + first_token_ms) / 1000);
+      },
     },
   });
   leader.start();

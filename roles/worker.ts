@@ -76,15 +76,23 @@ function attemptsInto(metrics: Metrics): (attempt: ModelAttempt) => void {
 
 /** How long each effect kept its actor waiting, however it ended. */
 function timed({ world, metrics }: Runtime, performers: Performers): Performers {
+  const running = new Map<string, number>();
+  const count = (effect: string, by: number): void => {
+    running.set(effect, (running.get(effect) ?? 0) + by);
+    metrics.set("troupe_effects_running", { effect }, running.get(effect) ?? 0);
+  };
   return Object.fromEntries(
     Object.entries(performers).map(([src, perform]) => [
       src,
       async (input: never, scope: EffectScope) => {
         const began_ms = world.monotonic_ms();
         const reason = WAITS_FOR[src];
+        count(src, 1);
         try {
           return await perform(input, scope);
         } finally {
+          count(src, -1);
+          metrics.observe("troupe_effect_seconds", { effect: src }, (world.monotonic_ms() - began_ms) / 1000);
           if (reason !== undefined) metrics.add("troupe_wait_ms_total", { reason }, world.monotonic_ms() - began_ms);
         }
       },

@@ -101,6 +101,8 @@ export interface LeaderObserver {
   /** A shard got an owner; `assign_ms` after it lost the last one, as far as this leader saw it. */
   assigned?(shard: number, worker: string, epoch: number, assign_ms: number): void;
   moved?(shard: number, from: string, to: string): void;
+  /** An actor with work in flight goes on; the times follow one another, and `first_token_ms` is absent when none came soon. */
+  resumed?(times: { readonly detect_ms: number; readonly assign_ms: number; readonly replay_ms: number; readonly first_token_ms?: number }): void;
 }
 
 interface Placed {
@@ -834,6 +836,7 @@ export class Leader {
     const { detect_ms, assign_ms } = recovery?.epoch === news.epoch ? recovery : { detect_ms: 0, assign_ms: 0 };
     const { actor, entries, replay_ms, first_token_ms } = news;
     leadership.resuming += 1;
+    if (recovery?.epoch === news.epoch) this.#options.observer?.resumed?.({ detect_ms, assign_ms, replay_ms, ...(first_token_ms === undefined ? {} : { first_token_ms }) });
     this.#say(leadership, news.worker, "actor.resumed", {
       actor,
       entries,

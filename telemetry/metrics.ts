@@ -73,6 +73,13 @@ export const INSTRUMENTS = {
     labels: [],
     buckets: RECOVERY_SECONDS,
   },
+  troupe_wait_ms_total: {
+    type: "counter",
+    help:
+      "Milliseconds waited, by what for: mailbox (a command, until it is taken out to be decided), provider (an actor, for a model), tool (an actor, for " +
+      "a tool), placement (a shard, for an owner), recovery (an actor with work in flight, from its shard's arrival until it goes on).",
+    labels: ["reason"],
+  },
   troupe_gateway_requests_total: { type: "counter", help: "HTTP requests answered, by route pattern and status.", labels: ["method", "route", "status"] },
   troupe_gateway_request_seconds: {
     type: "histogram",
@@ -82,6 +89,12 @@ export const INSTRUMENTS = {
   },
   troupe_gateway_subscribers: { type: "gauge", help: "Open streams to clients.", labels: ["transport"] },
   troupe_gateway_gaps_repaired_total: { type: "counter", help: "Gaps in a live feed that were read again from the stream.", labels: ["channel"] },
+  troupe_nats_logins_total: {
+    type: "counter",
+    help: "Clients that asked to come onto the bus, by outcome: admitted, unauthenticated, forbidden, unavailable, full.",
+    labels: ["outcome"],
+  },
+  troupe_nats_connections_ended_total: { type: "counter", help: "Connections to the bus that were ended because their credential counted no more.", labels: [] },
   troupe_projection_messages_total: { type: "counter", help: "Journal messages projected.", labels: [] },
   troupe_projection_rows_total: { type: "counter", help: "Rows written by the projector.", labels: ["table"] },
   troupe_projection_batch_size: { type: "histogram", help: "Journal messages in one transaction.", labels: [], buckets: BATCH_SIZES },
