@@ -8,6 +8,7 @@
 //   S3. Whatever is decided by a read (buckets, COMMANDS, TIMERS) cannot be read directly from a replica, only from the leader.
 //   S4. The number of shards is fixed with the first start: another one would send an actor's commands to another inbox.
 import { assert } from "../protocol/assert.ts";
+import { ACTOR_KINDS } from "../protocol/ids.ts";
 import { COMMAND_BYTES_MAX, LEASE_TTL_MS } from "../protocol/limits.ts";
 import { BUCKETS, type BucketName, STREAMS, type StreamName } from "./port.ts";
 
@@ -96,7 +97,8 @@ export function declareStreams(parameters: StreamParameters): Declarations {
       ...KEEP_FOR_EVER,
       name: "COMMANDS",
       purpose: "What actors are asked to do, until it is done; each shard reads its own part.",
-      subjects: ["tenant.*.*.*.command", "tenant.*.*.*.control"],
+      // Of the kinds there are, and no other: what nobody reads would lie here for ever, until the stream is full for all.
+      subjects: ACTOR_KINDS.flatMap((kind) => [`tenant.*.${kind}.*.command`, `tenant.*.${kind}.*.control`]),
       kept: "until_acknowledged",
       replicas,
       when_full: "refuse_new",

@@ -30,7 +30,8 @@ export function liveSubject(actor: ActorAddress, channel: "event" | "token"): st
 
 export type SubjectParse =
   | { readonly kind: "actor"; readonly actor: ActorAddress; readonly channel: Channel }
-  | { readonly kind: "malformed"; readonly reason: string };
+  /** `tenant`: whose subject it is, when that much can be read. */
+  | { readonly kind: "malformed"; readonly reason: string; readonly tenant?: string };
 
 /** Parses `tenant.…`, `live.tenant.…` and `shard.{n}.tenant.…` alike. */
 export function parseActorSubject(subject: string): SubjectParse {
@@ -40,9 +41,9 @@ export function parseActorSubject(subject: string): SubjectParse {
   const [root, tenant, kind, id, channel, ...rest] = tokens;
   if (root !== "tenant" || rest.length > 0) return { kind: "malformed", reason: "not tenant.{tenant}.{kind}.{id}.{channel}" };
   if (!isId(tenant)) return { kind: "malformed", reason: "the tenant is not 1 to 64 of A-Z a-z 0-9 _ -" };
-  if (!isActorKind(kind)) return { kind: "malformed", reason: `unknown kind of actor '${String(kind).slice(0, 64)}'` };
-  if (!isId(id)) return { kind: "malformed", reason: "the id is not 1 to 64 of A-Z a-z 0-9 _ -" };
-  if (!isChannel(channel)) return { kind: "malformed", reason: `unknown channel '${String(channel).slice(0, 64)}'` };
+  if (!isActorKind(kind)) return { kind: "malformed", tenant, reason: `unknown kind of actor '${String(kind).slice(0, 64)}'` };
+  if (!isId(id)) return { kind: "malformed", tenant, reason: "the id is not 1 to 64 of A-Z a-z 0-9 _ -" };
+  if (!isChannel(channel)) return { kind: "malformed", tenant, reason: `unknown channel '${String(channel).slice(0, 64)}'` };
   return { kind: "actor", actor: { tenant, kind, id }, channel };
 }
 
