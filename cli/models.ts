@@ -80,7 +80,16 @@ export async function listModels(context: Context, { provider, capability, conte
       const row = priceAt(model, at_ms);
       const { tools, vision, reasoning } = model.capabilities;
       const prices = [row?.input_usd_per_mtok ?? null, row?.output_usd_per_mtok ?? null];
-      return [model.id, model.quality, model.context_tokens, ...prices, yes(tools), yes(vision), yes(reasoning), isDeprecated(model, at_ms) ? model.deprecated_at : ""];
+      return [
+        model.id,
+        model.quality,
+        model.context_tokens,
+        ...prices,
+        yes(tools),
+        yes(vision),
+        yes(reasoning),
+        isDeprecated(model, at_ms) ? model.deprecated_at : "",
+      ];
     }),
   );
   printer.note(`${models.length} of ${registry.table.models.length} models; prices of ${registry.table.version}`);
@@ -188,7 +197,8 @@ export async function refreshModels(context: Context, { from = PRICES_URL }: { r
   const registry = await registryOf(context);
   const text = await tableText(context, from);
   const outcome = registry.refresh(parsed(text));
-  if (outcome.kind === "refused") throw new TroupeError(errorBody("invalid", `the table is not taken, the old one stays: ${outcome.reason}`, { gate: outcome.gate }));
+  if (outcome.kind === "refused")
+    throw new TroupeError(errorBody("invalid", `the table is not taken, the old one stays: ${outcome.reason}`, { gate: outcome.gate }));
   const file = fileOf(context);
   await mkdir(homeDirectory(ports.env, ports.working_directory), { recursive: true });
   // Renamed into its place, so that a worker that starts now reads the old table or the new one.
