@@ -1,8 +1,7 @@
 // audit-view: the audit projection as the verifier sees it.
 import type { AuditView } from "../actors/verify.ts";
-import { PROJECTION_NAME } from "../projections/projector.ts";
 import type { Queries } from "../projections/queries.ts";
-import { auditRecords } from "../projections/rows.ts";
+import { auditRecords, PROJECTION_NAME } from "../projections/rows.ts";
 
 export function createAuditView(queries: Queries): AuditView {
   return {

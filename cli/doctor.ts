@@ -4,7 +4,7 @@
 import { readdir } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { STREAMS } from "../bus/port.ts";
-import { PROJECTION_NAME } from "../projections/projector.ts";
+import { PROJECTION_NAME } from "../projections/rows.ts";
 import type { Context } from "./context.ts";
 import { EXIT } from "./ports.ts";
 import { bytes, type Style } from "./printer.ts";

@@ -82,6 +82,8 @@ export interface AuditVerification {
   readonly rows: AsyncIterable<ChainedRow>;
   /** What the projector keeps as the end; undefined when it keeps none. Null when it is not known, as for an export. */
   readonly head: AuditHead | undefined | null;
+  /** Rows of the table that stand beyond what is projected, and so beyond `rows`. */
+  readonly beyond?: number;
   /** The tenant's journal messages in stream order, as far as they are projected; null leaves the stream out. */
   readonly journal: AsyncIterable<{ readonly message: JournalMessage; readonly sequence: number }> | null;
   report(finding: AuditFinding): void;
@@ -106,7 +108,7 @@ async function* rowsOf(journal: NonNullable<AuditVerification["journal"]>): Asyn
  * Promises: finds any row that was changed, taken out, put in or moved, wherever it stands, also at the end; and a head that was changed.
  * Limits:   without the journal, a table and a head that were rewritten together from some row on look whole; with it nothing does.
  */
-export async function verifyAudit({ tenant, rows, head, journal, report }: AuditVerification): Promise<AuditReport> {
+export async function verifyAudit({ tenant, rows, head, beyond = 0, journal, report }: AuditVerification): Promise<AuditReport> {
   let findings = 0;
   let count = 0;
   let asked = 0;
@@ -133,6 +135,7 @@ export async function verifyAudit({ tenant, rows, head, journal, report }: Audit
     count += 1;
     const self = chainOf(previous, row);
     let told = false;
+    let wants: string | undefined;
     while (next !== undefined && next.done !== true && isBefore(next.value, row)) {
       found(
         "removed",
@@ -153,9 +156,11 @@ export async function verifyAudit({ tenant, rows, head, journal, report }: Audit
           told = true;
         }
         await step();
+        wants = expected;
       }
     }
-    if (row.chain !== self && !told)
+    // What fits the row before it goes on from a break that was told there; what fits the stream is as it was written.
+    if (row.chain !== self && row.chain !== wants && !told)
       found("chain_broken", row, "its chain does not follow from the row before it: a row before it was changed, taken out, put in or moved, or its chain was");
     previous = row.chain;
     last_sequence = row.stream_sequence;
@@ -164,6 +169,8 @@ export async function verifyAudit({ tenant, rows, head, journal, report }: Audit
     found("removed", next.value, `the journal of ${next.value.kind}/${next.value.actor} asks for a row of entry seq ${next.value.seq} here, and there is none`);
     await step();
   }
+  if (beyond > 0)
+    found("inserted", { stream_sequence: last_sequence, entry_index: 0 }, `${beyond} rows stand beyond what is projected: no journal message asked for them`);
   if (head !== null) {
     const at = { stream_sequence: head?.stream_sequence ?? 0, entry_index: 0 };
     if (head === undefined && count > 0) found("head_changed", at, `there are ${count} rows and no head`);

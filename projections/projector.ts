@@ -28,6 +28,7 @@ import {
   type Batch,
   emptyBatch,
   type KeyRecord,
+  PROJECTION_NAME,
   projectMessage,
   rowKey,
   rowsJson,
@@ -37,7 +38,6 @@ import {
   Unprojectable,
 } from "./rows.ts";
 
-export const PROJECTION_NAME = "troupe";
 const STREAM = "EVENTS";
 const FILTER = "tenant.>";
 

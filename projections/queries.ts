@@ -9,6 +9,7 @@ import { createHash } from "node:crypto";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import { PROJECTION_NAME } from "./rows.ts";
 import type { AuditHead, ChainedRow } from "./audit-chain.ts";
 import { type Database, faultOf, type Value } from "./database.ts";
 
@@ -159,6 +160,13 @@ export interface AuditSummary {
   readonly digest: string;
 }
 
+export interface AuditEnd {
+  readonly position: number;
+  /** Rows that stand where nothing is projected yet: nobody of ours wrote them. */
+  readonly beyond: number;
+  readonly head: AuditHead | undefined;
+}
+
 export interface Queries {
   readonly sessions: {
     /** Newest first. */
@@ -173,7 +181,8 @@ export interface Queries {
   audit(tenant: string, request?: PageRequest & AuditFilter): Promise<Page<AuditRow>>;
   /** Every audit row of a tenant with its chain, in the stream's order up to `through`, read in pages. */
   audit_chain(tenant: string, through?: number): AsyncIterable<ChainedRow>;
-  audit_head(tenant: string): Promise<AuditHead | undefined>;
+  /** Up to where everything is projected, and where the tenant's chain ended at that very moment. */
+  audit_end(tenant: string): Promise<AuditEnd>;
   /** The tenants that have rows in the audit or a head. An operator's. */
   audit_tenants(): Promise<string[]>;
   /** How far each projector is; compare with `bus.bounds("EVENTS")` for its lag. */
@@ -356,9 +365,15 @@ export function createQueries(database: Database): Queries {
       }
     },
 
-    async audit_head(tenant) {
-      const [head] = await read<AuditHead>("select rows, stream_sequence, chain from audit_heads where tenant = $1", [tenant]);
-      return head;
+    async audit_end(tenant) {
+      const [end] = await read<{ position: number; beyond: number; rows: number | null; stream_sequence: number | null; chain: string | null }>(
+        `select position, (select count(*) from audit where tenant = $1 and stream_sequence > position) as beyond, rows, stream_sequence, chain
+         from projection_positions left join audit_heads on tenant = $1 where name = $2`,
+        [tenant, PROJECTION_NAME],
+      );
+      if (end === undefined) return { position: 0, beyond: 0, head: undefined };
+      const { position, beyond, rows, stream_sequence, chain } = end;
+      return { position, beyond, head: rows === null || stream_sequence === null || chain === null ? undefined : { rows, stream_sequence, chain } };
     },
 
     async audit_tenants() {

@@ -14,6 +14,9 @@ import type { ActorAddress } from "../protocol/ids.ts";
 import { type Entry, entrySeq, type JournalMessage } from "../protocol/journal.ts";
 import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 
+/** Under which name the projection keeps its position. */
+export const PROJECTION_NAME = "troupe";
+
 /** The model call in flight, kept in the session's row until it ends. */
 export interface OpenCall {
   readonly inst: string;

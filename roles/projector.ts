@@ -1,8 +1,8 @@
-// projector: streams → Postgres. The only process that writes there.
+// projector: streams → Postgres. The only process that writes there, with a credential that may add to the audit and not change it; so it
+// does not migrate: `up` does, or `troupe migrate` with the owner's credential, and until then it waits and says so. --rebuild empties the
+// tables, the audit among them: it too takes the owner's.
 import { createDatabase } from "../projections/database.ts";
 import { createProjector, rebuild } from "../projections/projector.ts";
-import { errorFields } from "../protocol/log.ts";
-import { pause } from "../protocol/world.ts";
 import { startStatusServer } from "../telemetry/http.ts";
 import { connect, observeBus, type Runtime } from "./runtime.ts";
 
@@ -11,8 +11,6 @@ export interface ProjectorRoleOptions {
   readonly http_port: number;
   readonly rebuild: boolean;
 }
-
-const MIGRATE_RETRY_MS = 1_000;
 
 export async function runProjector(runtime: Runtime, options: ProjectorRoleOptions): Promise<number> {
   const { world, settings, metrics } = runtime;
@@ -24,19 +22,6 @@ export async function runProjector(runtime: Runtime, options: ProjectorRoleOptio
   const bus = await connect(runtime, `projector-${options.id}`);
   observeBus(bus, metrics);
   const database = createDatabase({ url: settings.TROUPE_POSTGRES_URL, application_name: `troupe-projector-${options.id}`, log });
-  let asked = false;
-  void runtime.asked_to_end.then(() => (asked = true));
-  // Postgres may come later than we do: projections catch up.
-  for (let migrated = false; !migrated && !asked; ) {
-    try {
-      const ran = await database.migrate();
-      if (ran.length > 0) log.info("tables are as declared", { migrations: ran.join(" ") });
-      migrated = true;
-    } catch (error) {
-      log.warn("the database cannot be migrated yet", errorFields(error));
-      await Promise.race([pause(world, MIGRATE_RETRY_MS), runtime.asked_to_end]);
-    }
-  }
   const parts = { bus, database, world, log, metrics };
   if (options.rebuild) {
     const outcome = await rebuild(parts);
@@ -52,7 +37,10 @@ export async function runProjector(runtime: Runtime, options: ProjectorRoleOptio
     log,
     ready: async () => {
       const status = projector.status();
-      return { bus: { ok: bus.state === "connected" }, projection: { ok: status.kind === "following", detail: status.kind === "stopped" ? `${status.fault.name}: ${status.fault.message}` : status.kind } };
+      return {
+        bus: { ok: bus.state === "connected" },
+        projection: { ok: status.kind === "following", detail: status.kind === "stopped" ? `${status.fault.name}: ${status.fault.message}` : status.kind },
+      };
     },
   });
   log.info("projector runs", { http: http.url });

@@ -10,6 +10,7 @@ import { createRestorer } from "../actors/restore.ts";
 import { auditSubstrate } from "../bus/jetstream.ts";
 import { ensureNatsServer } from "../deploy/local/nats-server.ts";
 import { type LocalNats, startLocalNats } from "../deploy/local/nats.ts";
+import { localSecrets } from "../deploy/local/secrets.ts";
 import { freePort } from "../deploy/local/server-process.ts";
 import { type LocalPostgres, startLocalPostgres } from "../deploy/local/postgres.ts";
 import { createKey } from "../protocol/api-key.ts";
@@ -20,6 +21,7 @@ import { parseActorSubject } from "../protocol/subjects.ts";
 import { pause } from "../protocol/world.ts";
 import { cores } from "../state-machines/kinds.ts";
 import { createChildren } from "./children.ts";
+import { prepareDatabase } from "./database.ts";
 import { keepOwnKey, readOwnKeys, removeDevFile, writeDevFile } from "./dev-home.ts";
 import { connect, type Runtime } from "./runtime.ts";
 import { demonstrationModel } from "./settings.ts";
@@ -121,6 +123,11 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     ...outer,
     settings: { ...outer.settings, TROUPE_SHARDS: shards, TROUPE_NATS_URL: broker.url, TROUPE_NATS_USER: broker.operator.user, TROUPE_NATS_PASSWORD: broker.operator.password },
   };
+  // Tables and logins while the broker is got ready: every child but the owner of the tables gets a credential that row-level security binds.
+  const prepared = prepareDatabase({ url: database.url, secret: (name) => localSecrets(home).of(name), log }).catch((error: unknown) => {
+    giveUp(`the database could not be prepared: ${errorFields(error).error}`);
+    return undefined;
+  });
   const bus = await connect(runtime, "up");
   for (const finding of await auditSubstrate(bus, { monitor_url: broker.monitor_url })) if (finding.level === "refuse") giveUp(`the broker is not as it must be: ${finding.what} is ${finding.have}, wanted ${finding.want}`);
 
@@ -162,9 +169,10 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     const id = `w${index}`;
     children.start({ role: "worker", id, args: ["worker", "--id", id], env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE)_/, shared) });
   }
-  const withDatabase = { ...shared, TROUPE_POSTGRES_URL: database.url };
-  children.start({ role: "gateway", id: "g1", args: ["gateway", "--id", "g1", "--http-port", String(port)], env: childEnv(options.env, nothing, withDatabase) });
-  children.start({ role: "projector", id: "p1", args: ["projector", "--id", "p1"], env: childEnv(options.env, nothing, withDatabase) });
+  const logins = (await prepared) ?? { app: "", projector: "" };
+  const withDatabase = (url: string): Record<string, string> => ({ ...shared, TROUPE_POSTGRES_URL: url });
+  children.start({ role: "gateway", id: "g1", args: ["gateway", "--id", "g1", "--http-port", String(port)], env: childEnv(options.env, nothing, withDatabase(logins.app)) });
+  children.start({ role: "projector", id: "p1", args: ["projector", "--id", "p1"], env: childEnv(options.env, nothing, withDatabase(logins.projector)) });
 
   const restorer = createRestorer({ bus, cores, log });
   const client = createCommandClient({ bus, world });

@@ -189,7 +189,8 @@ describe("records", () => {
   });
 
   test("a database that breaks while it is asked is unreachable", async () => {
-    const openDatabase = async () => ({ ...databaseOf({}), query: () => Promise.reject(new Error("gone")) });
+    const gone = (): Promise<never> => Promise.reject(new Error("gone"));
+    const openDatabase = async () => ({ ...databaseOf({}), query: gone, read: gone });
     expect((await run(["audit", "--tenant", "acme"], { openDatabase })).code).toBe(3);
   });
 
