@@ -4,6 +4,7 @@ import { createDirectory } from "../actors/directory.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { type Readiness, startGateway } from "../gateway/server.ts";
 import { createDatabase } from "../projections/database.ts";
+import { bypassesIsolation } from "../projections/isolation.ts";
 import { createQueries } from "../projections/queries.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { cores, definitions } from "../state-machines/kinds.ts";
@@ -41,8 +42,8 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     let postgres: { ok: boolean; detail?: string } = { ok: true, detail: "not configured; lists are unavailable" };
     if (database !== undefined) {
       try {
-        await database.query("select 1");
-        postgres = { ok: true };
+        // The queries bind themselves to one tenant all the same; a credential that could see all is one mistake away from showing it.
+        postgres = (await bypassesIsolation(database)) ? { ok: false, detail: "the credential is not bound by row-level security; connect as troupe_app" } : { ok: true };
       } catch (error) {
         postgres = { ok: false, detail: error instanceof Error ? error.name : "away" };
       }
