@@ -1,16 +1,24 @@
-// admission: what an actor's own state cannot judge of a command: is its tenant active, does the agent exist, can the model be had?
+// admission: what an actor's own state cannot judge of a command: is its tenant active, does the agent exist, can the model be had, is there
+// money left at all?
 import type { Command } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { Providers } from "../providers/registry.ts";
+import type { ActorView } from "../state-machines/definition.ts";
+import { sessionContextOf } from "../state-machines/session.ts";
+import type { BudgetStanding } from "./budget-standing.ts";
 import type { Directory } from "./directory.ts";
 
-export type Admit = (actor: ActorAddress, command: Command) => Promise<ErrorBody | undefined>;
+export type Admit = (actor: ActorAddress, command: Command, view?: ActorView) => Promise<ErrorBody | undefined>;
 
-export function createAdmission({ directory, providers }: { directory: Directory; providers: Providers }): Admit {
-  return async (actor, command) => {
+/** What ends or sets something is never turned away at the door: a settlement that is refused is money that nobody counted. */
+const ALWAYS_OF_BUDGETS = ["budget.settle", "budget.release", "slot.release", "budget.configure"];
+
+export function createAdmission({ directory, providers, standing }: { directory: Directory; providers: Providers; standing?: BudgetStanding }): Admit {
+  return async (actor, command, view) => {
     if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
+    if (actor.kind === "budget" && ALWAYS_OF_BUDGETS.includes(command.type)) return undefined;
     let tenant;
     try {
       tenant = await directory.tenant(actor.tenant);
@@ -20,9 +28,13 @@ export function createAdmission({ directory, providers }: { directory: Directory
     }
     if (tenant === undefined) return errorBody("not_found", `there is no tenant '${actor.tenant}'`);
     if (tenant.state !== "active") return errorBody("forbidden", `the tenant is ${tenant.state}`);
+    if (command.type === "message.send" && actor.kind === "session" && view !== undefined) {
+      const { agent, user } = sessionContextOf(view);
+      return standing?.refusal(actor.tenant, { session: actor.id, agent, user });
+    }
     if (command.type !== "session.create") return undefined;
     const agent = String(command.body["agent"]);
-    if (tenant.agents[agent] === undefined) return errorBody("agent_unknown", `the tenant has no agent '${agent}'`, { agent });
+    if (!Object.hasOwn(tenant.agents, agent)) return errorBody("agent_unknown", `the tenant has no agent '${agent}'`, { agent });
     const model = (command.body["overrides"] as JsonObject | undefined)?.["model"];
     if (typeof model !== "string") return undefined;
     const resolved = providers.resolve(model);

@@ -18,6 +18,7 @@ import { type BreakerBoard, verdictOf } from "../providers/breaker.ts";
 import { costOf } from "../providers/prices.ts";
 import type { CallIo, ModelError, ModelOutcome, ModelRequest, StopReason, Usage } from "../providers/provider.ts";
 import type { Providers } from "../providers/registry.ts";
+import type { Payment } from "./model-money.ts";
 
 export const TRIES_MAX = 3;
 /** As the schema of an agent's configuration has it. */
@@ -86,6 +87,8 @@ export interface RouteDeps {
   readonly owner: string;
   on_attempt?(attempt: ModelAttempt, ms: number): void;
   on_skipped?(skipped: SkippedModel): void;
+  /** Asked before each call; what it refuses is not called. Absent: nobody counts money. */
+  pay?(model: string, made: readonly ModelAttempt[]): Promise<Payment>;
 }
 
 export interface RouteOrder {
@@ -158,6 +161,11 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
       skip(model, code, message);
       return { code, message, transient: false, skipped: true };
     }
+    const payment = await deps.pay?.(model, attempts);
+    if (payment?.kind === "refused") {
+      skip(model, payment.code, payment.message);
+      return { code: payment.code, message: payment.message, transient: false, skipped: true };
+    }
     const admission = await breakers.admit({ provider: resolved.provider.name, owner });
     if (admission.kind === "refused") {
       const message = `the circuit breaker of ${resolved.provider.name} is open`;
@@ -168,7 +176,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
     const from_ms = world.monotonic_ms();
     let first_token_ms: number | null = null;
     const outcome = await resolved.provider.call(
-      { ...order.request, model: resolved.model },
+      { ...order.request, model: resolved.model, ...(payment === undefined ? {} : { max_output_tokens: payment.max_output_tokens }) },
       {
         signal: io.signal,
         on_delta(delta) {

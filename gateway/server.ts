@@ -200,6 +200,8 @@ function sendProblem(reply: FastifyReply, error: ErrorBody, status?: number): Fa
   const retry_after = retryAfterSeconds(error);
   if (retry_after !== undefined) reply.header("retry-after", String(retry_after));
   if (error.code === "unauthenticated") reply.header("www-authenticate", "Bearer");
+  // SDKs repeat what they do not know; money does not come back by asking again.
+  if (error.code === "budget_exceeded") reply.header("x-should-retry", "false");
   return reply
     .code(problem.status)
     .type(PROBLEM_MEDIA_TYPE)

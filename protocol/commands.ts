@@ -44,6 +44,14 @@ const fallbacks = z.object({
   content_policy: z.array(modelName).max(5).optional(),
 });
 
+/** What a call becomes when money or slots run short. An agent without a plan goes on as it is: it is critical. */
+const degrade = z.object({
+  model: modelName.optional(),
+  max_output_tokens: z.int().min(1).max(1_000_000).optional(),
+  /** The tools it keeps; the others are not critical and are left out. */
+  tools: z.array(id).max(128).optional(),
+});
+
 /** What an agent is. A version of it is frozen into each session that is created from it. */
 export const agentConfig = z.object({
   model: modelName,
@@ -54,6 +62,7 @@ export const agentConfig = z.object({
   max_output_tokens: z.int().min(1).max(1_000_000).optional(),
   temperature: z.number().min(0).max(2).optional(),
   fallbacks: fallbacks.optional(),
+  degrade: degrade.optional(),
   /** How long an idle session lives, and a paused or hibernated one (AR-F50). Milliseconds. */
   idle_ttl_ms: z.int().min(1000).optional(),
   suspended_ttl_ms: z.int().min(1000).optional(),

@@ -2,6 +2,9 @@
 //
 //   start ──▶ joined ──▶ owns shards ──SIGTERM──▶ draining: hands each shard over at its first gap ──▶ exit 0
 import { createAdmission } from "../actors/admission.ts";
+import { createBudgetStanding } from "../actors/budget-standing.ts";
+import { createCommandClient } from "../actors/client.ts";
+import { createModelMoney } from "../actors/model-money.ts";
 import { createBreakerBoard } from "../actors/breaker-board.ts";
 import type { CellObserver } from "../actors/cell.ts";
 import { createDirectory } from "../actors/directory.ts";
@@ -124,6 +127,8 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
   const directory = createDirectory({ bus, restorer, world, log });
+  const standing = createBudgetStanding({ bus, restorer, world, log });
+  const commands = createCommandClient({ bus, world });
   const providers = createProviders({ world, log, ...providerCredentials(settings) });
   const breakers = createBreakerBoard({
     world,
@@ -152,6 +157,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
       directory,
       providers,
       breakers,
+      money: createModelMoney({ client: commands, world }),
       on_attempt: attemptsInto(metrics),
       on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
     }))),
@@ -159,7 +165,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     next_commit_id: () => `${nonce}.${commits++}`,
     may_act: () => member?.may_act() ?? false,
     on_conflict: (shard, epoch) => member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
-    admit: createAdmission({ directory, providers }),
+    admit: createAdmission({ directory, providers, standing }),
     on_resumed(resumed) {
       teller.resumed(resumed);
       metrics.add("troupe_wait_ms_total", { reason: "recovery" }, resumed.replay_ms);
@@ -199,7 +205,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   await me.stop();
   await host.stop();
   await service.stop();
-  await breakers.stop();
+  await Promise.all([breakers.stop(), standing.stop(), commands.stop()]);
   await directory.stop();
   await http.stop();
   await Promise.all([bus.close(), life.close()]);

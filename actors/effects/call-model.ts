@@ -12,6 +12,7 @@ import type { ChatMessage, ToolCall, ToolSpec } from "../../providers/provider.t
 import type { Providers } from "../../providers/registry.ts";
 import { BUILT_IN_TOOLS, type ToolTable } from "../../state-machines/tools.ts";
 import { type ModelAttempt, routeModelCall, type SkippedModel } from "../model-routing.ts";
+import type { ModelMoney } from "../model-money.ts";
 import { EffectFailure, type Performer } from "../performer.ts";
 
 /** A message of the conversation: where it stands in the journal, and what it is. */
@@ -73,17 +74,19 @@ export interface CallModelDeps {
   readonly world: World;
   readonly providers: Providers;
   readonly breakers: BreakerBoard;
+  /** Absent: nobody counts money. */
+  readonly money?: ModelMoney;
   on_attempt?(attempt: ModelAttempt, ms: number): void;
   on_skipped?(skipped: SkippedModel): void;
 }
 
-export function callModel({ world, providers, breakers, on_attempt, on_skipped }: CallModelDeps): Performer {
+export function callModel({ world, providers, breakers, money, on_attempt, on_skipped }: CallModelDeps): Performer {
   const deps = { world, providers, breakers, owner: PLATFORM, ...(on_attempt === undefined ? {} : { on_attempt }), ...(on_skipped === undefined ? {} : { on_skipped }) };
   return async ({ turn, step, config_seq, messages }: Input, scope): Promise<Json> => {
     const entries = await scope.entries([config_seq, ...messages.filter((one) => one.failed === undefined).map((one) => one.at)]);
     const config = outputOf(entries.get(config_seq))["config"] as unknown as AgentConfig;
     const tokens = scope.tokens({ turn, step });
-    const request = {
+    const wanted = {
       instructions: config.instructions,
       messages: messages.map((one) => chatMessage(one, entries)),
       tools: toolSpecs(config.tools),
@@ -91,9 +94,11 @@ export function callModel({ world, providers, breakers, on_attempt, on_skipped }
       idempotency_key: scope.idempotency_key,
       ...(config.temperature === undefined ? {} : { temperature: config.temperature }),
     };
+    const paid = await money?.begin({ scope, config, request: wanted });
+    const { model, request } = paid ?? { model: config.model, request: wanted };
     const route = await routeModelCall(
-      deps,
-      { model: config.model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },
+      paid === undefined ? deps : { ...deps, pay: (name, made) => paid.pay(name, made) },
+      { model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },
       { signal: scope.signal, on_delta: ({ kind, text }) => tokens.write(kind, text) },
     );
     tokens.end();
@@ -105,6 +110,8 @@ export function callModel({ world, providers, breakers, on_attempt, on_skipped }
       cost_usd_micros: last?.cost_usd_micros ?? null,
       price_version: last?.price_version ?? null,
       attempts: route.attempts as unknown as Json,
+      ...(paid?.decision === undefined ? {} : { decision: paid.decision }),
+      ...(route.kind === "completed" || paid?.refusal === undefined ? {} : { refusal: paid.refusal }),
       ...(route.skipped.length === 0 ? {} : { skipped: route.skipped as unknown as Json }),
     };
     if (route.kind === "failed") {

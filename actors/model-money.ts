@@ -1,0 +1,220 @@
+// model-money: asks the tenant's budget before each call of a model, and says what may then be asked of the model.
+//
+//   begin ──budget.reserve──▶ granted: the model as wanted, or as the agent's plan for hard times has it; with as many output tokens as are paid for
+//      │                  └─▶ refused: the turn ends with the budget's own code and numbers
+//      └─ pay, before every call: within what is held, or one more part for a further try
+//
+// The hold is settled by the session itself (state-machines/model-dues.ts), with the commit that ends the attempt.
+//
+// Invariants:
+//   MM1. No provider is called before its cost at most is held. A budget that cannot be asked refuses; it never means "go on".
+//   MM2. The output tokens asked of a model cost no more than what is held for them.
+//   MM3. Waiting has an end: for money that others hold, a slot, a window, or a budget that moves to another owner.
+import { assert } from "../protocol/assert.ts";
+import type { AgentConfig } from "../protocol/commands.ts";
+import { MONEY_USD_MICROS_MAX } from "../protocol/commands.ts";
+import { budgetActor } from "../protocol/ids.ts";
+import type { Entry } from "../protocol/journal.ts";
+import type { Json, JsonObject } from "../protocol/json.ts";
+import type { World } from "../protocol/world.ts";
+import { estimateInputTokens } from "../providers/estimate.ts";
+import { affordableOutputTokens, costAtMost } from "../providers/prices.ts";
+import type { ModelRequest } from "../providers/provider.ts";
+import { holdId } from "../state-machines/budget.ts";
+import type { CommandClient } from "./client.ts";
+import { EffectFailure, type EffectScope } from "./performer.ts";
+
+type Request = Omit<ModelRequest, "model">;
+
+/** One call that was made, as far as money is concerned. */
+interface Made {
+  readonly cost_usd_micros: number | null;
+}
+
+export type Payment =
+  | { readonly kind: "paid"; readonly max_output_tokens: number }
+  | { readonly kind: "refused"; readonly code: string; readonly message: string };
+
+/** The money of one attempt of one model call. */
+export interface CallMoney {
+  readonly model: string;
+  readonly request: Request;
+  /** What was decided and by which numbers, for the journal; undefined where no limit applies. */
+  readonly decision: JsonObject | undefined;
+  /** The numbers of the last refusal. */
+  readonly refusal: JsonObject | undefined;
+  /** Before a call of `model`, after those that were made. */
+  pay(model: string, made: readonly Made[]): Promise<Payment>;
+}
+
+export interface ModelMoney {
+  /** Decides and reserves. Throws EffectFailure when the budget refuses or cannot be asked. */
+  begin(call: { readonly scope: EffectScope; readonly config: AgentConfig; readonly request: Request }): Promise<CallMoney>;
+}
+
+/** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
+const ROOM_PATIENCE_MS = 10_000;
+/** And how long a budget that does not answer: a take-over takes seconds, an election of the broker eight. */
+const ASK_PATIENCE_MS = 60_000;
+const ASK_ONCE_MS = 10_000;
+const BACKOFF_MS = [100, 250, 500, 1000, 2000] as const;
+
+interface Ask {
+  readonly model: string;
+  readonly amount_usd_micros: number | null;
+  readonly minimum_usd_micros: number;
+  readonly [key: string]: Json;
+}
+
+interface Refused {
+  readonly code: string;
+  readonly message: string;
+  readonly details: JsonObject;
+}
+type Answer = { readonly kind: "granted"; readonly result: JsonObject } | { readonly kind: "refused"; readonly refused: Refused };
+
+/** What a call costs at most, and what it costs with a single token of answer: with less there is no call. */
+function askOf(model: string, input_tokens: number, max_output_tokens: number): Ask {
+  const most = costAtMost(model, { input_tokens, max_output_tokens });
+  const least = costAtMost(model, { input_tokens, max_output_tokens: 1 });
+  if (most.kind === "unknown" || least.kind === "unknown") return { model, amount_usd_micros: null, minimum_usd_micros: 0 };
+  return { model, amount_usd_micros: Math.min(most.cost_usd_micros, MONEY_USD_MICROS_MAX), minimum_usd_micros: Math.min(least.cost_usd_micros, MONEY_USD_MICROS_MAX) };
+}
+
+/** What an agent's plan for hard times makes of a call. */
+export function degradedCall(config: AgentConfig, request: Request): { readonly model: string; readonly request: Request } | undefined {
+  const plan = config.degrade;
+  if (plan === undefined) return undefined;
+  const { tools } = plan;
+  return {
+    model: plan.model ?? config.model,
+    request: {
+      ...request,
+      max_output_tokens: Math.min(request.max_output_tokens, plan.max_output_tokens ?? request.max_output_tokens),
+      ...(tools === undefined ? {} : { tools: request.tools.filter(({ name }) => tools.includes(name)) }),
+    },
+  };
+}
+
+export function createModelMoney({ client, world }: { readonly client: CommandClient; readonly world: World }): ModelMoney {
+  function wait(scope: EffectScope, ms: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const cancelled = (): void => {
+        stop();
+        reject(new EffectFailure("cancelled", "the call was cancelled before it was made"));
+      };
+      const stop = world.after(ms, () => {
+        scope.signal.removeEventListener("abort", cancelled);
+        resolve();
+      });
+      scope.signal.addEventListener("abort", cancelled, { once: true });
+      if (scope.signal.aborted) cancelled();
+    });
+  }
+
+  /** Asks until there is an answer that stands. MM1, MM3 */
+  async function reserve(scope: EffectScope, body: JsonObject, key: string): Promise<Answer> {
+    const budget = budgetActor(scope.actor.tenant);
+    const began_ms = world.monotonic_ms();
+    let created = false;
+    for (let tries = 0; ; tries++) {
+      if (scope.signal.aborted) throw new EffectFailure("cancelled", "the call was cancelled before it was made");
+      const pause_ms = BACKOFF_MS[Math.min(tries, BACKOFF_MS.length - 1)]! * (0.75 + world.random() / 2);
+      const waited_ms = world.monotonic_ms() - began_ms;
+      // A refusal that may end is an outcome like any other, so a repeat asks under a key of its own; the hold's id keeps it one hold.
+      const outcome = await client.command(budget, { type: "budget.reserve", body, key: tries === 0 ? key : `${key}~${tries}`, channel: "control", trace: scope.trace }, { patience_ms: ASK_ONCE_MS });
+      if (outcome.kind === "decided" && outcome.reply.ok) {
+        const refused = outcome.reply.result["refused"] as unknown as Refused | undefined;
+        if (refused === undefined) return { kind: "granted", result: outcome.reply.result };
+        const may_end = refused.code === "overloaded" || refused.code === "rate_limited" || refused.details["may_return"] === true;
+        const retry_after_ms = refused.details["retry_after_ms"];
+        const wait_ms = Math.max(pause_ms, typeof retry_after_ms === "number" ? retry_after_ms : 0);
+        if (!may_end || waited_ms + wait_ms > ROOM_PATIENCE_MS) return { kind: "refused", refused };
+        await wait(scope, wait_ms);
+        continue;
+      }
+      const error = outcome.kind === "decided" && !outcome.reply.ok ? outcome.reply.error : outcome.kind === "refused" ? outcome.error : undefined;
+      assert(error !== undefined, "what is not granted has its reason");
+      // Tenants that are older than budgets, or whose first call this is.
+      if (error.code === "not_found" && !created) {
+        created = true;
+        await client.command(budget, { type: "budget.create", body: {}, channel: "control" }, { patience_ms: ASK_ONCE_MS });
+        continue;
+      }
+      const passes = error.code === "unavailable" || error.code === "overloaded" || error.code === "internal" || error.code === "not_found";
+      if (!passes || waited_ms + pause_ms > ASK_PATIENCE_MS) {
+        const code = passes ? "unavailable" : error.code;
+        return { kind: "refused", refused: { code, message: `the budget cannot be asked: ${error.message}`, details: error.details ?? {} } };
+      }
+      await wait(scope, pause_ms);
+    }
+  }
+
+  return {
+    async begin({ scope, config, request }) {
+      const init: Entry | undefined = (await scope.entries([1])).get(1);
+      assert(init?.t === "init", "a journal begins with init");
+      const { agent, user } = init.body as { agent: string; user?: string };
+      const hold = holdId(scope.actor, scope.inst, scope.attempt);
+      const who = { hold, session: scope.actor.id, agent, ...(user === undefined ? {} : { user }) };
+      const cheaper = degradedCall(config, request);
+      const tokensOf = (one: Request): number => estimateInputTokens(one);
+      const asked = askOf(config.model, tokensOf(request), request.max_output_tokens);
+      const degraded = cheaper === undefined ? undefined : askOf(cheaper.model, tokensOf(cheaper.request), cheaper.request.max_output_tokens);
+      const rateOf = (model: string, one: Request): JsonObject => ({ provider: model.slice(0, model.indexOf("/")), tokens: tokensOf(one) + one.max_output_tokens });
+
+      const first = await reserve(scope, { ...who, ...asked, ...(degraded === undefined ? {} : { degraded }), rate: rateOf(config.model, request) }, hold);
+      if (first.kind === "refused") {
+        const { code, message, details } = first.refused;
+        // Nothing was called: `attempts` says so, and the hold that may be there is settled with nothing.
+        throw new EffectFailure(code, message, { model: config.model, attempts: [], refusal: details, usage: null, cost_usd_micros: 0, price_version: null });
+      }
+      const is_degraded = first.result["choice"] === "degraded" && cheaper !== undefined;
+      const order = is_degraded ? cheaper : { model: config.model, request };
+      const priced = (is_degraded ? degraded : asked)?.amount_usd_micros !== null;
+      let held = Number(first.result["granted_usd_micros"]);
+      let part = 1;
+      let refusal: JsonObject | undefined;
+      const decision = first.result["decision"] as JsonObject | undefined;
+
+      /** MM2 */
+      const paid = (model: string, left: number): Payment => {
+        const bounds = { input_tokens: tokensOf(order.request), max_output_tokens: order.request.max_output_tokens };
+        const tokens = affordableOutputTokens(model, bounds, left);
+        if (tokens === undefined) return { kind: "refused", code: "budget_exceeded", message: "what is held does not pay for a single token of answer" };
+        return { kind: "paid", max_output_tokens: tokens };
+      };
+
+      return {
+        model: order.model,
+        request: order.request,
+        decision: first.result["limited"] === true || decision?.["kind"] === "degrade" ? decision : undefined,
+        get refusal() {
+          return refusal;
+        },
+        async pay(model, made) {
+          const ask = askOf(model, tokensOf(order.request), order.request.max_output_tokens);
+          const spent = made.reduce((sum, one) => sum + (one.cost_usd_micros ?? 0), 0);
+          const left = Math.max(0, held - spent);
+          if (made.length === 0 && model === order.model) return priced ? paid(model, left) : { kind: "paid", max_output_tokens: order.request.max_output_tokens };
+          if (ask.amount_usd_micros !== null && ask.amount_usd_micros <= left) return paid(model, left);
+          part += 1;
+          const more = { model, amount_usd_micros: ask.amount_usd_micros === null ? null : ask.amount_usd_micros - left, minimum_usd_micros: Math.max(0, ask.minimum_usd_micros - left) };
+          // A call that is called off is refused here like any other: who routes is told by its signal, and nothing is thrown at it.
+          const cancelled = (error: unknown): Answer => {
+            if (error instanceof EffectFailure) return { kind: "refused", refused: { code: error.effect_error.code, message: error.effect_error.message, details: {} } };
+            throw error;
+          };
+          const answer = await reserve(scope, { ...who, ...more, part, rate: rateOf(model, order.request) }, `${hold}+${part}`).catch(cancelled);
+          if (answer.kind === "refused") {
+            part -= 1;
+            refusal = answer.refused.details;
+            return { kind: "refused", code: answer.refused.code, message: answer.refused.message };
+          }
+          held += Number(answer.result["granted_usd_micros"]);
+          return ask.amount_usd_micros === null ? { kind: "paid", max_output_tokens: order.request.max_output_tokens } : paid(model, Math.max(0, held - spent));
+        },
+      };
+    },
+  };
+}
