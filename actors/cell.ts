@@ -599,7 +599,8 @@ export class ActorCell {
     for (const [inst, timer] of wanted) {
       if (this.#clocks.has(inst)) continue;
       const delay_ms = Math.max(0, timer.due_ms - world.now_ms());
-      if (delay_ms > TIMER_IN_PROCESS_MS) continue; // armed in TIMERS when the actor is quiet
+      // A far one is armed in TIMERS once the actor is quiet; while its effects run it is not quiet, and the process keeps the time.
+      if (delay_ms > TIMER_IN_PROCESS_MS && Object.keys(state.running).length === 0) continue;
       this.#clocks.set(
         inst,
         world.after(delay_ms, () => {
