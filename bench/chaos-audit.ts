@@ -25,6 +25,8 @@ export interface AuditReport {
   /** Calls that were made again because their worker was lost: paid twice, which is what a crash costs. */
   readonly model_calls_again: number;
   readonly ears: number;
+  /** Ears that heard the journal to its end. */
+  readonly ears_whole: number;
   readonly sessions: number;
   readonly messages: number;
 }
@@ -54,7 +56,7 @@ interface SessionJournal {
 /** The clocks of broker and provider are one machine's; requests leave a moment before they arrive. */
 const CLOCK_SLACK_MS = 2;
 
-export async function auditLoad(ground: Ground, load: Load, options: { readonly audit?: AuditView; readonly other_keys?: readonly { session: string; key: string }[] } = {}): Promise<AuditReport> {
+export async function auditLoad(ground: Ground, load: Load, options: { readonly audit?: AuditView } = {}): Promise<AuditReport> {
   const sessions = await readJournals(ground);
   const lost: string[] = [];
   const repeated: string[] = [];
@@ -81,6 +83,7 @@ export async function auditLoad(ground: Ground, load: Load, options: { readonly 
     }
   }
 
+  let ears_whole = 0;
   for (const { session, events, texts, faults } of load.ears) {
     stream_faults.push(...faults);
     const journal = sessions.get(session);
@@ -91,10 +94,11 @@ export async function auditLoad(ground: Ground, load: Load, options: { readonly 
     // An ear may have been closed before the very last events; what it was given must be the journal's beginning.
     const at = events.findIndex((event, index) => event !== journal.events[index]);
     if (at >= 0) stream_faults.push(`${session}: event ${at} was '${events[at]}', the journal says '${journal.events[at]}'`);
+    if (events.length !== journal.events.length) continue;
+    ears_whole += 1;
     for (const { turn, step, text } of journal.finished) {
-      const heard_end = events.some((event) => event.endsWith(" model.completed")) && events.length === journal.events.length;
       const heard = texts.get(`${turn}.${step}`);
-      if (heard_end && heard !== text) stream_faults.push(`${session}: of turn ${turn} step ${step} ${heard?.length ?? 0} of ${text.length} characters were heard`);
+      if (heard !== text) stream_faults.push(`${session}: of turn ${turn} step ${step} ${heard?.length ?? 0} of ${text.length} characters were heard`);
     }
   }
 
@@ -114,6 +118,7 @@ export async function auditLoad(ground: Ground, load: Load, options: { readonly 
     model_calls: ground.calls.length,
     model_calls_again,
     ears: load.ears.length,
+    ears_whole,
     sessions: sessions.size,
     messages: report.messages,
   };

@@ -105,6 +105,7 @@ export interface GroundOptions {
 
 export async function startGround(options: GroundOptions = {}): Promise<Ground> {
   const home = options.home ?? mkdtempSync(join(tmpdir(), "troupe-chaos-"));
+  mkdirSync(home, { recursive: true });
   chmodSync(home, 0o755); // Postgres may run as another user than ours
   mkdirSync(join(home, "processes"), { recursive: true });
   const say = (): void => undefined;
