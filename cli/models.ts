@@ -1,7 +1,6 @@
 // models: which models there are, what they can do and cost, which to take, and which providers are left alone now.
 //
 // The table is the bundled one, or $TROUPE_HOME/models.json when `models refresh` has put one there; workers read the same file when they start.
-import { randomUUID } from "node:crypto";
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { decodeBreaker, parseBreakerKey } from "../actors/breaker-board.ts";
@@ -202,7 +201,7 @@ export async function refreshModels(context: Context, { from = PRICES_URL }: { r
   const file = fileOf(context);
   await mkdir(homeDirectory(ports.env, ports.working_directory), { recursive: true });
   // Renamed into its place, so that a worker that starts now reads the old table or the new one.
-  const written = `${file}.${randomUUID()}`;
+  const written = `${file}.${ports.world.id()}`;
   await writeFile(written, text, { mode: 0o600 });
   await rename(written, file);
   if (printer.json) printer.document({ ...outcome, file });

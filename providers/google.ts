@@ -49,7 +49,8 @@ export function googleProvider(settings: SdkProviderSettings): Provider {
     name: "google",
     call: (request, io) =>
       runAttempt(context, request, io, async (attempt) => {
-        if (!MODEL_PATTERN.test(request.model)) return attempt.failed(modelError("model_unknown", `a Gemini model is not named ${JSON.stringify(request.model)}`));
+        if (!MODEL_PATTERN.test(request.model))
+          return attempt.failed(modelError("model_unknown", `a Gemini model is not named ${JSON.stringify(request.model)}`));
         const { sdk, client } = await load();
         const answer = new Answer(attempt, request);
         const head: Head = { status: undefined, headers: undefined, unreachable: false };

@@ -88,7 +88,8 @@ function codeOfStatus(status: number, message: string): ModelErrorCode | undefin
 }
 
 function codeOfRefusedRequest(message: string): ModelErrorCode {
-  if (/prompt is too long|context (length|window|limit)|maximum context|too many (input )?tokens|exceeds the maximum number of tokens/i.test(message)) return "context_overflow";
+  if (/prompt is too long|context (length|window|limit)|maximum context|too many (input )?tokens|exceeds the maximum number of tokens/i.test(message))
+    return "context_overflow";
   if (/content (filter|management|policy)|safety system/i.test(message)) return "content_policy";
   if (/credit balance/i.test(message)) return "provider_auth";
   return "invalid_request";

@@ -162,7 +162,8 @@ export function createModelRegistry(seed: ModelTable = bundledTable()): ModelReg
       if (typeof read === "string") return { kind: "refused", gate: "unreadable", reason: read };
       const [before, after] = [table.models.length, read.models.length];
       if (after < MODELS_MIN) return { kind: "refused", gate: "too_few", reason: `${after} models are fewer than ${MODELS_MIN}` };
-      if (after < before * SHRINK_RATIO_MIN) return { kind: "refused", gate: "shrunk", reason: `${after} models are less than half of the ${before} there are` };
+      if (after < before * SHRINK_RATIO_MIN)
+        return { kind: "refused", gate: "shrunk", reason: `${after} models are less than half of the ${before} there are` };
       table = read;
       by_id = new Map(read.models.map((model) => [model.id, model]));
       return { kind: "refreshed", before, after, version: read.version };
@@ -240,7 +241,14 @@ const NOTHING_KNOWN: Capabilities = { tools: null, vision: null, reasoning: null
 
 function simulatedModels(): ModelEntry[] {
   const { input, output } = SIMULATED_USD_PER_MTOK;
-  const row: PriceRow = { effective_from: null, input_usd_per_mtok: input, output_usd_per_mtok: output, cache_read_usd_per_mtok: null, cache_write_usd_per_mtok: null, tiers: [] };
+  const row: PriceRow = {
+    effective_from: null,
+    input_usd_per_mtok: input,
+    output_usd_per_mtok: output,
+    cache_read_usd_per_mtok: null,
+    cache_write_usd_per_mtok: null,
+    tiers: [],
+  };
   const entry = (name: string, capabilities: Capabilities): ModelEntry => ({
     id: `simulated/${name}`,
     provider: "simulated",
@@ -262,7 +270,10 @@ const PROVIDERS = ["anthropic", "google", "openai"] as const;
 /** The table has also what others serve under a provider's roof. */
 const OWN_MODELS: Readonly<Record<string, RegExp>> = { google: /^gem(ini|ma)-/ };
 
-const rate = z.union([z.number().min(0), z.object({ base: z.number().min(0), tiers: z.array(z.object({ start: z.number().min(0), price: z.number().min(0) })).max(16) })]);
+const rate = z.union([
+  z.number().min(0),
+  z.object({ base: z.number().min(0), tiers: z.array(z.object({ start: z.number().min(0), price: z.number().min(0) })).max(16) }),
+]);
 const rates = z.object({ input_mtok: rate.optional(), output_mtok: rate.optional(), cache_read_mtok: rate.optional(), cache_write_mtok: rate.optional() });
 const conditional = z.object({ constraint: z.record(z.string(), z.unknown()).optional(), prices: rates });
 const providerData = z.array(
@@ -335,16 +346,18 @@ function entryOf(provider: string, model: ProviderData[number]["models"][number]
 
 function pricesOf(prices: ProviderData[number]["models"][number]["prices"]): PriceRow[] {
   const conditions = Array.isArray(prices) ? prices : [{ prices }];
-  const rows = conditions.flatMap(({ constraint, prices: one }: { constraint?: Record<string, unknown> | undefined; prices: z.infer<typeof rates> }): PriceRow[] => {
-    const start_date = constraint?.["start_date"];
-    // A price by the hour of the day is none that a day has.
-    if (constraint !== undefined && typeof start_date !== "string") return [];
-    if (one.input_mtok === undefined && one.output_mtok === undefined) return [];
-    const classes = [one.input_mtok, one.output_mtok, one.cache_read_mtok, one.cache_write_mtok];
-    const marks = new Set(classes.flatMap((price) => (typeof price === "object" ? price.tiers.map((tier) => tier.start) : [])));
-    const tiers = [...marks].sort((a, b) => a - b).map((above_tokens) => ({ above_tokens, ...ratesAt(one, above_tokens) }));
-    return [{ effective_from: typeof start_date === "string" ? start_date : null, ...ratesAt(one, 0), tiers }];
-  });
+  const rows = conditions.flatMap(
+    ({ constraint, prices: one }: { constraint?: Record<string, unknown> | undefined; prices: z.infer<typeof rates> }): PriceRow[] => {
+      const start_date = constraint?.["start_date"];
+      // A price by the hour of the day is none that a day has.
+      if (constraint !== undefined && typeof start_date !== "string") return [];
+      if (one.input_mtok === undefined && one.output_mtok === undefined) return [];
+      const classes = [one.input_mtok, one.output_mtok, one.cache_read_mtok, one.cache_write_mtok];
+      const marks = new Set(classes.flatMap((price) => (typeof price === "object" ? price.tiers.map((tier) => tier.start) : [])));
+      const tiers = [...marks].sort((a, b) => a - b).map((above_tokens) => ({ above_tokens, ...ratesAt(one, above_tokens) }));
+      return [{ effective_from: typeof start_date === "string" ? start_date : null, ...ratesAt(one, 0), tiers }];
+    },
+  );
   return rows.sort((a, b) => (a.effective_from ?? "").localeCompare(b.effective_from ?? ""));
 }
 

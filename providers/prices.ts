@@ -15,8 +15,12 @@ import { NO_USAGE, type Usage } from "./provider.ts";
 /** The table that is installed with us. Changes whenever any price in it may have changed. */
 export const PRICE_VERSION_BUNDLED = "genai-prices@0.1.8+simulated@1";
 
+let version_in_use = PRICE_VERSION_BUNDLED;
+
 /** The version of the table in use: the bundled one, unless a process was given another at its start. */
-export let PRICE_VERSION = PRICE_VERSION_BUNDLED;
+export function priceVersion(): string {
+  return version_in_use;
+}
 
 /**
  * Replaces the bundled table of real models' prices, once, at the start of a process: before anything is priced, so that a version always means
@@ -24,7 +28,7 @@ export let PRICE_VERSION = PRICE_VERSION_BUNDLED;
  */
 export function usePriceTable(data: readonly PriceProvider[], version: string): void {
   updatePrices(({ setProviderData }) => setProviderData([...data]));
-  PRICE_VERSION = `${version}+simulated@1`;
+  version_in_use = `${version}+simulated@1`;
 }
 
 /** Where the makers of the table publish its newest state. Asked only when somebody types `troupe models refresh`. */
@@ -67,7 +71,7 @@ const SIMULATED: Rates = {
  */
 export function costOf(model: string, usage: Usage, at_ms: number = PRICES_AS_OF_MS): Cost {
   const rates = ratesOf(model, at_ms);
-  return rates === undefined ? { kind: "unknown" } : { kind: "priced", cost_usd_micros: costAt(rates, usage), price_version: PRICE_VERSION };
+  return rates === undefined ? { kind: "unknown" } : { kind: "priced", cost_usd_micros: costAt(rates, usage), price_version: version_in_use };
 }
 
 /**
@@ -81,7 +85,7 @@ export function costAtMost(
 ): Cost {
   const rates = ratesOf(model, at_ms);
   if (rates === undefined) return { kind: "unknown" };
-  return { kind: "priced", cost_usd_micros: worstAt(rates, tokens.input_tokens, tokens.max_output_tokens), price_version: PRICE_VERSION };
+  return { kind: "priced", cost_usd_micros: worstAt(rates, tokens.input_tokens, tokens.max_output_tokens), price_version: version_in_use };
 }
 
 /**

@@ -9,10 +9,16 @@ import { VirtualWorld } from "../simulation/virtual-world.ts";
 
 const KEY = { provider: "anthropic", owner: "platform" };
 
-async function boards(names: readonly string[]): Promise<{ world: VirtualWorld; down: (is: boolean) => void; all: RunningBoard[]; ask: (board: RunningBoard) => Promise<Admission> }> {
+async function boards(
+  names: readonly string[],
+): Promise<{ world: VirtualWorld; down: (is: boolean) => void; all: RunningBoard[]; ask: (board: RunningBoard) => Promise<Admission> }> {
   const world = new VirtualWorld(5);
   let is_down = false;
-  const broker = createMemoryBroker({ world, shards: 1, faults: { before: (operation) => (is_down && operation.kind === "bucket_write" ? { kind: "unavailable" } : undefined) } });
+  const broker = createMemoryBroker({
+    world,
+    shards: 1,
+    faults: { before: (operation) => (is_down && operation.kind === "bucket_write" ? { kind: "unavailable" } : undefined) },
+  });
   const all: RunningBoard[] = [];
   for (const worker of names) {
     const board = createBreakerBoard({ world, log: silentLog, worker, bus: broker.connect(worker) });

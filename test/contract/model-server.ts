@@ -134,7 +134,8 @@ export async function startModelServer(options: ModelServerOptions): Promise<Mod
     const model = dialect === "google" ? googleModel(path) : String(body["model"]);
     const request = { dialect, path, headers: incoming.headers, body, model, index: counts.requests++ };
     if (requests.length < requests_kept_max) requests.push(request);
-    if (dialect !== "google" && body["stream"] !== true) return sendJson(response, 400, { error: { type: "invalid_request_error", message: "this server only streams" } });
+    if (dialect !== "google" && body["stream"] !== true)
+      return sendJson(response, 400, { error: { type: "invalid_request_error", message: "this server only streams" } });
 
     const answer = typeof options.answer === "function" ? options.answer(request) : options.answer;
     if (answer.refusal !== undefined) return sendJson(response, answer.refusal.status, answer.refusal.body, answer.refusal.headers);
@@ -370,7 +371,16 @@ function responsesEvents(answer: ModelAnswer, model: string): WireEvent[] {
   const events: WireEvent[] = [];
   const say = (data: JsonObject, after_ms = 0, words = 0) =>
     events.push({ event: String(data["type"]), data: JSON.stringify({ ...data, sequence_number: events.length }), after_ms, words });
-  const response = (status: string, more: JsonObject = {}) => ({ id: "resp_1", object: "response", created_at: 0, status, error: null, model, output: [], ...more });
+  const response = (status: string, more: JsonObject = {}) => ({
+    id: "resp_1",
+    object: "response",
+    created_at: 0,
+    status,
+    error: null,
+    model,
+    output: [],
+    ...more,
+  });
   const fail = () => {
     const { type = "", message = "", code } = answer.stream_error ?? {};
     say({ type: "error", code: code ?? type, message, param: null });
@@ -393,7 +403,8 @@ function responsesEvents(answer: ModelAnswer, model: string): WireEvent[] {
     const encrypted = answer.signature === undefined ? {} : { encrypted_content: answer.signature };
     const done = { type: "reasoning", summary: [{ type: "summary_text", text: thinking }], ...encrypted };
     item("rs_1", { type: "reasoning", summary: [] }, done, () => {
-      for (const delta of thinking.match(/\s*\S+/g) ?? []) say({ type: "response.reasoning_summary_text.delta", item_id: "rs_1", output_index, summary_index: 0, delta });
+      for (const delta of thinking.match(/\s*\S+/g) ?? [])
+        say({ type: "response.reasoning_summary_text.delta", item_id: "rs_1", output_index, summary_index: 0, delta });
     });
   }
   const words = timedWords(answer);
@@ -432,7 +443,8 @@ function responsesEvents(answer: ModelAnswer, model: string): WireEvent[] {
     total_tokens: input_tokens + output + reasoning,
   };
   const usage = answer.no_usage === true ? {} : { usage: counted };
-  if (answer.stop === "failed") say({ type: "response.failed", response: response("failed", { error: { code: "server_error", message: "it broke" }, ...usage }) });
+  if (answer.stop === "failed")
+    say({ type: "response.failed", response: response("failed", { error: { code: "server_error", message: "it broke" }, ...usage }) });
   else if (answer.stop === undefined || answer.stop === "completed") say({ type: "response.completed", response: response("completed", usage) });
   else say({ type: "response.incomplete", response: response("incomplete", { incomplete_details: { reason: answer.stop }, ...usage }) });
   return events;
@@ -475,7 +487,10 @@ function googleEvents(answer: ModelAnswer, model: string): WireEvent[] {
     part({ functionCall: { ...id, name: call.name, args: call.args }, ...(n === 0 ? signed : {}) });
   }
   if (answer.hang === true) return events;
-  const counts = answer.no_usage === true ? {} : { usageMetadata: { ...prompt, candidatesTokenCount: output, ...(reasoning === 0 ? {} : { thoughtsTokenCount: reasoning }) } };
+  const counts =
+    answer.no_usage === true
+      ? {}
+      : { usageMetadata: { ...prompt, candidatesTokenCount: output, ...(reasoning === 0 ? {} : { thoughtsTokenCount: reasoning }) } };
   say({ candidates: [{ content: { parts: [{ text: "" }], role: "model" }, finishReason: answer.stop ?? "STOP", index: 0 }], ...counts });
   return events;
 }

@@ -4,7 +4,7 @@ import { findProvider } from "@pydantic/genai-prices";
 import { describe, expect, test } from "vitest";
 import { silentLog } from "../../protocol/log.ts";
 import { estimateInputTokens, estimateTokens } from "../../providers/estimate.ts";
-import { affordableOutputTokens, costAtMost, costOf, PRICE_VERSION } from "../../providers/prices.ts";
+import { affordableOutputTokens, costAtMost, costOf, priceVersion } from "../../providers/prices.ts";
 import { NO_USAGE, type Usage } from "../../providers/provider.ts";
 import { onlyInResponses } from "../../providers/openai-responses.ts";
 import { createProviders } from "../../providers/registry.ts";
@@ -21,14 +21,14 @@ describe("prices", () => {
     expect(costOf("simulated/echo", { ...NO_USAGE, input_tokens: 7, output_tokens: 3, reasoning_tokens: 2 })).toEqual({
       kind: "priced",
       cost_usd_micros: 57,
-      price_version: PRICE_VERSION,
+      price_version: priceVersion(),
     });
     expect(micros("simulated/script", {})).toBe(0);
   });
 
   test("the version names the table that is installed", async () => {
     const { version } = (await import("../../node_modules/@pydantic/genai-prices/package.json", { with: { type: "json" } })).default;
-    expect(PRICE_VERSION).toContain(`genai-prices@${version}`);
+    expect(priceVersion()).toContain(`genai-prices@${version}`);
   });
 
   test("each class has its own price, and the sum is rounded up once", () => {
@@ -156,7 +156,11 @@ describe("the registry", () => {
       expect(chat.server.requests.at(-1)?.path).toBe(path);
     }
     await chat.close();
-    expect(["o1-pro", "o3-pro", "gpt-5-pro", "gpt-5.2-pro", "gpt-5.3-codex", "gpt-5.1-codex-mini", "codex-mini-latest", "o4-mini-deep-research"].filter((model) => !onlyInResponses(model))).toEqual([]);
+    expect(
+      ["o1-pro", "o3-pro", "gpt-5-pro", "gpt-5.2-pro", "gpt-5.3-codex", "gpt-5.1-codex-mini", "codex-mini-latest", "o4-mini-deep-research"].filter(
+        (model) => !onlyInResponses(model),
+      ),
+    ).toEqual([]);
     expect(["gpt-5", "gpt-5.6-luna", "gpt-4o", "o3", "o4-mini", "gpt-6-sol", "gpt-5-mini"].filter(onlyInResponses)).toEqual([]);
   });
 

@@ -10,7 +10,12 @@ const FOLDER = new URL("../../../shared/fixtures/", import.meta.url);
 
 const DIALECTS = ["anthropic", "openai", "openai-responses", "google"] as const;
 /** How the names of recordings begin. */
-const PREFIXES: readonly [string, Dialect][] = [["anthropic-", "anthropic"], ["openai-chat-", "openai"], ["openai-responses-", "openai-responses"], ["gemini-", "google"]];
+const PREFIXES: readonly [string, Dialect][] = [
+  ["anthropic-", "anthropic"],
+  ["openai-chat-", "openai"],
+  ["openai-responses-", "openai-responses"],
+  ["gemini-", "google"],
+];
 const dialectOf = (file: string) => PREFIXES.find(([prefix]) => file.startsWith(prefix))?.[1];
 
 interface Recording {

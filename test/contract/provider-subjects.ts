@@ -67,9 +67,7 @@ export async function sdkSubject(dialect: Dialect): Promise<Subject & { readonly
       answers.set(model, answer);
       const key = JSON.stringify(options.patience ?? null);
       const settings = { api_key: API_KEY, world, log: silentLog, ...(options.patience === undefined ? {} : { patience: options.patience }) };
-      const provider =
-        providers.get(key) ??
-        ADAPTERS[dialect]({ ...settings, base_url: dialect.startsWith("openai") ? `${server.url}/v1` : server.url });
+      const provider = providers.get(key) ?? ADAPTERS[dialect]({ ...settings, base_url: dialect.startsWith("openai") ? `${server.url}/v1` : server.url });
       providers.set(key, provider);
       return { provider, request: { ...REQUEST, ...options.request, model } };
     },

@@ -205,7 +205,7 @@ describe.each(["anthropic", "openai", "openai-responses", "google"] as const)("%
     expect(seen.failed).toBeGreaterThan(bytes.length / 2);
     // With anthropic and openai something follows the word of how it ends; with the others that word is the last.
     expect(seen.completed).toBeGreaterThan(dialect === "anthropic" || dialect === "openai" ? 10 : 0);
-  });
+  }, 120_000); // Thousands of connections: seconds on a quiet machine.
 
   test("P8: a stream that ends properly but too early is broken, not complete", async () => {
     const answer: ModelAnswer = { text: "one two three" };
@@ -262,7 +262,9 @@ describe.each(["anthropic", "openai", "openai-responses", "google"] as const)("%
             ["some_new_error", "provider_error"],
           ];
     for (const [type, code, status] of named) {
-      const { outcome } = await callOnce(subject.tell({ stream_error: { after_words: 0, type, message: "So it is", ...(status === undefined ? {} : { code: status }) } }));
+      const { outcome } = await callOnce(
+        subject.tell({ stream_error: { after_words: 0, type, message: "So it is", ...(status === undefined ? {} : { code: status }) } }),
+      );
       expect(outcome).toMatchObject({ kind: "failed", error: { code, transient: MODEL_ERRORS[code].transient } });
       expect(outcome.usage).toBeUndefined();
     }
@@ -302,7 +304,15 @@ describe.each(["anthropic", "openai", "openai-responses", "google"] as const)("%
   test("a key that will not do is not transient, whatever status it comes with", async () => {
     const [status, error] =
       dialect === "google"
-        ? [400, { code: 400, status: "INVALID_ARGUMENT", message: "API key not valid", details: [{ "@type": "type.googleapis.com/google.rpc.ErrorInfo", reason: "API_KEY_INVALID" }] }]
+        ? [
+            400,
+            {
+              code: 400,
+              status: "INVALID_ARGUMENT",
+              message: "API key not valid",
+              details: [{ "@type": "type.googleapis.com/google.rpc.ErrorInfo", reason: "API_KEY_INVALID" }],
+            },
+          ]
         : [429, { type: "insufficient_quota", code: "insufficient_quota", message: "no credit" }];
     const { outcome } = await callOnce(subject.tell({ refusal: { status, body: { error } } }));
     expect(outcome).toMatchObject({ error: { code: "provider_auth", transient: false } });
@@ -360,7 +370,12 @@ describe.each(["anthropic", "openai", "openai-responses", "google"] as const)("%
     expect((await callOnce(told)).outcome).toMatchObject({ kind: "failed", error: { code: "provider_unavailable", transient: true }, text: "" });
 
     const before = subject.server.requests_count;
-    const paths = { anthropic: "/v1/messages", openai: "/v1/chat/completions", "openai-responses": "/v1/responses", google: "/v1beta/models/m:streamGenerateContent?alt=sse" };
+    const paths = {
+      anthropic: "/v1/messages",
+      openai: "/v1/chat/completions",
+      "openai-responses": "/v1/responses",
+      google: "/v1beta/models/m:streamGenerateContent?alt=sse",
+    };
     const location = `${subject.server.url}${paths[dialect]}`;
     const { outcome } = await callOnce(subject.tell({ refusal: { status: 307, body: {}, headers: { location } } }));
     expect(outcome).toMatchObject({ kind: "failed", error: { code: "provider_unavailable" } });
@@ -644,7 +659,8 @@ describe("google's own", () => {
   });
   afterAll(() => google.close());
   const sentTo = (model: string) => google.server.requests.findLast((request) => request.model === model);
-  const modelParts = (model: string) => ((sentTo(model)?.body["contents"] ?? []) as { role: string; parts: object[] }[]).find((content) => content.role === "model")?.parts;
+  const modelParts = (model: string) =>
+    ((sentTo(model)?.body["contents"] ?? []) as { role: string; parts: object[] }[]).find((content) => content.role === "model")?.parts;
 
   test("the key goes in the header, and no URL holds it", async () => {
     await callOnce(google.tell({ text: "ok" }, { request: { model: "keyed" } }));
@@ -658,7 +674,9 @@ describe("google's own", () => {
     expect(sentTo("all")?.body).toEqual({
       contents: [{ role: "user", parts: [{ text: "Hello" }] }],
       systemInstruction: { parts: [{ text: "Be brief." }] },
-      tools: [{ functionDeclarations: [{ name: "look", description: "Looks", parametersJsonSchema: { type: "object", properties: { at: { type: "string" } } } }] }],
+      tools: [
+        { functionDeclarations: [{ name: "look", description: "Looks", parametersJsonSchema: { type: "object", properties: { at: { type: "string" } } } }] },
+      ],
       generationConfig: { maxOutputTokens: 1000, temperature: 0.5 },
     });
   });
@@ -689,13 +707,22 @@ describe("google's own", () => {
   test("a signature on text goes back on that text", async () => {
     const { outcome } = await callOnce(google.tell({ text: "one two", signature: "c2ln" }, { request: { model: "gemini-3-pro" } }));
     if (outcome.kind !== "completed") throw new Error(JSON.stringify(outcome));
-    const messages = [{ role: "user", text: "go" }, { role: "assistant", ...outcome }, { role: "user", text: "on" }] as ModelRequest["messages"];
+    const messages = [
+      { role: "user", text: "go" },
+      { role: "assistant", ...outcome },
+      { role: "user", text: "on" },
+    ] as ModelRequest["messages"];
     await callOnce(google.tell({ text: "ok" }, { request: { model: "gemini-3-pro", messages } }));
     expect(modelParts("gemini-3-pro")).toEqual([{ text: "one two", thoughtSignature: "c2ln" }]);
   });
 
   test("calls without ids get ids of their own that a repeat gives again", async () => {
-    const answer: ModelAnswer = { tool_calls: [{ name: "a", args: {} }, { name: "b", args: {} }] };
+    const answer: ModelAnswer = {
+      tool_calls: [
+        { name: "a", args: {} },
+        { name: "b", args: {} },
+      ],
+    };
     const first = toolCallsOf((await callOnce(google.tell(answer))).outcome);
     expect(new Set(first.map((call) => call.id)).size).toBe(2);
     expect(toolCallsOf((await callOnce(google.tell(answer))).outcome)).toEqual(first);
@@ -703,7 +730,11 @@ describe("google's own", () => {
 
   test("a prompt that is blocked is content_policy", async () => {
     const { outcome } = await callOnce(google.tell({ block_reason: "PROHIBITED_CONTENT" }));
-    expect(outcome).toMatchObject({ kind: "failed", text: "", error: { code: "content_policy", transient: false, message: expect.stringContaining("PROHIBITED_CONTENT") } });
+    expect(outcome).toMatchObject({
+      kind: "failed",
+      text: "",
+      error: { code: "content_policy", transient: false, message: expect.stringContaining("PROHIBITED_CONTENT") },
+    });
   });
 
   test("a call that the model could not finish is a broken answer, which may be tried again", async () => {
@@ -759,7 +790,12 @@ describe("openai-responses' own", () => {
       ["gpt-4o", undefined],
     ] as const) {
       await callOnce(openai.tell({ text: "ok" }, { request: { model } }));
-      expect(sentTo(model)).toMatchObject({ store: false, max_output_tokens: 1000, instructions: "Be brief.", tools: [{ type: "function", name: "look", strict: false }] });
+      expect(sentTo(model)).toMatchObject({
+        store: false,
+        max_output_tokens: 1000,
+        instructions: "Be brief.",
+        tools: [{ type: "function", name: "look", strict: false }],
+      });
       expect(sentTo(model)["include"]).toEqual(include);
     }
   });
@@ -768,7 +804,10 @@ describe("openai-responses' own", () => {
     const { outcome } = await callOnce(openai.tell(RICH, { request: { model: "o3-pro" } }));
     if (outcome.kind !== "completed" || outcome.continuation === undefined) throw new Error(JSON.stringify(outcome));
     expect(JSON.stringify(outcome.continuation)).not.toContain("東京");
-    const messages = [{ role: "user", text: "go" }, { role: "assistant", ...outcome }] as ModelRequest["messages"];
+    const messages = [
+      { role: "user", text: "go" },
+      { role: "assistant", ...outcome },
+    ] as ModelRequest["messages"];
     for (const [model, types] of [
       ["o3-pro", ["reasoning", undefined, "function_call", "function_call"]],
       ["o4-pro", [undefined, "function_call", "function_call"]],
@@ -776,7 +815,13 @@ describe("openai-responses' own", () => {
       await callOnce(openai.tell({ text: "ok" }, { request: { model, messages } }));
       const items = (sentTo(model)["input"] as { type?: string }[]).slice(1, 1 + types.length);
       expect(items.map((item) => item.type)).toEqual(types);
-      if (model === "o3-pro") expect(items[0]).toEqual({ type: "reasoning", id: "rs_1", summary: [{ type: "summary_text", text: RICH.thinking }], encrypted_content: RICH.signature });
+      if (model === "o3-pro")
+        expect(items[0]).toEqual({
+          type: "reasoning",
+          id: "rs_1",
+          summary: [{ type: "summary_text", text: RICH.thinking }],
+          encrypted_content: RICH.signature,
+        });
     }
   });
 

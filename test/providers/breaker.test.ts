@@ -80,12 +80,16 @@ test("only what says something about the provider counts against it (B2)", () =>
   const failures = (Object.keys(MODEL_ERRORS) as ModelErrorCode[]).filter((code) => verdictOf(code) === "failed");
   expect(failures.toSorted()).toEqual(["overloaded", "provider_unavailable", "stream_broken", "timeout"]);
   expect(verdictOf(undefined)).toBe("answered");
-  for (const code of ["rate_limited", "provider_auth", "invalid_request", "context_overflow", "model_unknown"] as const) expect(verdictOf(code)).toBe("answered");
+  for (const code of ["rate_limited", "provider_auth", "invalid_request", "context_overflow", "model_unknown"] as const)
+    expect(verdictOf(code)).toBe("answered");
   expect(verdictOf("cancelled")).toBe("unknown");
 });
 
 test("in any history: at most one probe is out, cool-downs stay in their bounds, and it opens only with cause", () => {
-  const step = fc.record({ ms: fc.integer({ min: 0, max: 8_000 }), what: fc.constantFrom<"ask" | Verdict>("ask", "answered", "failed", "failed", "failed", "unknown") });
+  const step = fc.record({
+    ms: fc.integer({ min: 0, max: 8_000 }),
+    what: fc.constantFrom<"ask" | Verdict>("ask", "answered", "failed", "failed", "failed", "unknown"),
+  });
   let opened = 0;
   let probed = 0;
   fc.assert(
@@ -111,7 +115,8 @@ test("in any history: at most one probe is out, cool-downs stay in their bounds,
           calls = [];
         } else {
           state = ended(state, what, now_ms);
-          if (before === "closed" && what !== "unknown") calls = [...calls.filter((call) => call.at_ms > now_ms - WINDOW_MS), { at_ms: now_ms, failed: what === "failed" }];
+          if (before === "closed" && what !== "unknown")
+            calls = [...calls.filter((call) => call.at_ms > now_ms - WINDOW_MS), { at_ms: now_ms, failed: what === "failed" }];
           if (before === "closed" && state.kind === "open") {
             opened += 1;
             expect(calls.length).toBeGreaterThanOrEqual(CALLS_MIN);

@@ -91,20 +91,34 @@ const entry = fc.record({
   deprecated_at: fc.constantFrom(null, null, "2025-01-01", "2027-01-01"),
   tools: fc.constantFrom(null, true, true, false),
 });
-const table: fc.Arbitrary<ModelTable> = fc.uniqueArray(entry, { minLength: 10, maxLength: 40, selector: (one) => `${one.provider}/${one.n}` }).map((entries) => ({
-  version: "drawn",
-  models: entries.map(({ n, provider, kind, price, quality, deprecated_at, tools }): ModelEntry => ({
-    id: `${provider}/m${n}`,
-    provider,
-    kind,
-    context_tokens: null,
-    output_tokens_max: null,
-    prices: price === null ? [] : [{ effective_from: null, input_usd_per_mtok: price, output_usd_per_mtok: price, cache_read_usd_per_mtok: null, cache_write_usd_per_mtok: null, tiers: [] }],
-    capabilities: { tools, vision: true, reasoning: true, json: true },
-    deprecated_at,
-    quality,
-  })),
-}));
+const table: fc.Arbitrary<ModelTable> = fc
+  .uniqueArray(entry, { minLength: 10, maxLength: 40, selector: (one) => `${one.provider}/${one.n}` })
+  .map((entries) => ({
+    version: "drawn",
+    models: entries.map(({ n, provider, kind, price, quality, deprecated_at, tools }): ModelEntry => ({
+      id: `${provider}/m${n}`,
+      provider,
+      kind,
+      context_tokens: null,
+      output_tokens_max: null,
+      prices:
+        price === null
+          ? []
+          : [
+              {
+                effective_from: null,
+                input_usd_per_mtok: price,
+                output_usd_per_mtok: price,
+                cache_read_usd_per_mtok: null,
+                cache_write_usd_per_mtok: null,
+                tiers: [],
+              },
+            ],
+      capabilities: { tools, vision: true, reasoning: true, json: true },
+      deprecated_at,
+      quality,
+    })),
+  }));
 const question = fc.record({
   role: fc.constantFrom(...(Object.keys(ROLES) as ModelRole[])),
   goal: fc.constantFrom<Goal>("quality", "cost", "balanced"),
@@ -152,14 +166,21 @@ test("a recommendation is never deprecated, unpriced, unfit or not allowed, neve
 
 // --- refreshes ---
 
-const rows = (count: number, provider = "openai") => [{ id: provider, models: Array.from({ length: count }, (_, n) => ({ id: `gpt-x${n}`, prices: { input_mtok: 1, output_mtok: 2 } })) }];
+const rows = (count: number, provider = "openai") => [
+  { id: provider, models: Array.from({ length: count }, (_, n) => ({ id: `gpt-x${n}`, prices: { input_mtok: 1, output_mtok: 2 } })) },
+];
 
 describe("a refresh", () => {
   test("takes the table that is published, whole, under a version of its own", () => {
     const registry = createModelRegistry();
     const before = registry.table;
     const outcome = registry.refresh(JSON.parse(JSON.stringify(BUNDLED)));
-    expect(outcome).toMatchObject({ kind: "refreshed", before: before.models.length, after: before.models.length, version: expect.stringMatching(/^refreshed@[0-9a-f]{12}$/) });
+    expect(outcome).toMatchObject({
+      kind: "refreshed",
+      before: before.models.length,
+      after: before.models.length,
+      version: expect.stringMatching(/^refreshed@[0-9a-f]{12}$/),
+    });
     expect(registry.table.models).toEqual(before.models);
     expect(createModelRegistry().refresh(rows(100))).toMatchObject({ kind: "refreshed" });
   });
