@@ -8,6 +8,7 @@ import { tenantActor } from "../protocol/ids.ts";
 import type { Log } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
+import type { Grant, Policy } from "../state-machines/permission.ts";
 import { outerState } from "../state-machines/step.ts";
 import type { TenantContext } from "../state-machines/tenant.ts";
 import type { Restorer } from "./restore.ts";
@@ -16,7 +17,11 @@ export interface TenantRecord {
   readonly state: "active" | "suspended" | "closed";
   readonly name: string | null;
   readonly keys: TenantContext["keys"];
-  readonly agents: { readonly [id: string]: { readonly version: number; readonly hash: string; readonly config: AgentConfig } };
+  readonly agents: { readonly [id: string]: { readonly version: number; readonly hash: string; readonly config: AgentConfig; readonly config_epoch: number } };
+  /** What is permitted, and by which roles (state-machines/permission.ts). */
+  readonly policy: Policy;
+  readonly grants: Readonly<Record<string, Grant>>;
+  readonly config_epoch: number;
 }
 
 export interface Directory {
@@ -52,7 +57,7 @@ export function createDirectory({ bus, restorer, world, log }: { bus: Bus; resto
     const restored = await restorer.restore(tenantActor(id));
     if (restored === undefined) return undefined;
     const context = restored.state.snapshot.context as TenantContext;
-    return { state: outerState(restored.state.snapshot) as TenantRecord["state"], name: context.name, keys: context.keys, agents: context.agents };
+    return { state: outerState(restored.state.snapshot) as TenantRecord["state"], name: context.name, keys: context.keys, agents: context.agents, policy: context.policy, grants: context.grants, config_epoch: context.config_epoch };
   }
 
   function remember(id: string): Promise<TenantRecord | undefined> {

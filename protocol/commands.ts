@@ -7,7 +7,7 @@ import { z } from "zod";
 import { type ErrorBody, errorBody } from "./errors.ts";
 import { type ActorKind, ID_PATTERN } from "./ids.ts";
 import type { Json } from "./json.ts";
-import { COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX } from "./limits.ts";
+import { COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX } from "./limits.ts";
 import type { CommandChannel } from "./subjects.ts";
 
 export const HEADER_IDEMPOTENCY_KEY = "Idempotency-Key";
@@ -52,6 +52,41 @@ const degrade = z.object({
   tools: z.array(id).max(128).optional(),
 });
 
+/** A regular expression that compiles. How long it may run is bounded where it runs. */
+const expression = z
+  .string()
+  .min(1)
+  .max(500)
+  .refine((text) => {
+    try {
+      return new RegExp(text, "u") instanceof RegExp;
+    } catch {
+      return false;
+    }
+  }, "is no regular expression (of the Unicode kind)");
+
+const guardrailBase = { name: id, on: z.enum(["input", "output"]) };
+/** A rule that what the model hears, or what it says, must keep; breaking it ends the turn with the rule's name. */
+const guardrail = z.discriminatedUnion("kind", [
+  /** Blocks text in which the expression matches. */
+  z.object({ ...guardrailBase, kind: z.literal("pattern"), pattern: expression, ignore_case: z.boolean().optional() }),
+  z.object({ ...guardrailBase, kind: z.literal("size"), characters_max: z.int().min(1).max(10_000_000) }),
+  /** Blocks text that holds what looks like a credential. */
+  z.object({ ...guardrailBase, kind: z.literal("secret") }),
+  /** Asks a model whether the text keeps to `policy`; anything but a clear yes blocks. */
+  z.object({ ...guardrailBase, kind: z.literal("judge"), model: modelName, policy: z.string().min(1).max(8000) }),
+]);
+export type Guardrail = z.infer<typeof guardrail>;
+
+const guardrails = z
+  .array(guardrail)
+  .max(32)
+  .refine((rules) => new Set(rules.map((rule) => rule.name)).size === rules.length, "has two guardrails of one name");
+
+/** `{kind}:{name}` or the beginning of one and `*` (state-machines/permission.ts). */
+const permissionRule = z.string().regex(/^(model|tool|memory):[\x21-\x29\x2b-\x7e]{0,160}\*?$/, "is {model|tool|memory}:{name}, or the beginning of a name and *");
+const permissionRules = z.array(permissionRule).max(256);
+
 /** What an agent is. A version of it is frozen into each session that is created from it. */
 export const agentConfig = z.object({
   model: modelName,
@@ -63,6 +98,9 @@ export const agentConfig = z.object({
   temperature: z.number().min(0).max(2).optional(),
   fallbacks: fallbacks.optional(),
   degrade: degrade.optional(),
+  guardrails: guardrails.optional(),
+  /** Whose grants it has. */
+  roles: z.array(id).max(16).optional(),
   /** How long an idle session lives, and a paused or hibernated one (AR-F50). Milliseconds. */
   idle_ttl_ms: z.int().min(1000).optional(),
   suspended_ttl_ms: z.int().min(1000).optional(),
@@ -95,6 +133,9 @@ const rateLimit = z
   .object({ requests_max: z.int().min(1).max(1_000_000_000).nullable(), tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(), window_ms: z.int().min(1000).max(86_400_000) })
   .nullable();
 
+/** RFC 3339 UTC. */
+const instant = z.iso.datetime();
+
 /** SHA-256 in hex. */
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 
@@ -109,7 +150,10 @@ export const COMMANDS = {
         user: z.string().min(1).max(256).optional(),
         mode: z.enum(["multi", "single"]).optional(),
         overrides: sessionOverrides.optional(),
-        metadata: z.record(z.string().max(64), z.string().max(1024)).optional(),
+        metadata: z
+          .record(z.string().max(64), z.string().max(1024))
+          .refine((labels) => Object.keys(labels).length <= METADATA_KEYS_MAX, `at most ${METADATA_KEYS_MAX} labels`)
+          .optional(),
       }),
     },
     "message.send": {
@@ -129,10 +173,19 @@ export const COMMANDS = {
     "tenant.resume": { channels: ["control"], body: reason },
     "key.create": {
       channels: ["control"],
-      body: z.object({ key_id: id, hash: sha256, scopes: z.array(z.string().max(64)).max(32).default([]), label: z.string().max(256).optional() }),
+      body: z.object({ key_id: id, hash: sha256, scopes: z.array(z.string().max(64)).max(32).default([]), label: z.string().max(256).optional(), expires_at: instant.optional() }),
     },
+    /** Gives a key an end, or an earlier one. */
+    "key.expire": { channels: ["control"], body: z.object({ key_id: id, expires_at: instant }) },
     "key.revoke": { channels: ["control"], body: z.object({ key_id: id, reason: z.string().max(1000).optional() }) },
-    "agent.put": { channels: ["control"], body: z.object({ agent: id, config: agentConfig }) },
+    /** `critical`: running sessions of the agent take it up at their next turn, instead of keeping the version they began with. */
+    "agent.put": { channels: ["control"], body: z.object({ agent: id, config: agentConfig, critical: z.boolean().optional() }) },
+    /** What may be done by default, and what never; absent fields stay as they are. */
+    "tenant.configure": { channels: ["control"], body: z.object({ default: z.enum(["allow", "deny"]).optional(), deny: permissionRules.optional() }) },
+    /** What agents with this role may and may not; empty lists take the grant away. */
+    "grant.put": { channels: ["control"], body: z.object({ role: id, allow: permissionRules.default([]), deny: permissionRules.default([]) }) },
+    /** Sessions of the agent, or of all, load their configuration anew at their next turn. */
+    "config.updated": { channels: ["control"], body: z.object({ agent: id.optional(), reason: z.string().max(1000).optional() }) },
   },
   worker: {
     "worker.drain": { channels: ["control"], body: reason },

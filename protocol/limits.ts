@@ -49,3 +49,9 @@ export const SHARDS_PRODUCTION = 64;
 
 /** Tokens coalesce this long after the first chunk. */
 export const TOKEN_COALESCE_MS = 20;
+
+/** Labels on one session. They stand in its context and in every view of it. */
+export const METADATA_KEYS_MAX = 64;
+
+/** Accounts of the broker for tenants' clients. Each costs the broker about 30 KiB; a cell of more tenants on the bus configures more. */
+export const EDGE_ACCOUNTS_DEFAULT = 256;

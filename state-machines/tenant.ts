@@ -2,15 +2,17 @@
 //
 //   tenant.create ──▶ active ◀── tenant.suspend / tenant.resume ──▶ suspended
 //
-//   in both: key.create, key.revoke, agent.put
+//   in both: key.create, key.expire, key.revoke, agent.put, tenant.configure, grant.put, config.updated
 //
 // Gateways and workers read it from its journal (actors/directory.ts); what suspension forbids is theirs to refuse.
 //
 // Invariants:
 //   T1. A key's id names one key for ever as long as it is listed; its secret never comes here, only the hash.
-//   T2. A revoked key stays revoked.
+//   T2. A revoked key stays revoked, and the end of a key only comes nearer.
 //   T3. An agent's version counts its different configurations: it rises exactly when the configuration's hash changes.
-//   T4. Everything kept has a bound: TENANT_KEYS_MAX, TENANT_AGENTS_MAX, TENANT_BYTES_MAX.
+//   T4. Everything kept has a bound: TENANT_KEYS_MAX, TENANT_AGENTS_MAX, TENANT_ROLES_MAX, TENANT_BYTES_MAX.
+//   T5. The configuration epoch of an agent rises with each change that running sessions must take up, and with nothing else. What is
+//       permitted is such a change. A session compares it with the one it froze.
 import { enqueueActions, setup } from "xstate";
 import { assert } from "../protocol/assert.ts";
 import type { AgentConfig } from "../protocol/commands.ts";
@@ -18,11 +20,14 @@ import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import { hashOf, type JsonObject } from "../protocol/json.ts";
 import { COMMAND_BYTES_MAX, PAYLOAD_BYTES_MAX } from "../protocol/limits.ts";
+import type { Grant, Policy } from "./permission.ts";
 import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
 
 /** Keys that work. A tenant's services are fewer; revoked keys are listed as long as there is room. */
 export const TENANT_KEYS_MAX = 1000;
 export const TENANT_AGENTS_MAX = 1000;
+/** Roles that have grants. */
+export const TENANT_ROLES_MAX = 200;
 /** Keys and agents as JSON: what rests in one snapshot and is read by every process that caches the tenant. */
 export const TENANT_BYTES_MAX = 3 * 1024 * 1024;
 assert(
@@ -37,6 +42,8 @@ export interface TenantKey {
   readonly label: string | null;
   readonly created_at_ms: number;
   readonly revoked_at_ms: number | null;
+  /** Absent: it has no end. Who reads it compares with a clock; nothing is journaled when it passes. */
+  readonly expires_at_ms?: number;
 }
 
 export interface TenantAgent {
@@ -45,12 +52,19 @@ export interface TenantAgent {
   readonly hash: string;
   readonly config: AgentConfig;
   readonly at_ms: number;
+  /** T5: changes of this agent alone. */
+  readonly config_epoch: number;
 }
 
 export interface TenantContext extends BaseContext {
   readonly name: string | null;
   readonly keys: Readonly<Record<string, TenantKey>>;
   readonly agents: Readonly<Record<string, TenantAgent>>;
+  readonly policy: Policy;
+  /** By role. */
+  readonly grants: Readonly<Record<string, Grant>>;
+  /** T5: changes that concern all agents. */
+  readonly config_epoch: number;
   /** Why it is suspended. */
   readonly reason: string | null;
   readonly created_at_ms: number;
@@ -61,6 +75,11 @@ interface KeyCreate {
   readonly hash: string;
   readonly scopes: readonly string[];
   readonly label?: string;
+  readonly expires_at?: string;
+}
+interface KeyExpire {
+  readonly key_id: string;
+  readonly expires_at: string;
 }
 interface KeyRevoke {
   readonly key_id: string;
@@ -69,6 +88,15 @@ interface KeyRevoke {
 interface AgentPut {
   readonly agent: string;
   readonly config: AgentConfig;
+  readonly critical?: boolean;
+}
+type PolicyPut = Partial<Policy>;
+interface GrantPut extends Grant {
+  readonly role: string;
+}
+interface ConfigUpdated {
+  readonly agent?: string;
+  readonly reason?: string;
 }
 interface ReasonBody {
   readonly reason?: string;
@@ -76,8 +104,12 @@ interface ReasonBody {
 
 type TenantEvent =
   | CommandEvent<"key.create", KeyCreate>
+  | CommandEvent<"key.expire", KeyExpire>
   | CommandEvent<"key.revoke", KeyRevoke>
   | CommandEvent<"agent.put", AgentPut>
+  | CommandEvent<"tenant.configure", PolicyPut>
+  | CommandEvent<"grant.put", GrantPut>
+  | CommandEvent<"config.updated", ConfigUpdated>
   | CommandEvent<"tenant.suspend" | "tenant.resume", ReasonBody>;
 
 interface Change {
@@ -95,9 +127,25 @@ function withRoom(keys: TenantContext["keys"]): TenantContext["keys"] {
   return Object.fromEntries(Object.entries(keys).filter(([id]) => !leaving.has(id)));
 }
 
-function keyCreated({ keys, now }: TenantContext, { key_id, hash, scopes, label }: KeyCreate): Change {
-  const key: TenantKey = { hash, scopes, label: label ?? null, created_at_ms: now.at_ms, revoked_at_ms: null };
-  return { context: { keys: { ...withRoom(keys), [key_id]: key } }, tell: [{ type: "key.created", key_id, scopes, label: key.label }], answer: { key_id } };
+function keyCreated({ keys, now }: TenantContext, { key_id, hash, scopes, label, expires_at }: KeyCreate): Change {
+  const key: TenantKey = {
+    hash,
+    scopes,
+    label: label ?? null,
+    created_at_ms: now.at_ms,
+    revoked_at_ms: null,
+    ...(expires_at === undefined ? {} : { expires_at_ms: Date.parse(expires_at) }),
+  };
+  const told: ActorEvent = { type: "key.created", key_id, scopes, label: key.label, ...(expires_at === undefined ? {} : { expires_at }) };
+  return { context: { keys: { ...withRoom(keys), [key_id]: key } }, tell: [told], answer: { key_id } };
+}
+
+function keyExpires({ keys }: TenantContext, { key_id, expires_at }: KeyExpire): Change {
+  const key = Object.hasOwn(keys, key_id) ? keys[key_id] : undefined;
+  const expires_at_ms = Date.parse(expires_at);
+  // T2.
+  if (key === undefined || key.revoked_at_ms !== null || (key.expires_at_ms ?? Number.MAX_SAFE_INTEGER) <= expires_at_ms) return { answer: { key_id } };
+  return { context: { keys: { ...keys, [key_id]: { ...key, expires_at_ms } } }, tell: [{ type: "key.expiring", key_id, expires_at }], answer: { key_id } };
 }
 
 function keyRevoked({ keys, now }: TenantContext, { key_id, reason }: KeyRevoke): Change {
@@ -111,16 +159,54 @@ function keyRevoked({ keys, now }: TenantContext, { key_id, reason }: KeyRevoke)
   };
 }
 
-function agentPut({ agents, now }: TenantContext, { agent, config }: AgentPut): Change {
+function agentPut(context: TenantContext, { agent, config, critical }: AgentPut): Change {
+  const { agents, now } = context;
   const hash = hashOf(config);
   const known = Object.hasOwn(agents, agent) ? agents[agent] : undefined;
-  if (known?.hash === hash) return { answer: { agent, version: known.version, hash } };
+  if (known?.hash === hash) {
+    const answer = { agent, version: known.version, hash };
+    return critical === true ? { ...configUpdated(context, { agent }), answer } : { answer };
+  }
   const version = (known?.version ?? 0) + 1; // T3
+  // T5. Of an agent that is new no session can have an older one.
+  const config_epoch = (known?.config_epoch ?? 0) + (critical === true && known !== undefined ? 1 : 0);
+  const updated: ActorEvent[] = config_epoch === (known?.config_epoch ?? 0) ? [] : [{ type: "config.updated", agent, config_epoch: context.config_epoch + config_epoch, reason: "agent.put" }];
   return {
-    context: { agents: { ...agents, [agent]: { version, hash, config, at_ms: now.at_ms } } },
-    tell: [{ type: "agent.put", agent, version, hash }],
+    context: { agents: { ...agents, [agent]: { version, hash, config, at_ms: now.at_ms, config_epoch } } },
+    tell: [{ type: "agent.put", agent, version, hash }, ...updated],
     answer: { agent, version, hash },
   };
+}
+
+/** T5 for one agent, or for all. */
+function configUpdated({ agents, config_epoch }: TenantContext, { agent, reason }: ConfigUpdated): Change {
+  const known = agent !== undefined && Object.hasOwn(agents, agent) ? agents[agent] : undefined;
+  if (agent === undefined || known === undefined)
+    return { context: { config_epoch: config_epoch + 1 }, tell: [{ type: "config.updated", agent: null, config_epoch: config_epoch + 1, reason: reason ?? null }], answer: { config_epoch: config_epoch + 1 } };
+  const mine = { ...known, config_epoch: known.config_epoch + 1 };
+  const epoch = config_epoch + mine.config_epoch;
+  return { context: { agents: { ...agents, [agent]: mine } }, tell: [{ type: "config.updated", agent, config_epoch: epoch, reason: reason ?? null }], answer: { config_epoch: epoch } };
+}
+
+/** What is permitted changes for running sessions too: T5. */
+function permissionsChanged(context: TenantContext, change: Partial<TenantContext>, told: ActorEvent): Change {
+  const updated = configUpdated(context, { reason: told.type });
+  return { context: { ...change, ...updated.context }, tell: [told, ...(updated.tell ?? [])], answer: updated.answer ?? {} };
+}
+
+function policyPut(context: TenantContext, body: PolicyPut): Change {
+  const policy: Policy = { default: body.default ?? context.policy.default, deny: [...new Set(body.deny ?? context.policy.deny)].sort() };
+  if (hashOf(policy) === hashOf(context.policy)) return { answer: { config_epoch: context.config_epoch } };
+  return permissionsChanged(context, { policy }, { type: "tenant.configured", default: policy.default, deny: policy.deny });
+}
+
+function grantPut(context: TenantContext, { role, allow, deny }: GrantPut): Change {
+  const known = Object.hasOwn(context.grants, role) ? context.grants[role] : undefined;
+  const others = Object.fromEntries(Object.entries(context.grants).filter(([name]) => name !== role));
+  const grant: Grant = { allow: [...new Set(allow)].sort(), deny: [...new Set(deny)].sort() };
+  const empty = grant.allow.length + grant.deny.length === 0;
+  if (empty ? known === undefined : hashOf(known ?? null) === hashOf(grant)) return { answer: { config_epoch: context.config_epoch } };
+  return permissionsChanged(context, { grants: empty ? others : { ...others, [role]: grant } }, { type: "grant.put", role, ...grant });
 }
 
 interface Enqueue {
@@ -140,8 +226,12 @@ export const tenantMachine = setup({
   actions: {
     tell_created: enqueueActions((args) => perform(args, { tell: [{ type: "tenant.created", name: args.context.name }] })),
     create_key: enqueueActions((args, body: KeyCreate) => perform(args, keyCreated(args.context, body))),
+    expire_key: enqueueActions((args, body: KeyExpire) => perform(args, keyExpires(args.context, body))),
     revoke_key: enqueueActions((args, body: KeyRevoke) => perform(args, keyRevoked(args.context, body))),
     put_agent: enqueueActions((args, body: AgentPut) => perform(args, agentPut(args.context, body))),
+    put_policy: enqueueActions((args, body: PolicyPut) => perform(args, policyPut(args.context, body))),
+    put_grant: enqueueActions((args, body: GrantPut) => perform(args, grantPut(args.context, body))),
+    update_config: enqueueActions((args, body: ConfigUpdated) => perform(args, configUpdated(args.context, body))),
     give_reason: enqueueActions((args, { reason }: ReasonBody) => perform(args, { context: { reason: reason ?? null } })),
   },
 }).createMachine({
@@ -152,6 +242,9 @@ export const tenantMachine = setup({
     name: typeof body.name === "string" ? body.name : null,
     keys: {},
     agents: {},
+    policy: { default: "allow", deny: [] },
+    grants: {},
+    config_epoch: 0,
     reason: null,
     created_at_ms: now.at_ms,
   }),
@@ -159,8 +252,12 @@ export const tenantMachine = setup({
   initial: "active",
   on: {
     "key.create": { actions: { type: "create_key", params: ({ event }) => event.body } },
+    "key.expire": { actions: { type: "expire_key", params: ({ event }) => event.body } },
     "key.revoke": { actions: { type: "revoke_key", params: ({ event }) => event.body } },
     "agent.put": { actions: { type: "put_agent", params: ({ event }) => event.body } },
+    "tenant.configure": { actions: { type: "put_policy", params: ({ event }) => event.body } },
+    "grant.put": { actions: { type: "put_grant", params: ({ event }) => event.body } },
+    "config.updated": { actions: { type: "update_config", params: ({ event }) => event.body } },
   },
   states: {
     active: {
@@ -179,11 +276,11 @@ export const tenantMachine = setup({
 const bytesOf = (value: unknown): number => Buffer.byteLength(JSON.stringify(value));
 
 /** T4 for bytes, after a change that adds `bytes`. */
-function refuseBytes({ keys, agents }: TenantContext, bytes: number): ErrorBody | undefined {
-  const sum = bytesOf({ keys, agents }) + bytes;
+function refuseBytes({ keys, agents, policy, grants }: TenantContext, bytes: number): ErrorBody | undefined {
+  const sum = bytesOf({ keys, agents, policy, grants }) + bytes;
   return sum <= TENANT_BYTES_MAX
     ? undefined
-    : errorBody("too_large", `the keys and agents of a tenant are at most ${TENANT_BYTES_MAX} bytes together`, { bytes: sum, bytes_max: TENANT_BYTES_MAX });
+    : errorBody("too_large", `the keys, agents and grants of a tenant are at most ${TENANT_BYTES_MAX} bytes together`, { bytes: sum, bytes_max: TENANT_BYTES_MAX });
 }
 
 function refuseKey(context: TenantContext, { key_id, hash }: KeyCreate): ErrorBody | undefined {
@@ -201,6 +298,11 @@ function refuseAgent({ agents }: TenantContext, { agent }: AgentPut): ErrorBody 
   return errorBody("invalid", `a tenant has at most ${TENANT_AGENTS_MAX} agents`, { agents_max: TENANT_AGENTS_MAX });
 }
 
+function refuseGrant({ grants }: TenantContext, { role }: GrantPut): ErrorBody | undefined {
+  if (Object.hasOwn(grants, role) || Object.keys(grants).length < TENANT_ROLES_MAX) return undefined;
+  return errorBody("invalid", `a tenant has grants for at most ${TENANT_ROLES_MAX} roles`, { roles_max: TENANT_ROLES_MAX });
+}
+
 export function tenantContextOf(view: Pick<ActorView, "context">): TenantContext {
   return view.context as unknown as TenantContext;
 }
@@ -215,8 +317,15 @@ export const tenantDefinition: ActorDefinition = {
     switch (type) {
       case "key.create":
         return refuseKey(context, body as unknown as KeyCreate) ?? refuseBytes(context, bytesOf(body));
+      case "key.expire":
       case "key.revoke":
         return Object.hasOwn(context.keys, String(body.key_id)) ? undefined : errorBody("not_found", `there is no key '${String(body.key_id)}'`);
+      case "config.updated":
+        return body.agent === undefined || Object.hasOwn(context.agents, String(body.agent)) ? undefined : errorBody("not_found", `there is no agent '${String(body.agent)}'`);
+      case "tenant.configure":
+        return refuseBytes(context, bytesOf(body));
+      case "grant.put":
+        return refuseGrant(context, body as unknown as GrantPut) ?? refuseBytes(context, bytesOf(body));
       case "agent.put":
         return refuseAgent(context, body as unknown as AgentPut) ?? refuseBytes(context, bytesOf(body));
       default:

@@ -4,7 +4,7 @@ import { describe, expect, test } from "vitest";
 import { agentConfig, COMMANDS } from "../../protocol/commands.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { coreOf } from "../../state-machines/step.ts";
-import { TENANT_AGENTS_MAX, TENANT_BYTES_MAX, TENANT_KEYS_MAX, type TenantContext, tenantContextOf, tenantDefinition } from "../../state-machines/tenant.ts";
+import { TENANT_AGENTS_MAX, TENANT_BYTES_MAX, TENANT_KEYS_MAX, TENANT_ROLES_MAX, type TenantContext, tenantContextOf, tenantDefinition } from "../../state-machines/tenant.ts";
 import { Drive } from "./drive.ts";
 
 const core = coreOf(tenantDefinition);
@@ -19,7 +19,11 @@ const suspended = (): Drive => {
 };
 const contextOf = (drive: Drive): TenantContext => tenantContextOf(drive.view);
 
-const BODIES: Record<string, JsonObject> = { "key.create": key(1), "key.revoke": { key_id: "k9" }, "agent.put": { agent: "a", config: config() } };
+const BODIES: Record<string, JsonObject> = { "key.create": key(1), "key.revoke": { key_id: "k9" }, "key.expire": { key_id: "k9", expires_at: "2030-01-01T00:00:00Z" },
+  "agent.put": { agent: "a", config: config() },
+  "tenant.configure": { default: "deny" },
+  "grant.put": { role: "writer", allow: ["tool:now"], deny: [] },
+};
 const TABLE: Record<string, Record<string, string>> = {
   active: {
     "tenant.create": "illegal_transition",
@@ -27,7 +31,11 @@ const TABLE: Record<string, Record<string, string>> = {
     "tenant.resume": "illegal_transition",
     "key.create": "active",
     "key.revoke": "not_found",
+    "key.expire": "not_found",
     "agent.put": "active",
+    "tenant.configure": "active",
+    "grant.put": "active",
+    "config.updated": "active",
   },
   suspended: {
     "tenant.create": "illegal_transition",
@@ -35,7 +43,11 @@ const TABLE: Record<string, Record<string, string>> = {
     "tenant.resume": "active",
     "key.create": "suspended",
     "key.revoke": "not_found",
+    "key.expire": "not_found",
     "agent.put": "suspended",
+    "tenant.configure": "suspended",
+    "grant.put": "suspended",
+    "config.updated": "suspended",
   },
 };
 
@@ -116,7 +128,7 @@ describe("agents", () => {
     expect(drive.later(9).tell("agent.put", { agent: "a", config: config("two") })).toMatchObject({ version: 2 });
     expect(drive.tell("agent.put", { agent: "a", config: config("one") })).toEqual({ ...first, version: 3 });
     expect(drive.tell("agent.put", { agent: "b", config: config("one") })).toEqual({ ...first, agent: "b" });
-    expect(contextOf(drive).agents["a"]).toEqual({ version: 3, hash: first.hash, config: config("one"), at_ms: drive.at_ms });
+    expect(contextOf(drive).agents["a"]).toEqual({ version: 3, hash: first.hash, config: config("one"), at_ms: drive.at_ms, config_epoch: 0 });
   });
 
   test("may have any name that an id may have", () => {
@@ -148,10 +160,60 @@ describe("agents", () => {
   });
 });
 
+describe("what running sessions must take up", () => {
+  const epochs = (drive: Drive, agent: string): number => contextOf(drive).config_epoch + (contextOf(drive).agents[agent]?.config_epoch ?? 0);
+
+  test("T5: an agent's epoch rises with critical puts and config.updated, for it or for all, and with no other change of it", () => {
+    const drive = active();
+    for (const agent of ["a", "b"]) drive.tell("agent.put", { agent, config: config("one"), critical: true });
+    expect([epochs(drive, "a"), epochs(drive, "b")]).toEqual([0, 0]);
+    drive.tell("agent.put", { agent: "a", config: config("two") });
+    expect([epochs(drive, "a"), drive.types]).toEqual([0, ["agent.put"]]);
+    drive.tell("agent.put", { agent: "a", config: config("three"), critical: true });
+    expect([epochs(drive, "a"), epochs(drive, "b"), drive.types]).toEqual([1, 0, ["agent.put", "config.updated"]]);
+    drive.tell("agent.put", { agent: "a", config: config("three"), critical: true });
+    expect([epochs(drive, "a"), drive.types]).toEqual([2, ["config.updated"]]);
+    drive.tell("config.updated", { agent: "b", reason: "the key leaked" });
+    expect(drive.told).toEqual([{ type: "config.updated", agent: "b", config_epoch: 1, reason: "the key leaked" }]);
+    drive.tell("config.updated");
+    expect([epochs(drive, "a"), epochs(drive, "b")]).toEqual([3, 2]);
+    drive.tell("agent.put", { agent: "a", config: config("four") });
+    expect(epochs(drive, "a")).toBe(3);
+    expect(drive.refusal("config.updated", { agent: "nobody" })).toMatchObject({ code: "not_found" });
+  });
+
+  test("T5: a change of what is permitted raises every agent's epoch, the same again does not", () => {
+    const drive = active();
+    drive.tell("agent.put", { agent: "a", config: config() });
+    drive.tell("tenant.configure", { default: "deny", deny: ["tool:pay", "tool:pay"] });
+    expect(contextOf(drive).policy).toEqual({ default: "deny", deny: ["tool:pay"] });
+    expect(drive.types).toEqual(["tenant.configured", "config.updated"]);
+    drive.tell("tenant.configure", { deny: ["tool:pay"] });
+    expect([drive.told, epochs(drive, "a")]).toEqual([[], 1]);
+    drive.tell("grant.put", { role: "writer", allow: ["tool:*"], deny: [] });
+    drive.tell("grant.put", { role: "writer", allow: ["tool:*"], deny: [] });
+    expect([contextOf(drive).grants, epochs(drive, "a")]).toEqual([{ writer: { allow: ["tool:*"], deny: [] } }, 2]);
+    drive.tell("grant.put", { role: "writer", allow: [], deny: [] });
+    drive.tell("grant.put", { role: "nobody", allow: [], deny: [] });
+    expect([contextOf(drive).grants, epochs(drive, "a")]).toEqual([{}, 3]);
+    expect(contextOf(drive).policy).toEqual({ default: "deny", deny: ["tool:pay"] });
+  });
+
+  test("T4: grants are bounded in number", () => {
+    const drive = active();
+    drive.thorough = false;
+    for (let n = 0; n < TENANT_ROLES_MAX; n++) drive.tell("grant.put", { role: `r${n}`, allow: ["tool:*"], deny: [] });
+    expect(drive.refusal("grant.put", { role: "more", allow: ["tool:*"], deny: [] })).toMatchObject({ code: "invalid", details: { roles_max: TENANT_ROLES_MAX } });
+    expect(drive.refusal("grant.put", { role: "r1", allow: [], deny: [] })).toBeUndefined();
+  });
+});
+
 test("a tenant replays from its first entry to the same state", () => {
   const drive = active();
   drive.tell("key.create", key(1), { key: "idem" });
   drive.tell("agent.put", { agent: "a", config: config() });
+  drive.tell("grant.put", { role: "writer", allow: ["tool:*"], deny: ["model:openai/*"] });
+  drive.tell("tenant.configure", { default: "deny" });
   drive.tell("tenant.suspend");
   drive.tell("key.revoke", { key_id: "k1" });
   expect(drive.replayed()).toEqual({ saved: drive.saved, events: drive.events });
