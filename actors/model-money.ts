@@ -20,6 +20,7 @@ import type { World } from "../protocol/world.ts";
 import { estimateInputTokens } from "../providers/estimate.ts";
 import { affordableOutputTokens, costAtMost } from "../providers/prices.ts";
 import type { ModelRequest } from "../providers/provider.ts";
+import type { Providers } from "../providers/registry.ts";
 import { holdId } from "../state-machines/budget.ts";
 import type { CommandClient } from "./client.ts";
 import { EffectFailure, type EffectScope } from "./performer.ts";
@@ -53,11 +54,11 @@ export interface ModelMoney {
 }
 
 /** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
-const ROOM_PATIENCE_MS = 10_000;
+const ROOM_PATIENCE_MS = 30_000;
 /** And how long a budget that does not answer: a take-over takes seconds, an election of the broker eight. */
 const ASK_PATIENCE_MS = 60_000;
 const ASK_ONCE_MS = 10_000;
-const BACKOFF_MS = [100, 250, 500, 1000, 2000] as const;
+const BACKOFF_MS = [100, 200, 400, 800, 1000] as const;
 
 interface Ask {
   readonly model: string;
@@ -96,7 +97,13 @@ export function degradedCall(config: AgentConfig, request: Request): { readonly 
   };
 }
 
-export function createModelMoney({ client, world }: { readonly client: CommandClient; readonly world: World }): ModelMoney {
+export function createModelMoney({ client, world, providers }: { readonly client: CommandClient; readonly world: World; readonly providers: Providers }): ModelMoney {
+  /** As the model's own provider counts, where it can say; else rather too many. */
+  function inputTokensOf(model: string, request: Request): number {
+    const resolved = providers.resolve(model);
+    return (resolved.kind === "resolved" ? resolved.provider.countInputTokens?.(request) : undefined) ?? estimateInputTokens(request);
+  }
+
   function wait(scope: EffectScope, ms: number): Promise<void> {
     return new Promise((resolve, reject) => {
       const cancelled = (): void => {
@@ -158,10 +165,9 @@ export function createModelMoney({ client, world }: { readonly client: CommandCl
       const hold = holdId(scope.actor, scope.inst, scope.attempt);
       const who = { hold, session: scope.actor.id, agent, ...(user === undefined ? {} : { user }) };
       const cheaper = degradedCall(config, request);
-      const tokensOf = (one: Request): number => estimateInputTokens(one);
-      const asked = askOf(config.model, tokensOf(request), request.max_output_tokens);
-      const degraded = cheaper === undefined ? undefined : askOf(cheaper.model, tokensOf(cheaper.request), cheaper.request.max_output_tokens);
-      const rateOf = (model: string, one: Request): JsonObject => ({ provider: model.slice(0, model.indexOf("/")), tokens: tokensOf(one) + one.max_output_tokens });
+      const asked = askOf(config.model, inputTokensOf(config.model, request), request.max_output_tokens);
+      const degraded = cheaper === undefined ? undefined : askOf(cheaper.model, inputTokensOf(cheaper.model, cheaper.request), cheaper.request.max_output_tokens);
+      const rateOf = (model: string, one: Request): JsonObject => ({ provider: model.slice(0, model.indexOf("/")), tokens: inputTokensOf(model, one) + one.max_output_tokens });
 
       const first = await reserve(scope, { ...who, ...asked, ...(degraded === undefined ? {} : { degraded }), rate: rateOf(config.model, request) }, hold);
       if (first.kind === "refused") {
@@ -179,7 +185,7 @@ export function createModelMoney({ client, world }: { readonly client: CommandCl
 
       /** MM2 */
       const paid = (model: string, left: number): Payment => {
-        const bounds = { input_tokens: tokensOf(order.request), max_output_tokens: order.request.max_output_tokens };
+        const bounds = { input_tokens: inputTokensOf(model, order.request), max_output_tokens: order.request.max_output_tokens };
         const tokens = affordableOutputTokens(model, bounds, left);
         if (tokens === undefined) return { kind: "refused", code: "budget_exceeded", message: "what is held does not pay for a single token of answer" };
         return { kind: "paid", max_output_tokens: tokens };
@@ -193,7 +199,7 @@ export function createModelMoney({ client, world }: { readonly client: CommandCl
           return refusal;
         },
         async pay(model, made) {
-          const ask = askOf(model, tokensOf(order.request), order.request.max_output_tokens);
+          const ask = askOf(model, inputTokensOf(model, order.request), order.request.max_output_tokens);
           const spent = made.reduce((sum, one) => sum + (one.cost_usd_micros ?? 0), 0);
           const left = Math.max(0, held - spent);
           if (made.length === 0 && model === order.model) return priced ? paid(model, left) : { kind: "paid", max_output_tokens: order.request.max_output_tokens };

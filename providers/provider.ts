@@ -147,6 +147,8 @@ export interface Provider {
   /** The part of a model's name before the slash. */
   readonly name: string;
   call(request: ModelRequest, io: CallIo): Promise<ModelOutcome>;
+  /** How many tokens the prompt will count as, where that is known before the call; else it is estimated. */
+  countInputTokens?(request: Pick<ModelRequest, "instructions" | "messages">): number;
 }
 
 /** Enough for a provider's sentence and its request id; an HTML page of a proxy is cut. */

@@ -84,6 +84,7 @@ export function simulatedProvider(settings: { readonly world: World; readonly lo
   const { world, log } = settings;
   return {
     name: "simulated",
+    countInputTokens: inputWords,
     call(request, io) {
       const input_tokens = inputWords(request);
       // Counted as they are said: two steps without white space between them run together in the text, and are two words nevertheless.
@@ -125,7 +126,7 @@ function callWords(call: Pick<ToolCall, "name" | "args" | "invalid_args">): numb
   return wordCount(call.name) + wordCount(call.invalid_args ?? canonicalJson(call.args));
 }
 
-function inputWords(request: ModelRequest): number {
+function inputWords(request: Pick<ModelRequest, "instructions" | "messages">): number {
   let words = wordCount(request.instructions);
   for (const message of request.messages) {
     words += wordCount(message.text);

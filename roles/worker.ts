@@ -157,7 +157,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
       directory,
       providers,
       breakers,
-      money: createModelMoney({ client: commands, world }),
+      money: createModelMoney({ client: commands, world, providers }),
       on_attempt: attemptsInto(metrics),
       on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
     }))),
