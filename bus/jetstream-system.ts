@@ -6,12 +6,13 @@ import { z } from "zod";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 import type { ConnectionEvent, ConnectionWatch, EndedBy } from "./connection-watch.ts";
-import { guarded, openLink, parseJson } from "./jetstream-link.ts";
+import { guarded, type LinkTls, openLink, parseJson } from "./jetstream-link.ts";
 
 export interface SystemLogin {
   readonly servers: string | readonly string[];
   readonly user?: string;
   readonly password?: string;
+  readonly tls?: LinkTls;
   readonly name: string;
   readonly log: Log;
   readonly world: World;

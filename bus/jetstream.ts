@@ -18,7 +18,7 @@ import { openBucket } from "./jetstream-bucket.ts";
 import { consumeInbox } from "./jetstream-consume.ts";
 import { type Difference, ensureStream, ensureStreams as ensureOn } from "./jetstream-ensure.ts";
 import { followStream } from "./jetstream-follow.ts";
-import { type Answer, type ApiError, fromWire, type Link, openLink, parseJson, REQUEST_PATIENCE_MS, toWire } from "./jetstream-link.ts";
+import { type Answer, type ApiError, fromWire, type Link, type LinkTls, openLink, parseJson, REQUEST_PATIENCE_MS, toWire } from "./jetstream-link.ts";
 import { lastOfEach, leaderGet, readRange, streamInfo } from "./jetstream-reads.ts";
 import {
   BUCKETS,
@@ -36,6 +36,7 @@ import { allDeclarations, type Declarations, declareStreams } from "./streams.ts
 
 export { BusUnavailable } from "./fence.ts";
 export type { Finding } from "./jetstream-audit.ts";
+export type { LinkTls } from "./jetstream-link.ts";
 
 export interface JetStreamOptions {
   /** One URL, several with commas, or a list. */
@@ -43,6 +44,7 @@ export interface JetStreamOptions {
   readonly user?: string;
   readonly password?: string;
   readonly token?: string;
+  readonly tls?: LinkTls;
   /** The connection's name in the broker's events and monitoring. */
   readonly name: string;
   /** Default `_INBOX`. */

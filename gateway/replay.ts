@@ -9,7 +9,7 @@
 //
 // Invariants:
 //   P1. The tenant is read off the subject, and only subjects of that tenant are read (A4).
-//   P2. An answer goes to one literal subject that isReplyAllowed for that tenant; without one nothing is sent at all.
+//   P2. An answer goes to one literal subject that isReplayReplyAllowed for that tenant; without one nothing is sent at all.
 //   P3. An answer has at most LIMIT_MAX messages and about BYTES_MAX bytes; ANSWERS_AT_ONCE_MAX answers are under way, the rest are
 //       refused as overloaded.
 import { z } from "zod";
@@ -18,7 +18,7 @@ import { HEADER_DONE, invalidBody } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import { type ActorAddress, actorPath, ID_PATTERN } from "../protocol/ids.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
-import { actorSubject, isReplyAllowed, parseReplaySubject, REPLAY_FILTER } from "../protocol/subjects.ts";
+import { actorSubject, isReplayReplyAllowed, parseReplaySubject, REPLAY_FILTER } from "../protocol/subjects.ts";
 
 const HEADER_ERROR = "Troupe-Error";
 export const HEADER_NEXT_SEQUENCE = "Troupe-Next-Sequence";
@@ -98,7 +98,7 @@ export function startReplay({ bus, log }: { bus: Bus; log: Log }): Replay {
 
   function heard({ subject, data, reply }: CoreMessage): void {
     const tenant = parseReplaySubject(subject);
-    if (tenant === undefined || reply === undefined || !isReplyAllowed(tenant, reply)) {
+    if (tenant === undefined || reply === undefined || !isReplayReplyAllowed(tenant, reply)) {
       log.warn("replay asked for with no reply subject that is the tenant's own", { tenant }); // P2
       return;
     }

@@ -8,6 +8,8 @@
 //   G2. The tenant of every actor that is read or told something is the principal's. Nothing in a path, a body or a header names one.
 //   G3. What is not the tenant's answers exactly as what does not exist.
 //   G4. Bad input is refused with a 4xx and a stable code. A 5xx is ours: 503 passes, 500 is logged as a bug.
+//   G6. A route names the one scope it needs. Tenants' scopes are never an operator's and the other way round (protocol/scopes.ts), so an operator's
+//       credential reaches no tenant's session and a tenant's no operator's route.
 //   G5. Ending a connection ends nothing but the connection (F3).
 import { createHash } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
@@ -25,14 +27,17 @@ import { decodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { COMMAND_BYTES_MAX } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
+import type { Scope } from "../protocol/scopes.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
-import { authenticate, type Principal } from "./authenticate.ts";
+import { declareAdminRoutes } from "./admin-routes.ts";
+import { authenticate, bearerOf, type Principal, refuseScope } from "./authenticate.ts";
 import { type Cursor, CURSOR_START, cursorAfter, decodeCursor, encodeCursor } from "./cursor.ts";
 import { EVENT_STREAM_MEDIA_TYPE, turnOnly, writeEventStream } from "./event-stream.ts";
 import { createFeedHub } from "./feed-hub.ts";
+import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { startReplay } from "./replay.ts";
 import { cursorBefore, type FeedItem, openSessionFeed, readEventPage } from "./session-feed.ts";
@@ -59,6 +64,10 @@ export interface GatewayDeps {
   readonly sessions: SessionLists;
   /** Says why a session waits. */
   readonly definition: Pick<ActorDefinition, "waits">;
+  /** Absent: only API keys are taken. */
+  readonly oidc?: Oidc;
+  /** Unguessable bytes, for keys. */
+  readonly random_bytes: (count: number) => Uint8Array;
   readonly readiness: () => Promise<Readiness>;
   readonly metrics: Metrics;
   readonly world: World;
@@ -71,9 +80,11 @@ export interface GatewayDeps {
 }
 
 export interface RouteInfo {
-  readonly method: "GET" | "POST";
+  readonly method: "GET" | "POST" | "PUT";
   readonly url: string;
   readonly authenticated: boolean;
+  /** What a credential needs to be answered there; null where none is asked for. */
+  readonly scope: Scope | null;
 }
 
 export interface Gateway {
@@ -108,15 +119,18 @@ const SESSION_VERBS = {
   resume: "session.resume",
   hibernate: "session.hibernate",
   terminate: "session.terminate",
+  unpark: "session.unpark",
 } as const;
+/** Verbs whose command only our own channel takes. What they need of a credential is looked at here: a scope above writing. */
+const CONTROL_VERBS: ReadonlySet<string> = new Set(["session.unpark"]);
 
 /** What an authenticated request carries. */
-interface Visitor {
+export interface Visitor {
   readonly principal: Principal;
   readonly record: TenantRecord;
 }
 
-type Handler = (request: FastifyRequest, reply: FastifyReply, visitor: Visitor) => Promise<unknown>;
+export type Handler = (request: FastifyRequest, reply: FastifyReply, visitor: Visitor) => Promise<unknown>;
 
 /** Passes refusals and bugs on, and says of everything else that the bus (or the database) is away. */
 async function available<T>(what: string, work: () => Promise<T>): Promise<T> {
@@ -298,15 +312,23 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
 
   // ── what handlers share ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  async function visitorOf(request: FastifyRequest): Promise<Visitor> {
-    const authentication = await available("the tenant", () => authenticate(headerText(request, "authorization"), (id) => directory.tenant(id)));
+  const authentication_deps = {
+    tenantOf: (id: string) => directory.tenant(id),
+    now_ms: () => world.now_ms(),
+    ...(deps.oidc === undefined ? {} : { oidc: deps.oidc }),
+  };
+
+  async function visitorOf(request: FastifyRequest, scope: Scope): Promise<Visitor> {
+    const authentication = await available("the tenant", () => authenticate(bearerOf(headerText(request, "authorization")), authentication_deps));
     if (authentication.kind === "refused") throw new TroupeError(authentication.error);
+    const lacking = refuseScope(authentication.principal, scope);
+    if (lacking !== undefined) throw new TroupeError(lacking);
     return authentication;
   }
 
-  /** G1, G2: the only way a route comes into being under /v1. */
-  function route(method: "GET" | "POST", url: string, handler: Handler): void {
-    routes.push({ method, url, authenticated: true });
+  /** G1, G2, G6: the only way a route comes into being under /v1. */
+  function route(method: RouteInfo["method"], url: string, scope: Scope, handler: Handler): void {
+    routes.push({ method, url, authenticated: true, scope });
     const visitors = new WeakMap<FastifyRequest, Visitor>();
     app.route({
       method,
@@ -314,7 +336,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
       // Before the body is read.
       onRequest: async (request, reply) => {
         reply.header("cache-control", "private, no-store");
-        visitors.set(request, await visitorOf(request));
+        visitors.set(request, await visitorOf(request, scope));
       },
       handler: async (request, reply) => {
         const visitor = visitors.get(request);
@@ -325,7 +347,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   }
 
   function openRoute(url: string, handler: (reply: FastifyReply) => Promise<unknown>): void {
-    routes.push({ method: "GET", url, authenticated: false });
+    routes.push({ method: "GET", url, authenticated: false, scope: null });
     app.get(url, async (_request, reply) => {
       reply.header("cache-control", "no-store");
       return handler(reply);
@@ -362,12 +384,13 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   ): Promise<{ seq: number; result: JsonObject; after_sequence: number | undefined }> {
     const trace = headerText(request, HEADER_TRACEPARENT);
     const header = (name: string): string | undefined => (name === HEADER_TRACEPARENT ? trace : name === HEADER_IDEMPOTENCY_KEY ? key : undefined);
-    const decoding = decodeCommand("session", "command", commandBytes(type, body), header);
+    const channel = CONTROL_VERBS.has(type) ? "control" : "command";
+    const decoding = decodeCommand("session", channel, commandBytes(type, body), header);
     if (decoding.kind === "refused") throw new TroupeError(withoutEnvelope(decoding.error));
     const { command } = decoding;
     // A key of our own when the client has none: should the answer not come in time, a repeat with it is done once.
     const idempotency_key = key ?? world.id();
-    const outcome = await client.command(session, { type, body: command.body, key: idempotency_key, trace: command.trace });
+    const outcome = await client.command(session, { type, body: command.body, channel, key: idempotency_key, trace: command.trace });
     if (outcome.kind === "refused") {
       const { code, message, details } = outcome.error;
       throw new TroupeError(errorBody(code, message, details?.["accepted"] === true ? { ...details, idempotency_key } : details));
@@ -416,11 +439,11 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
 
   // ── routes ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  route("GET", "/v1/agents", async (_request, _reply, { record }) => ({
+  route("GET", "/v1/agents", "sessions:read", async (_request, _reply, { record }) => ({
     items: Object.entries(record.agents).map(([id, { version, hash, config }]) => ({ id, version, hash, config })),
   }));
 
-  route("POST", "/v1/sessions", async (request, reply, { principal, record }) => {
+  route("POST", "/v1/sessions", "sessions:write", async (request, reply, { principal, record }) => {
     const { id: _, ...body } = bodyOf(request);
     const key = idempotencyKeyOf(request);
     const session: ActorAddress = { tenant: principal.tenant, kind: "session", id: sessionIdFor(bodyOf(request), key, world) };
@@ -431,7 +454,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     return viewOfSession(session);
   });
 
-  route("GET", "/v1/sessions", async (request, _reply, { principal }) => {
+  route("GET", "/v1/sessions", "sessions:read", async (request, _reply, { principal }) => {
     const { state, agent, limit, after } = queryOf(request);
     if (state !== undefined && !isId(state)) throw invalid("?state= is the name of a state");
     if (agent !== undefined && !isId(agent)) throw invalid("?agent= is the id of an agent");
@@ -446,9 +469,9 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     return { items: page.items, next: page.next ?? null };
   });
 
-  route("GET", "/v1/sessions/:id", async (request, _reply, visitor) => viewOfSession(sessionOf(request, visitor)));
+  route("GET", "/v1/sessions/:id", "sessions:read", async (request, _reply, visitor) => viewOfSession(sessionOf(request, visitor)));
 
-  route("POST", "/v1/sessions/:id/messages", async (request, reply, visitor) => {
+  route("POST", "/v1/sessions/:id/messages", "sessions:write", async (request, reply, visitor) => {
     const session = sessionOf(request, visitor);
     const key = idempotencyKeyOf(request);
     const body = bodyOf(request);
@@ -473,7 +496,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     return reply;
   });
 
-  route("GET", "/v1/sessions/:id/events", async (request, reply, visitor) => {
+  route("GET", "/v1/sessions/:id/events", "sessions:read", async (request, reply, visitor) => {
     const session = sessionOf(request, visitor);
     const cursor = cursorOf(request);
     const limit = limitOf(queryOf(request)["limit"], EVENTS_LIMIT_DEFAULT, EVENTS_LIMIT_MAX);
@@ -493,7 +516,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   });
 
   for (const [verb, type] of Object.entries(SESSION_VERBS)) {
-    route("POST", `/v1/sessions/:id/${verb}`, async (request, _reply, visitor) => {
+    route("POST", `/v1/sessions/:id/${verb}`, "sessions:write", async (request, _reply, visitor) => {
       const session = sessionOf(request, visitor);
       const body = bodyOf(request);
       const key = idempotencyKeyOf(request);
@@ -502,6 +525,8 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
       return viewOfSession(session);
     });
   }
+
+  declareAdminRoutes({ route, directory, client, world, random_bytes: deps.random_bytes, bodyOf, idempotencyKeyOf });
 
   openRoute("/healthz", async () => ({ status: "ok" }));
   openRoute("/readyz", async (reply) => {

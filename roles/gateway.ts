@@ -2,12 +2,14 @@
 import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { createRestorer } from "../actors/restore.ts";
+import { createOidc } from "../gateway/oidc.ts";
 import { type Readiness, startGateway } from "../gateway/server.ts";
 import { createDatabase } from "../projections/database.ts";
 import { bypassesIsolation } from "../projections/isolation.ts";
 import { createQueries } from "../projections/queries.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { cores, definitions } from "../state-machines/kinds.ts";
+import { openEdge } from "./edge.ts";
 import { connect, observeBus, type Runtime } from "./runtime.ts";
 
 export interface GatewayRoleOptions {
@@ -51,6 +53,9 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     return { ready: bus_ok && shards.ok, components: { nats: { ok: bus_ok }, shards, postgres } };
   }
 
+  const oidc = settings.oidc.length === 0 ? undefined : createOidc({ issuers: settings.oidc, world, log, fetch });
+  const edge = await openEdge(runtime, { id, bus, directory, oidc, log });
+
   const gateway = await startGateway({
     bus,
     restorer,
@@ -63,6 +68,8 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
       },
     },
     definition: definitions.session,
+    ...(oidc === undefined ? {} : { oidc }),
+    random_bytes: (count) => runtime.random_bytes(count),
     readiness,
     metrics,
     world,
@@ -72,6 +79,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   });
   log.info("gateway runs", { url: gateway.url });
   await runtime.asked_to_end;
+  await edge?.close();
   await gateway.close();
   await client.stop();
   await directory.stop();

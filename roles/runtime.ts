@@ -1,7 +1,7 @@
 // runtime: what every process of ours is made of: its settings, its connection to the bus, its log, its metrics, its end.
 import type { Bus } from "../bus/port.ts";
 import { type ConnectionWatch, lifelineName } from "../bus/connection-watch.ts";
-import { connectJetStream } from "../bus/jetstream.ts";
+import { connectJetStream, type LinkTls } from "../bus/jetstream.ts";
 import { holdLifeline, watchConnections } from "../bus/jetstream-system.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
@@ -26,6 +26,7 @@ export function connect(runtime: Runtime, name: string, { ensure = true, first_c
   const { settings, log, world } = runtime;
   return connectJetStream({
     servers: serversOf(settings),
+    ...natsTls(settings),
     ...(settings.TROUPE_NATS_USER === undefined ? {} : { user: settings.TROUPE_NATS_USER }),
     ...(settings.TROUPE_NATS_PASSWORD === undefined ? {} : { password: settings.TROUPE_NATS_PASSWORD }),
     name,
@@ -39,19 +40,25 @@ export function connect(runtime: Runtime, name: string, { ensure = true, first_c
   });
 }
 
-const serversOf = ({ TROUPE_NATS_URL }: Settings): string => TROUPE_NATS_URL ?? "nats://127.0.0.1:4222";
+export const serversOf = ({ TROUPE_NATS_URL }: Settings): string => TROUPE_NATS_URL ?? "nats://127.0.0.1:4222";
+
+/** How the broker is known to be the broker; nothing where it is spoken to in the clear. */
+export function natsTls({ TROUPE_NATS_TLS_CA: ca_file, TROUPE_NATS_TLS_CERT: cert_file, TROUPE_NATS_TLS_KEY: key_file }: Settings): { tls?: LinkTls } {
+  const tls: LinkTls = { ...(ca_file === undefined ? {} : { ca_file }), ...(cert_file === undefined ? {} : { cert_file }), ...(key_file === undefined ? {} : { key_file }) };
+  return Object.keys(tls).length === 0 ? {} : { tls };
+}
 
 /** The second, idle connection of a process whose main one is called `name`. */
 export function lifeline({ settings, log, world }: Runtime, name: string): Promise<{ close(): Promise<void> }> {
   const { TROUPE_NATS_USER: user, TROUPE_NATS_PASSWORD: password } = settings;
-  return holdLifeline({ servers: serversOf(settings), ...(user === undefined ? {} : { user }), ...(password === undefined ? {} : { password }), name: lifelineName(name), log, world });
+  return holdLifeline({ servers: serversOf(settings), ...natsTls(settings), ...(user === undefined ? {} : { user }), ...(password === undefined ? {} : { password }), name: lifelineName(name), log, world });
 }
 
 /** Undefined when this process has no login of the system account. */
 export async function connectionWatch({ settings, log, world }: Runtime, name: string): Promise<ConnectionWatch | undefined> {
   const { TROUPE_NATS_SYSTEM_USER: user, TROUPE_NATS_SYSTEM_PASSWORD: password = "", TROUPE_NATS_ACCOUNT: account } = settings;
   if (user === undefined) return undefined;
-  return watchConnections({ servers: serversOf(settings), user, password, account, name, log, world });
+  return watchConnections({ servers: serversOf(settings), ...natsTls(settings), user, password, account, name, log, world });
 }
 
 /** Keeps the gauge of the bus true. */

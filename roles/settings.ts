@@ -1,7 +1,8 @@
 // settings: everything a process of ours can be told from outside, read once from its environment and checked.
 import { resolve } from "node:path";
 import { z } from "zod";
-import { LEASE_TTL_MS, PASSIVATE_AFTER_MS, SHARDS_EMBEDDED } from "../protocol/limits.ts";
+import { type OidcIssuer, readOidc } from "../gateway/oidc-issuers.ts";
+import { EDGE_ACCOUNTS_DEFAULT, LEASE_TTL_MS, PASSIVATE_AFTER_MS, SHARDS_EMBEDDED } from "../protocol/limits.ts";
 import type { CompatibleServer, ProvidersOptions } from "../providers/registry.ts";
 
 const port = z.coerce.number().int().min(0).max(65_535);
@@ -20,6 +21,24 @@ const shape = z.object({
   TROUPE_NATS_SYSTEM_PASSWORD: z.string().optional(),
   /** The runtime's account, as the broker names it. */
   TROUPE_NATS_ACCOUNT: z.string().regex(/^[A-Za-z0-9_-]+$/).default("RT"),
+  /** Files in PEM. With an authority the broker is spoken to under TLS and must show a certificate of it. */
+  TROUPE_NATS_TLS_CA: filled.optional(),
+  TROUPE_NATS_TLS_CERT: filled.optional(),
+  TROUPE_NATS_TLS_KEY: filled.optional(),
+  /** For gateways: the login that answers the broker's questions about tenants' clients, and the keys that its answers are signed and sealed with. */
+  TROUPE_NATS_AUTH_USER: z.string().optional(),
+  TROUPE_NATS_AUTH_PASSWORD: z.string().optional(),
+  TROUPE_NATS_AUTH_ISSUER_SEED: z.string().optional(),
+  TROUPE_NATS_AUTH_EXCHANGE_SEED: z.string().optional(),
+  /** For gateways: a login of the broker's system account that may list and end connections. */
+  TROUPE_NATS_WARDEN_USER: z.string().optional(),
+  TROUPE_NATS_WARDEN_PASSWORD: z.string().optional(),
+  /** As many accounts EDGE_0 … as the broker's configuration has; each tenant that comes onto the bus takes one. */
+  TROUPE_NATS_EDGE_ACCOUNTS: z.coerce.number().int().min(0).max(100_000).default(EDGE_ACCOUNTS_DEFAULT),
+  /** Of a development machine alone: admits the logins of dev.json. */
+  TROUPE_NATS_STAND_IN_SECRET: z.string().optional(),
+  /** Issuers whose JWTs count, as JSON: gateway/oidc.ts. */
+  TROUPE_OIDC: filled.optional(),
   TROUPE_NATS_MONITOR_URL: filled.optional(),
   TROUPE_NATS_PORT: port.optional(),
   TROUPE_NATS_MONITOR_PORT: port.optional(),
@@ -47,6 +66,7 @@ const shape = z.object({
 
 export interface Settings extends z.infer<typeof shape> {
   readonly compatible_servers: readonly CompatibleServer[];
+  readonly oidc: readonly OidcIssuer[];
 }
 
 export type SettingsOutcome = { readonly kind: "settings"; readonly settings: Settings } | { readonly kind: "invalid"; readonly faults: readonly string[] };
@@ -58,7 +78,9 @@ export function readSettings(env: Readonly<Record<string, string | undefined>>, 
   if (!parsed.success) return { kind: "invalid", faults: parsed.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`) };
   const compatible = compatibleServers(parsed.data.TROUPE_OPENAI_COMPATIBLE ?? "", present);
   if (typeof compatible === "string") return { kind: "invalid", faults: [compatible] };
-  return { kind: "settings", settings: { ...parsed.data, TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME), compatible_servers: compatible } };
+  const oidc = parsed.data.TROUPE_OIDC === undefined ? undefined : readOidc(parsed.data.TROUPE_OIDC);
+  if (oidc?.kind === "invalid") return { kind: "invalid", faults: [`TROUPE_OIDC: ${oidc.fault}`] };
+  return { kind: "settings", settings: { ...parsed.data, TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME), compatible_servers: compatible, oidc: oidc?.issuers ?? [] } };
 }
 
 /** The servers of TROUPE_OPENAI_COMPATIBLE with their keys, or what is wrong with it. */

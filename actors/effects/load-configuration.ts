@@ -22,7 +22,7 @@ export function frozenConfig(config: AgentConfig, overrides: JsonObject, mode: "
 export function loadConfiguration(directory: Directory): Performer {
   return async ({ agent, overrides, mode }: Input, { actor }) => {
     const tenant = await directory.tenant(actor.tenant);
-    const found = tenant?.agents[agent];
+    const found = tenant !== undefined && Object.hasOwn(tenant.agents, agent) ? tenant.agents[agent] : undefined;
     if (found === undefined) throw new EffectFailure("agent_unknown", `the tenant has no agent '${agent}'`);
     const config = frozenConfig(found.config, overrides, mode);
     return { config, hash: hashOf(config), agent_version: found.version };

@@ -1,5 +1,5 @@
 // small-cell: all of Troupe that a gateway talks to, in this process: an in-memory broker, one shard host, the simulated models.
-import { createHash } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { createCommandClient } from "../../actors/client.ts";
 import { createDirectory } from "../../actors/directory.ts";
 import { createPerformers } from "../../actors/performers.ts";
@@ -94,6 +94,7 @@ export async function startSmallCell({
       client,
       sessions: { list: async () => ({ items: [] }) },
       definition: definitions.session,
+      random_bytes: (count) => randomBytes(count),
       readiness: async () => ({ ready: true, components: { nats: { ok: true } } }),
       metrics: silentMetrics,
       world,
