@@ -3,14 +3,27 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
-import { FALLBACKS_MAX, type Fallbacks, MODELS_EXHAUSTED, ROUTE_PATIENCE_MS, routeModelCall, type RouteOutcome, TRIES_MAX } from "../../actors/model-routing.ts";
+import {
+  backoffMs,
+  FALLBACKS_MAX,
+  type Fallbacks,
+  MODELS_EXHAUSTED,
+  ROUTE_PATIENCE_MS,
+  routeModelCall,
+  type RouteOutcome,
+  TRIES_MAX,
+} from "../../actors/model-routing.ts";
 import { silentLog } from "../../protocol/log.ts";
 import type { BreakerBoard } from "../../providers/breaker.ts";
 import { MODEL_ERRORS, type ModelErrorCode, type ModelOutcome, NO_USAGE, type Provider } from "../../providers/provider.ts";
 import type { Providers } from "../../providers/registry.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
-type Say = "ok" | "blocked" | ModelErrorCode | { readonly code: ModelErrorCode; readonly retry_after_ms?: number; readonly said?: string; readonly takes_ms?: number };
+type Say =
+  | "ok"
+  | "blocked"
+  | ModelErrorCode
+  | { readonly code: ModelErrorCode; readonly retry_after_ms?: number; readonly said?: string; readonly takes_ms?: number };
 
 interface Ground {
   readonly world: VirtualWorld;
@@ -62,9 +75,11 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
     async route({ model = "a/x", fallbacks = {} }, signal = new AbortController().signal) {
       let outcome: RouteOutcome | undefined;
       const request = { instructions: "", messages: [], tools: [], max_output_tokens: 10, idempotency_key: "k" };
-      void routeModelCall({ world, providers, breakers, owner: "platform" }, { model, fallbacks, attempt: 4, request }, { signal, on_delta: ({ text }) => void delivered.push(text) }).then(
-        (one) => (outcome = one),
-      );
+      void routeModelCall(
+        { world, providers, breakers, owner: "platform" },
+        { model, fallbacks, attempt: 4, request },
+        { signal, on_delta: ({ text }) => void delivered.push(text) },
+      ).then((one) => (outcome = one));
       expect(await world.until(() => outcome !== undefined, 2 * ROUTE_PATIENCE_MS)).toBe(true);
       if (outcome === undefined) throw new Error("it never ended");
       return outcome;
@@ -74,6 +89,11 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
 
 const models = (calls: Ground["calls"]) => calls.map((call) => call.model);
 const pauses = (calls: Ground["calls"]) => calls.slice(1).map((call, n) => call.at_ms - (calls[n]?.at_ms ?? 0));
+
+test("the back-off doubles from half a second to eight, less up to a quarter at random", () => {
+  expect([1, 2, 3, 4, 5, 6, 20].map((tries) => backoffMs(tries, 0))).toEqual([500, 1000, 2000, 4000, 8000, 8000, 8000]);
+  expect([1, 2, 5].map((tries) => backoffMs(tries, 1))).toEqual([375, 750, 6000]);
+});
 
 describe("one model", () => {
   test("an answer at once is one attempt, with its own usage, times and number", async () => {
@@ -191,7 +211,10 @@ describe("chains", () => {
 
   test("a chain for a cause is entered once; without one the cause goes along the common chain", async () => {
     const once = ground({ "a/x": ["context_overflow"], "big/w": ["context_overflow"], "big/u": ["context_overflow"] });
-    expect(await once.route({ fallbacks: { models: ["b/y"], context_overflow: ["big/w", "big/u"] } })).toMatchObject({ kind: "failed", code: MODELS_EXHAUSTED });
+    expect(await once.route({ fallbacks: { models: ["b/y"], context_overflow: ["big/w", "big/u"] } })).toMatchObject({
+      kind: "failed",
+      code: MODELS_EXHAUSTED,
+    });
     expect(models(once.calls)).toEqual(["a/x", "big/w", "big/u"]);
     const common = ground({ "a/x": ["context_overflow"] });
     expect(await common.route({ fallbacks: { models: ["b/y"] } })).toMatchObject({ kind: "completed", model: "b/y" });
@@ -201,7 +224,8 @@ describe("chains", () => {
     const { route } = ground({ "a/x": ["overloaded"], "b/y": ["provider_auth"] });
     const outcome = await route({ fallbacks: { models: ["b/y", "absent/z"] } });
     expect(outcome).toMatchObject({ kind: "failed", code: MODELS_EXHAUSTED, skipped: [{ model: "absent/z", code: "model_unknown" }] });
-    for (const cause of ["a/x overloaded (3 tries)", "b/y provider_auth", "absent/z model_unknown"]) expect(outcome).toMatchObject({ message: expect.stringContaining(cause) });
+    for (const cause of ["a/x overloaded (3 tries)", "b/y provider_auth", "absent/z model_unknown"])
+      expect(outcome).toMatchObject({ message: expect.stringContaining(cause) });
     expect(outcome.attempts.length).toBe(4);
   });
 

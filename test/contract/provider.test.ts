@@ -728,6 +728,14 @@ describe("google's own", () => {
     expect(toolCallsOf((await callOnce(google.tell(answer))).outcome)).toEqual(first);
   });
 
+  test("P5: an answer that offers to be continued is not continued behind our back", async () => {
+    const candidate = { content: { parts: [{ text: "half" }], role: "model" }, continuationToken: "t" };
+    const before = google.server.requests_count;
+    const { outcome } = await callOnce(google.tell({ raw: Buffer.from(`data: ${JSON.stringify({ candidates: [candidate] })}\n\n`) }));
+    expect(outcome).toMatchObject({ kind: "failed", text: "half", error: { code: "stream_broken" } });
+    expect(google.server.requests_count).toBe(before + 1);
+  });
+
   test("a prompt that is blocked is content_policy", async () => {
     const { outcome } = await callOnce(google.tell({ block_reason: "PROHIBITED_CONTENT" }));
     expect(outcome).toMatchObject({
