@@ -63,7 +63,6 @@ export function evidenceWords(evidence: Json | undefined): string {
 /** An event of an actor in words; undefined for what says nothing to somebody who asks what happened. */
 function eventWords({ type, ...event }: ActorEvent): string | undefined {
   const step = `${String(event["turn"])}.${String(event["step"])}`;
-  const word = (name: string): string => (event[name] === undefined || event[name] === null ? "" : ` ${String(event[name])}`);
   switch (type) {
     case "superseded":
       return `attempt ${String(event["attempt"])} of model call ${step} void`;
@@ -72,10 +71,12 @@ function eventWords({ type, ...event }: ActorEvent): string | undefined {
     case "model.completed":
       return `model call ${step} done in attempt ${String(event["attempt"])} (${String(event["stop"])})`;
     case "model.failed":
-      return `model call ${step} failed in attempt ${String(event["attempt"])}: ${String(event["code"])}${word("message")}`;
+      return `model call ${step} failed in attempt ${String(event["attempt"])}: ${String(event["code"])}${event["message"] ? `, ${String(event["message"])}` : ""}`;
     case "message.completed":
     case "message.received":
-      return undefined; // the command, and the turn's end, tell it
+    case "session.claimed":
+    case "session.parked":
+      return undefined; // the command, the turn's end, the claim, and the new state tell it
     case "session.state":
       return `${String(event["from"] ?? "new")} → ${String(event["to"])}${event["reason"] ? `: ${String(event["reason"])}` : ""}`;
     default: {

@@ -3,6 +3,7 @@
 import { expect } from "vitest";
 import type { ShardHost, ShardStatus } from "../../actors/shard-host.ts";
 import { createRestorer } from "../../actors/restore.ts";
+import { createMemoryConnectionWatch, lifelineName, type MemoryConnectionWatch } from "../../bus/connection-watch.ts";
 import { createMemoryBroker, type Faults, type MemoryBroker } from "../../bus/memory.ts";
 import type { Bucket, BucketChange, BucketName, Bus } from "../../bus/port.ts";
 import { decodeJournal, type JournalMessage } from "../../protocol/journal.ts";
@@ -11,6 +12,7 @@ import { silentLog } from "../../protocol/log.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
 import type { World } from "../../protocol/world.ts";
 import { cores } from "../../state-machines/kinds.ts";
+import { workerConnection } from "../../supervisors/connections.ts";
 import { Leader, type LeaderOptions } from "../../supervisors/leader.ts";
 import { Member } from "../../supervisors/member.ts";
 import { decodePlacementEntry, type PlacementEntry, shardOfKey } from "../../supervisors/tables.ts";
@@ -130,6 +132,8 @@ export interface TestSupervisor {
 export class Cluster {
   readonly world: VirtualWorld;
   readonly broker: MemoryBroker;
+  /** What the broker tells of connections. Supervisors hear it when they are given it. */
+  readonly connections: MemoryConnectionWatch = createMemoryConnectionWatch();
   readonly shards: number;
   readonly workers = new Map<string, TestWorker>();
   readonly observer: Bus;
@@ -215,6 +219,14 @@ export class Cluster {
     };
   }
 
+  /** The broker's notices of one of a worker's connections. */
+  tellConnected(worker: string, which: "main" | "life", client_id: string): void {
+    this.connections.tell({ kind: "connected", name: nameOf(worker, which), client_id });
+  }
+  tellClosed(worker: string, which: "main" | "life", client_id: string, reason = "Client Closed"): void {
+    this.connections.tell({ kind: "disconnected", name: nameOf(worker, which), client_id, reason, by: reason === "Client Closed" ? "client" : "broker" });
+  }
+
   async table(): Promise<Map<number, PlacementEntry>> {
     const entries = await this.observer.bucket("PLACEMENT").all();
     return new Map(
@@ -255,3 +267,5 @@ export class Cluster {
     );
   }
 }
+
+const nameOf = (worker: string, which: "main" | "life"): string => (which === "main" ? workerConnection(worker) : lifelineName(workerConnection(worker)));
