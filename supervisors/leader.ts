@@ -579,7 +579,7 @@ export class Leader {
       record = cell.record();
     }
     if (record?.state === "dead" && record.incarnation === lease.incarnation) {
-      // It was judged and came back unchanged: without its lease it starts over, as another incarnation.
+      // Judged, and its lease still stands: without it a process that lives after all starts over, as another incarnation.
       const deleted = await this.#workers.delete(worker, present.revision);
       if (deleted.kind === "unavailable") this.#outage();
       return;
@@ -606,7 +606,7 @@ export class Leader {
   }
 
   /** What its connections say. Answers true when that is all there is to say of it. */
-  async #judgeByConnections(leadership: Leadership, worker: string, record: WorkerRecord, { lease, revision }: Present): Promise<boolean> {
+  async #judgeByConnections(leadership: Leadership, worker: string, record: WorkerRecord, { lease }: Present): Promise<boolean> {
     const presence = this.#connections.of(worker);
     if (presence.kind === "standing" || !this.#mayJudge()) return false;
     if (presence.kind === "suspect") {
@@ -620,11 +620,6 @@ export class Leader {
     const answer = await askHost(this.#options.bus, worker, "health", {}, { patience_ms: HEALTH_PATIENCE_MS });
     if (answer.ok || !this.#mayJudge() || !this.#mayAct(leadership) || this.#connections.of(worker).kind !== "gone") return false;
     await this.#declareDead(leadership, worker, { ...connectionsClosed(presence), incarnation: lease.incarnation }, presence.since_ms);
-    // It never comes back as what it was: without its lease a process that lives after all begins anew. Seen to again with each pass.
-    this.#workers
-      .delete(worker, revision)
-      .then((deleted) => (deleted.kind === "unavailable" ? this.#outage() : undefined))
-      .catch((error: unknown) => this.#options.log.warn("a dead worker's lease could not be deleted yet", { worker, ...errorFields(error) }));
     return true;
   }
 
