@@ -18,7 +18,7 @@ import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import { PASSIVATE_AFTER_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { encodeReply } from "../protocol/reply.ts";
-import { fastLaneSubject, isReplyAllowed, parseActorSubject, parseDueSubject, parseResidentSubject, residentSubject, RUNTIME_INBOX_PREFIX, shardCommandFilters, shardDueFilter, shardOf } from "../protocol/subjects.ts";
+import { fastLaneSubject, isReplyAllowed, parseActorSubject, parseDueSubject, parseResidentSubject, replyRoute, residentSubject, RUNTIME_INBOX_PREFIX, shardCommandFilters, shardDueFilter, shardOf } from "../protocol/subjects.ts";
 import { pause, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
 import { ActorCell, type CellDeps, type CellObserver, type Decide, type MailItem } from "./cell.ts";
@@ -275,7 +275,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   function replyTo(tenant: string | undefined, message: StoredMessage): { kind: "none" } | { kind: "to"; subject: string } | { kind: "forbidden" } {
     const subject = headerOf(message.headers, HEADER_REPLY_TO);
     if (subject === undefined || subject === "") return { kind: "none" };
-    return tenant !== undefined && isReplyAllowed(tenant, subject) ? { kind: "to", subject } : { kind: "forbidden" };
+    return tenant !== undefined && isReplyAllowed(tenant, subject) ? { kind: "to", subject: replyRoute(tenant, subject) } : { kind: "forbidden" };
   }
 
   function onDue(shard: Shard, delivery: Delivery): void {

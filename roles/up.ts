@@ -8,6 +8,7 @@ import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { auditSubstrate } from "../bus/jetstream.ts";
+import { type AuthKeys, createAuthKeys, publicAuthKeys } from "../bus/jetstream-auth.ts";
 import { ensureNatsServer } from "../deploy/local/nats-server.ts";
 import { type LocalNats, startLocalNats } from "../deploy/local/nats.ts";
 import { localSecrets } from "../deploy/local/secrets.ts";
@@ -72,6 +73,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     return 3;
   }
 
+  let auth_keys: AuthKeys;
   let nats: LocalNats | undefined;
   let postgres: LocalPostgres | undefined;
   let tell = (): void => undefined;
@@ -83,6 +85,9 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     const program = await ensureNatsServer({ env: { ...options.env } as NodeJS.ProcessEnv, say });
     say(`nats-server ${program.version} (${program.origin})`);
     const own = readOwnKeys(home);
+    const drawn = createAuthKeys();
+    const secrets = localSecrets(home);
+    auth_keys = { issuer_seed: secrets.of("nats.auth-issuer-seed", () => drawn.issuer_seed), exchange_seed: secrets.of("nats.auth-exchange-seed", () => drawn.exchange_seed) };
     const { TROUPE_NATS_PORT, TROUPE_NATS_MONITOR_PORT, TROUPE_POSTGRES_PORT } = outer.settings;
     // A server that dies unasked is started again: its data is on disk, and every client comes back by itself.
     const revive = (name: string, server: () => { start(): Promise<void> } | undefined) => (reason: string) => {
@@ -96,6 +101,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
       startLocalNats({
         home,
         binary: program.path,
+        auth: publicAuthKeys(auth_keys),
         tenants: [...new Set([DEMO_TENANT, ...Object.keys(own)])],
         say,
         on_death: revive("nats-server", () => nats),
@@ -171,7 +177,17 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   }
   const logins = (await prepared) ?? { app: "", projector: "" };
   const withDatabase = (url: string): Record<string, string> => ({ ...shared, TROUPE_POSTGRES_URL: url });
-  children.start({ role: "gateway", id: "g1", args: ["gateway", "--id", "g1", "--http-port", String(port)], env: childEnv(options.env, nothing, withDatabase(logins.app)) });
+  // Gateways alone decide who comes onto the bus.
+  const edge = {
+    TROUPE_NATS_AUTH_USER: broker.authenticator.user,
+    TROUPE_NATS_AUTH_PASSWORD: broker.authenticator.password,
+    TROUPE_NATS_AUTH_ISSUER_SEED: auth_keys.issuer_seed,
+    TROUPE_NATS_AUTH_EXCHANGE_SEED: auth_keys.exchange_seed,
+    TROUPE_NATS_WARDEN_USER: broker.warden.user,
+    TROUPE_NATS_WARDEN_PASSWORD: broker.warden.password,
+    TROUPE_NATS_STAND_IN_SECRET: broker.stand_in_secret,
+  };
+  children.start({ role: "gateway", id: "g1", args: ["gateway", "--id", "g1", "--http-port", String(port)], env: childEnv(options.env, nothing, { ...withDatabase(logins.app), ...edge }) });
   children.start({ role: "projector", id: "p1", args: ["projector", "--id", "p1"], env: childEnv(options.env, nothing, withDatabase(logins.projector)) });
 
   const restorer = createRestorer({ bus, cores, log });

@@ -1,16 +1,26 @@
 // nats: the broker of `npm start`: one nats-server on 127.0.0.1 with JetStream, its data in $TROUPE_HOME/nats.
 //
-// Accounts: SYS (the server's own events; supervisors listen there for $SYS.ACCOUNT.RT.DISCONNECT) and RT (the runtime: all streams).
-// In RT the users `operator` and `runtime` may do what the runtime does; each tenant has a stand-in user `tenant-{id}` that may
-// publish its own commands and listen to its own live subjects, and nothing else.
+// Accounts:
+//   SYS          the server's own events; supervisors listen there for $SYS.ACCOUNT.RT.DISCONNECT, gateways list and end connections
+//   RT           the runtime: all streams; the users `operator` and `runtime` may do what the runtime does
+//   AUTH         where the broker asks the gateways about every login that this file does not have
+//   EDGE_0 …     no stream, no JetStream, all alike: each tenant that comes onto the bus lives in one alone. Into RT lead session and workflow
+//                commands and replay; out of RT come what is live and answers; permissions keep each client to what names its tenant
+//
+// Without AUTH (a broker alone, without gateways) the stand-in logins `tenant-{id}` stand in the file, each in an account of the edge.
 //
 // Invariants:
 //   N1. Every port listens on 127.0.0.1 only.
 //   N2. What the broker acknowledged is on disk: `sync_interval: always`.
 //   N3. The addresses stay the same over a restart, so clients find it again.
+//   N5. No account of a tenant's clients holds a stream or reaches JetStream's API, and two tenants never share one.
 //   N4. The runtime's user cannot delete or purge the journals (stream EVENTS).
 import { chmodSync, mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { standInPassword, standInUser } from "../../protocol/api-key.ts";
+import { assert } from "../../protocol/assert.ts";
+import { EDGE_ACCOUNTS_DEFAULT } from "../../protocol/limits.ts";
+import { tenantCommandFilters, tenantInboxPrefix, tenantLiveFilter, tenantOwnLiveFilter, replaySubject } from "../../protocol/subjects.ts";
 import { localSecrets } from "./secrets.ts";
 import { SetupFault } from "./setup-fault.ts";
 import { endLeftover, freePort, logTail, sendSignal, startServer, until } from "./server-process.ts";
@@ -29,12 +39,27 @@ export interface Login {
   readonly password: string;
 }
 
+export interface BrokerAuth {
+  readonly issuer: string;
+  readonly exchange: string;
+}
+
+/** Files in PEM. With `ca_file` clients show a certificate too. */
+export interface BrokerTls {
+  readonly cert_file: string;
+  readonly key_file: string;
+  readonly ca_file?: string;
+}
+
 export interface LocalNatsOptions {
   /** $TROUPE_HOME, absolute. */
   readonly home: string;
   /** The nats-server to run, as ensureNatsServer answered it. */
   readonly binary: string;
+  /** Whose stand-in logins the file has. With `auth` the gateways know them, and the file has none. */
   readonly tenants: readonly string[];
+  /** Gateways answer for every login that the file does not have: the public halves of their keys (bus/jetstream-auth.ts). */
+  readonly auth?: BrokerAuth;
   readonly port?: number;
   readonly monitor_port?: number;
   readonly say: (line: string) => void;
@@ -51,6 +76,12 @@ export interface LocalNats {
   readonly runtime: Login;
   /** In the system account: may listen to $SYS.>. */
   readonly system: Login;
+  /** In AUTH: answers the broker's questions. */
+  readonly authenticator: Login;
+  /** In the system account: may list connections and end them, and nothing else. */
+  readonly warden: Login;
+  /** Who holds it can tell every stand-in's password. */
+  readonly stand_in_secret: string;
   pid(): number;
   tenantLogin(tenant: string): Login;
   /** Lets exactly these tenants in, without a restart. Connections of the others stay; answers when the broker knows. */
@@ -72,7 +103,9 @@ export async function startLocalNats(options: LocalNatsOptions): Promise<LocalNa
   const record_file = join(directory, "server.json");
   const secrets = localSecrets(options.home);
   const login = (user: string): Login => ({ user, password: secrets.of(`nats.${user}`) });
-  const tenantLogin = (tenant: string): Login => login(`tenant-${tenant}`);
+  const stand_in_secret = secrets.of("nats.stand-in");
+  const tenantLogin = (tenant: string): Login => ({ user: standInUser(tenant), password: standInPassword(stand_in_secret, tenant) });
+  const { auth } = options;
 
   await endLeftover("nats-server", record_file, ["SIGTERM"], options.say);
 
@@ -91,7 +124,8 @@ export async function startLocalNats(options: LocalNatsOptions): Promise<LocalNa
       operator: login("operator"),
       runtime: login("runtime"),
       system: login("system"),
-      tenants: tenants.map((tenant) => ({ tenant, login: tenantLogin(tenant) })),
+      ...(auth === undefined ? {} : { auth: { ...auth, authenticator: login("authenticator"), warden: login("warden") } }),
+      tenants: auth === undefined ? tenants.map((tenant) => ({ tenant, login: tenantLogin(tenant) })) : [],
     });
     writeFileSync(`${config_file}.new`, text, { mode: 0o600 });
     chmodSync(`${config_file}.new`, 0o600);
@@ -150,11 +184,15 @@ export async function startLocalNats(options: LocalNatsOptions): Promise<LocalNa
     operator: login("operator"),
     runtime: login("runtime"),
     system: login("system"),
+    authenticator: login("authenticator"),
+    warden: login("warden"),
+    stand_in_secret,
     pid: () => server?.pid ?? 0,
     tenantLogin,
     async setTenants(wanted) {
       if (tenants.length === wanted.length && wanted.every((tenant) => tenants.includes(tenant))) return;
       tenants = [...wanted];
+      if (auth !== undefined) return; // whoever is asked knows them
       writeConfig();
       if (server === undefined || !server.is_running()) return; // the next start reads it
       const monitor_url = `http://127.0.0.1:${monitor_port}`;
@@ -181,18 +219,28 @@ interface NatsConfig {
   readonly operator: Login;
   readonly runtime: Login;
   readonly system: Login;
+  readonly auth?: BrokerAuth & { readonly authenticator: Login; readonly warden: Login };
+  readonly tls?: BrokerTls;
+  /** Tenants that can be on the bus. */
+  readonly edge_accounts?: number;
   readonly tenants: readonly { readonly tenant: string; readonly login: Login }[];
 }
 
+const quoted = (text: string): string => JSON.stringify(text);
+const list = (subjects: readonly string[]): string => `[${subjects.map(quoted).join(", ")}]`;
+
+/** N4. */
+const JOURNALS_ARE_KEPT = list(["DELETE", "PURGE", "MSG.DELETE"].map((verb) => `$JS.API.STREAM.${verb}.EVENTS`));
+
 export function natsConfig(config: NatsConfig): string {
-  const quoted = (text: string): string => JSON.stringify(text);
+  const { auth, tls, edge_accounts = EDGE_ACCOUNTS_DEFAULT } = config;
+  assert(config.tenants.length <= edge_accounts, "each tenant of the file has an account of the edge");
   const user = (login: Login, permissions = ""): string => `      { user: ${quoted(login.user)}, password: ${quoted(login.password)}${permissions} }`;
-  const journals_are_kept = ["DELETE", "PURGE", "MSG.DELETE"].map((verb) => quoted(`$JS.API.STREAM.${verb}.EVENTS`)).join(", "); // N4
-  const users = [
-    user(config.operator),
-    user(config.runtime, `, permissions: { publish: { allow: [">"], deny: [${journals_are_kept}] } }`),
-    ...config.tenants.map(({ tenant, login }) => user(login, `, permissions: { ${tenantPermissions(tenant)} }`)),
-  ];
+  const edges = Array.from({ length: edge_accounts }, (_, index) => {
+    const stand_in = config.tenants[index];
+    const users = stand_in === undefined ? "" : user(stand_in.login, `, permissions: { ${standInPermissions(stand_in.tenant)} }`).trim();
+    return `  EDGE_${index} { users: [${users}], imports: [${EDGE_IMPORTS.join(", ")}] }`;
+  });
   return `# Written by Troupe at every start; changes made here are lost.
 server_name: "troupe-local"
 listen: "127.0.0.1:${config.port}"
@@ -207,29 +255,87 @@ jetstream {
   store_dir: ${quoted(config.store_directory)}
   sync_interval: always
 }
-system_account: SYS
+${tls === undefined ? "" : tlsBlock(tls)}${auth === undefined ? "" : authBlock(config, auth)}system_account: SYS
 accounts {
   SYS {
     users: [
-${user(config.system)}
+${[user(config.system), ...(auth === undefined ? [] : [user(auth.warden, `, permissions: { ${WARDEN_PERMISSIONS} }`)])].join("\n")}
     ]
   }
-  RT {
+${auth === undefined ? "" : `  AUTH {\n    users: [\n${user(auth.authenticator, `, permissions: { ${AUTHENTICATOR_PERMISSIONS} }`)}\n    ]\n  }\n`}  RT {
     jetstream: enabled
     users: [
-${users.join("\n")}
+${[user(config.operator), user(config.runtime, `, permissions: { publish: { allow: [">"], deny: ${JOURNALS_ARE_KEPT} } }`)].join("\n")}
     ]
+    exports: [${RUNTIME_EXPORTS.join(", ")}]
   }
+${edges.join("\n")}
 }
 `;
 }
 
-/** All that a tenant may do on the bus. A tenant's id has no character that means anything to the broker. */
-function tenantPermissions(tenant: string): string {
-  const list = (subjects: readonly string[]): string => `[${subjects.map((subject) => JSON.stringify(subject)).join(", ")}]`;
-  const publish = [`tenant.${tenant}.session.*.command`, `tenant.${tenant}.workflow.*.command`, `tenant.${tenant}.replay`];
-  const subscribe = [`live.tenant.${tenant}.>`, `_INBOX_${tenant}.>`];
-  return `publish: { allow: ${list(publish)} }, subscribe: { allow: ${list(subscribe)} }`;
+/** What crosses between the runtime and the edge, and nothing else does. Answers cross without their `reply.` before them. */
+const COMMANDS_CROSSING = ["tenant.*.session.*.command", "tenant.*.workflow.*.command"];
+const REPLAY_CROSSING = "tenant.*.replay";
+const RUNTIME_EXPORTS = [
+  ...COMMANDS_CROSSING.map((subject) => `{ service: ${quoted(subject)} }`),
+  `{ service: ${quoted(REPLAY_CROSSING)}, response_type: stream }`,
+  `{ stream: "live.tenant.>" }`,
+  `{ stream: "reply.>" }`,
+];
+const EDGE_IMPORTS = [
+  ...[...COMMANDS_CROSSING, REPLAY_CROSSING].map((subject) => `{ service: { account: RT, subject: ${quoted(subject)} } }`),
+  `{ stream: { account: RT, subject: "live.tenant.>" } }`,
+  `{ stream: { account: RT, subject: "reply.>" }, to: ">" }`,
+];
+
+const AUTHENTICATOR_PERMISSIONS = `publish: { deny: [">"] }, subscribe: { allow: ["$SYS.REQ.USER.AUTH", "_INBOX.>"] }, allow_responses: { max: 1, expires: "10s" }`;
+const WARDEN_PERMISSIONS = `publish: { allow: ["$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"] }, subscribe: { allow: ["_INBOX_warden.>"] }`;
+
+/** Logins of the file are believed as they stand (AUTH is the one account where they are not, and there the one login is named); all others are asked about. */
+function authBlock({ operator, runtime, system }: NatsConfig, { issuer, exchange, authenticator, warden }: NatsConfig["auth"] & object): string {
+  const known = list([authenticator, warden, operator, runtime, system].map(({ user }) => user));
+  return `authorization {
+  timeout: 5
+  auth_callout { issuer: ${issuer}, xkey: ${exchange}, account: AUTH, auth_users: ${known}, allowed_accounts: [AUTH] }
+}
+`;
+}
+
+function tlsBlock({ cert_file, key_file, ca_file }: BrokerTls): string {
+  const authority = ca_file === undefined ? "" : `\n  ca_file: ${quoted(ca_file)}\n  verify: true`;
+  return `tls {\n  cert_file: ${quoted(cert_file)}\n  key_file: ${quoted(key_file)}${authority}\n}\n`;
+}
+
+/** All that a stand-in may do on the bus: what a key without listed scopes may. A tenant's id has no character that means anything to the broker. */
+function standInPermissions(tenant: string): string {
+  const publish = [...tenantCommandFilters(tenant), replaySubject(tenant)];
+  const subscribe = `allow: ${list([tenantLiveFilter(tenant), `${tenantInboxPrefix(tenant)}>`])}, deny: ${list([tenantOwnLiveFilter(tenant)])}`;
+  return `publish: { allow: ${list(publish)} }, subscribe: { ${subscribe} }`;
+}
+
+/**
+ * The broker's account of a cell that one tenant has to itself: the runtime's logins of that cell, and the tenant's own, which has all of JetStream
+ * in there but the journals' deletion. The cell's workers, supervisors and gateways are started with the runtime's login and know of no
+ * other tenant; nothing leads from this account to another (docs/security.md).
+ */
+export function dedicatedCellAccount(cell: {
+  readonly name: string;
+  readonly operator: Login;
+  readonly runtime: Login;
+  readonly tenant: Login;
+  readonly memory_bytes: number;
+  readonly file_bytes: number;
+}): string {
+  const user = (login: Login, permissions = ""): string => `      { user: ${quoted(login.user)}, password: ${quoted(login.password)}${permissions} }`;
+  const keeps_journals = `, permissions: { publish: { allow: [">"], deny: ${JOURNALS_ARE_KEPT} } }`;
+  return `  ${cell.name} {
+    jetstream { max_mem: ${cell.memory_bytes}, max_file: ${cell.file_bytes} }
+    users: [
+${[user(cell.operator), user(cell.runtime, keeps_journals), user(cell.tenant, keeps_journals)].join("\n")}
+    ]
+  }
+`;
 }
 
 async function isHealthy(monitor_url: string): Promise<boolean> {
