@@ -10,6 +10,7 @@ import { createQueries } from "../projections/queries.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { cores, definitions } from "../state-machines/kinds.ts";
 import { openEdge } from "./edge.ts";
+import { createLocations } from "../supervisors/locations.ts";
 import { connect, observeBus, type Runtime } from "./runtime.ts";
 
 export interface GatewayRoleOptions {
@@ -25,6 +26,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
   const directory = createDirectory({ bus, restorer, world, log });
+  const locations = createLocations({ bus, world, log });
   const client = createCommandClient({ bus, world });
   const database = settings.TROUPE_POSTGRES_URL === undefined ? undefined : createDatabase({ url: settings.TROUPE_POSTGRES_URL, application_name: `troupe-gateway-${id}`, log });
   const queries = database === undefined ? undefined : createQueries(database);
@@ -32,15 +34,8 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   /** Sessions run without Postgres, so its absence is told and does not make the gateway unready; only lists need it. */
   async function readiness(): Promise<Readiness> {
     const bus_ok = bus.state === "connected";
-    let shards: { ok: boolean; detail?: string } = { ok: false, detail: "the placement table cannot be read" };
-    if (bus_ok) {
-      try {
-        const placed = (await bus.bucket("PLACEMENT").all()).filter(({ value }) => (JSON.parse(new TextDecoder().decode(value)) as { worker: string }).worker !== "").length;
-        shards = { ok: placed === bus.shards, detail: `${placed} of ${bus.shards} shards have an owner` };
-      } catch {
-        // told by the component itself
-      }
-    }
+    const placed = [...locations.counts().values()].reduce((sum, count) => sum + count, 0);
+    const shards = { ok: placed === bus.shards, detail: `${placed} of ${bus.shards} shards have an owner` };
     let postgres: { ok: boolean; detail?: string } = { ok: true, detail: "not configured; lists are unavailable" };
     if (database !== undefined) {
       try {
@@ -81,6 +76,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   await runtime.asked_to_end;
   await edge?.close();
   await gateway.close();
+  await locations.stop();
   await client.stop();
   await directory.stop();
   await database?.close();
