@@ -16,6 +16,8 @@
 //   A5  replaying gives the state, events and out of every message, and every snapshot
 //   A6  an actor that is not finished has an effect in flight, a timer, or a reason to wait
 //   P1  the audit projection holds exactly what the journal says, up to its own position
+//   M1  what sessions say their model calls cost, what the budget settled and what the usage projection sums to are one sum
+//       (only where all actors of a tenant are looked at)
 //
 // Memory: one checker per actor: its replayed state (a few KB: transcripts are not in it) and the keys it remembers. Finished
 // effects are not kept: an inst is in flight at most once, because its name holds the seq that began it. For streams of more actors
@@ -29,6 +31,7 @@ import { ERRORS } from "../protocol/errors.ts";
 import { parseActorSubject, shardOf } from "../protocol/subjects.ts";
 import { type ActorState, commandHash, type Core, outerState, type SavedState, type Step, viewOf } from "../state-machines/step.ts";
 import { decodeSnapshot } from "./restore.ts";
+import { createMoneyCheck, type MoneyCheck, type UsageCosts } from "./verify-money.ts";
 
 export const INVARIANTS = {
   J1: "seq counts entries without gaps, from 1",
@@ -40,6 +43,7 @@ export const INVARIANTS = {
   A5: "replaying gives every message's state, events and out, and every snapshot",
   A6: "an actor that is not finished has an effect in flight, a timer or a reason to wait",
   P1: "the audit projection holds what the journal says",
+  M1: "what model calls cost, what the budget settled and what the usage rows sum to are one sum",
 } as const;
 export type Invariant = keyof typeof INVARIANTS;
 
@@ -62,6 +66,8 @@ export interface AuditView {
   rows_of(message: JournalMessage, stream_sequence: number): readonly string[];
   /** The digests of an actor's rows of stream sequences up to `through`, in order. */
   rows(actor: ActorAddress, through: number): AsyncIterable<{ readonly stream_sequence: number; readonly digest: string }>;
+  /** What the usage rows of each tenant sum to. */
+  usage_costs?(): Promise<UsageCosts>;
 }
 
 export type Cores = Readonly<Partial<Record<ActorKind, Core>>>;
@@ -520,6 +526,8 @@ export async function verifyAll(options: VerifyOptions): Promise<VerifyReport> {
   };
   // The projection's position is asked first, the end of EVENTS last: whatever a row or a snapshot speaks of is then within what is read.
   const audit = options.audit === undefined ? undefined : { view: options.audit, through: await options.audit.position() };
+  const usage = await options.audit?.usage_costs?.();
+  const money = filter.kind === undefined ? createMoneyCheck(usage, (fault) => report({ invariant: "M1", ...fault })) : undefined;
   let through = 0;
   for (let pass = 0; pass < passes; pass += 1) {
     const mine = (actor: ActorAddress): boolean => passes === 1 || shardOf(actor, passes) === pass;
@@ -541,7 +549,9 @@ export async function verifyAll(options: VerifyOptions): Promise<VerifyReport> {
         continue;
       }
       if (mine(parsed.actor)) checkOf(parsed.actor).message(stored);
+      if (pass === 0) heard(money, stored, parsed.actor);
     }
+    if (pass === 0) money?.end();
     for (const path of snapshots.keys()) checkOf(parseActorPath(path) as ActorAddress);
     for (const check of checks.values()) {
       await check.end();
@@ -553,6 +563,17 @@ export async function verifyAll(options: VerifyOptions): Promise<VerifyReport> {
     }
   }
   return { ...total, through_sequence: through };
+}
+
+function heard(money: MoneyCheck | undefined, stored: StoredMessage, actor: ActorAddress): void {
+  if (money === undefined || (actor.kind !== "session" && actor.kind !== "budget")) return;
+  let message: JournalMessage;
+  try {
+    message = decodeJournal(stored.data, actor);
+  } catch {
+    return; // J3, or A4: the actor's own checker says so.
+  }
+  if (shapeFault(message) === undefined) money.message(message, stored.sequence);
 }
 
 /** One actor: its journal and snapshot alone are read. */

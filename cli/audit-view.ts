@@ -16,5 +16,9 @@ export function createAuditView(queries: Queries): AuditView {
         yield { stream_sequence, digest: hash };
       }
     },
+    async usage_costs() {
+      const { position, tenants } = await queries.usage_costs();
+      return { position, by_tenant: new Map(tenants.map(({ tenant, cost_usd_micros }) => [tenant, cost_usd_micros])) };
+    },
   };
 }

@@ -548,6 +548,7 @@ async function write(transaction: Transaction, batch: Batch): Promise<{ rows: Re
     );
     usage_repeats = batch.usage.length - written.length;
   }
+  if (batch.settlements.length > 0) await transaction.query(SETTLE_USAGE, [rowsJson(batch.settlements)]);
   return {
     rows: {
       audit: batch.audit.length,
@@ -591,6 +592,12 @@ const UPSERT_KEYS = `
   insert into keys select * from json_populate_recordset(null::keys, $1::json)
   on conflict (tenant, key_id) do update set hash = excluded.hash, scopes = excluded.scopes, label = excluded.label, created_at = excluded.created_at,
     revoked_at = excluded.revoked_at`;
+
+const SETTLE_USAGE = `
+  update llm_usage_events as used set cost_usd_micros = settled.cost_usd_micros, estimated = used.estimated or settled.assumed
+  from json_to_recordset($1::json) as settled (tenant text, session text, inst text, attempt integer, cost_usd_micros bigint, assumed boolean)
+  where used.tenant = settled.tenant and used.session = settled.session and used.inst = settled.inst and used.attempt = settled.attempt
+    and (used.cost_usd_micros is distinct from settled.cost_usd_micros or (settled.assumed and not used.estimated))`;
 
 const PROJECTED_TABLES = "tenants, keys, agents, sessions, audit, audit_heads, llm_usage_events";
 

@@ -183,6 +183,8 @@ export interface Queries {
   audit_chain(tenant: string, through?: number): AsyncIterable<ChainedRow>;
   /** Up to where everything is projected, and where the tenant's chain ended at that very moment. */
   audit_end(tenant: string): Promise<AuditEnd>;
+  /** What each tenant's usage rows sum to, and how far the projection is, of one moment. An operator's. */
+  usage_costs(): Promise<{ position: number; tenants: readonly { tenant: string; cost_usd_micros: number }[] }>;
   /** The tenants that have rows in the audit or a head. An operator's. */
   audit_tenants(): Promise<string[]>;
   /** How far each projector is; compare with `bus.bounds("EVENTS")` for its lag. */
@@ -374,6 +376,20 @@ export function createQueries(database: Database): Queries {
       if (end === undefined) return { position: 0, beyond: 0, head: undefined };
       const { position, beyond, rows, stream_sequence, chain } = end;
       return { position, beyond, head: rows === null || stream_sequence === null || chain === null ? undefined : { rows, stream_sequence, chain } };
+    },
+
+    async usage_costs() {
+      const rows = await ask(
+        database.read<{ position: number; tenant: string | null; cost_usd_micros: number }>(
+          { kind: "operator" },
+          `select position, tenant, cost_usd_micros from projection_positions
+           left join (select tenant, coalesce(sum(cost_usd_micros), 0)::bigint as cost_usd_micros from llm_usage_events group by tenant) as sums on true
+           where name = $1`,
+          [PROJECTION_NAME],
+        ),
+      );
+      const tenants = rows.flatMap(({ tenant, cost_usd_micros }) => (tenant === null ? [] : [{ tenant, cost_usd_micros }]));
+      return { position: rows[0]?.position ?? 0, tenants };
     },
 
     async audit_tenants() {

@@ -7,10 +7,12 @@
 // Invariants:
 //   R1. Equal messages in equal order give equal rows: a rebuild from the first message gives the tables that were there.
 //   R2. Every entry has exactly one audit row; its hash is computed over the entry, so the stream can be held against it.
-//   R3. An attempt of a model call has one usage row, whatever ended it. What nobody knows is null.
+//   R3. An attempt of a model call has one usage row, whatever ended it. What nobody knows is null, until the budget has settled it: the
+//       cost of a row is the ledger's.
 //   R4. No customer's text leaves the journal here: of a message's body only what configures a session or a tenant is taken.
 import { assert } from "../protocol/assert.ts";
-import type { ActorAddress } from "../protocol/ids.ts";
+import { HOLD_PATTERN } from "../protocol/commands.ts";
+import { type ActorAddress, parseActorPath } from "../protocol/ids.ts";
 import { type Entry, entrySeq, type JournalMessage } from "../protocol/journal.ts";
 import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 
@@ -101,6 +103,17 @@ export interface UsageRecord {
   readonly started_at: string;
   readonly ended_at: string;
   readonly stream_sequence: number;
+}
+
+/** Of one attempt of a model call; its usage row is there already, because the budget hears of it after the session's commit. */
+export interface SettlementRecord {
+  readonly tenant: string;
+  readonly session: string;
+  readonly inst: string;
+  readonly attempt: number;
+  readonly cost_usd_micros: number;
+  /** Nobody knew: it is what was reserved. */
+  readonly assumed: boolean;
 }
 
 export interface TenantRecord {
@@ -224,6 +237,8 @@ function spentIn(fields: JsonObject | null): Spent {
 export interface Batch {
   readonly audit: AuditRecord[];
   readonly usage: UsageRecord[];
+  /** What the budget settled: the ledger's word on what an attempt cost. */
+  readonly settlements: SettlementRecord[];
   /** Present rows and new ones alike; `changed` names those to write. */
   readonly sessions: Map<string, SessionRecord>;
   readonly tenants: Map<string, TenantRecord>;
@@ -238,6 +253,7 @@ export function emptyBatch(): Batch {
   return {
     audit: [],
     usage: [],
+    settlements: [],
     sessions: new Map(),
     tenants: new Map(),
     keys: new Map(),
@@ -256,6 +272,7 @@ export function projectMessage(batch: Batch, message: JournalMessage, stream_seq
   batch.audit.push(...auditRecords(message, stream_sequence)); // R2
   if (message.actor.kind === "session") projectSession(batch, message, stream_sequence);
   else if (message.actor.kind === "tenant") projectTenant(batch, message, stream_sequence);
+  else if (message.actor.kind === "budget") projectBudget(batch, message);
 }
 
 function createdSession(message: JournalMessage): SessionRecord {
@@ -442,6 +459,17 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
     open_call: open,
   });
   batch.changed.sessions.add(key);
+}
+
+function projectBudget(batch: Batch, message: JournalMessage): void {
+  for (const event of message.events) {
+    if (event.type !== "budget.settled") continue;
+    const [, actor, seq, effect, attempt] = HOLD_PATTERN.exec(textOf(event.hold) ?? "") ?? [];
+    const session = actor === undefined ? undefined : parseActorPath(actor);
+    const cost_usd_micros = wholeOf(event.cost_usd_micros);
+    if (session?.kind !== "session" || session.tenant !== message.actor.tenant || effect !== "model" || cost_usd_micros === null) continue;
+    batch.settlements.push({ tenant: session.tenant, session: session.id, inst: `${seq}:${effect}`, attempt: Number(attempt), cost_usd_micros, assumed: event.assumed === true });
+  }
 }
 
 function projectTenant(batch: Batch, message: JournalMessage, stream_sequence: number): void {
