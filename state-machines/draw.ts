@@ -59,11 +59,20 @@ function labelOf({ eventType, guard, delay }: TransitionShape, alone: boolean): 
   return condition === "" ? event : `${event} ${condition}`;
 }
 
-const transitionsOf = (node: AnyStateNode): TransitionShape[] =>
-  [...[...node.transitions.values()].flat(), ...(node.always ?? [])] as unknown as TransitionShape[];
+/** A state's own, and those of the states within it: to a reader it is one state. */
+const transitionsOf = (node: AnyStateNode): TransitionShape[] => [
+  ...([...[...node.transitions.values()].flat(), ...(node.always ?? [])] as unknown as TransitionShape[]),
+  ...(node.parent === undefined ? [] : (Object.values(node.states) as AnyStateNode[]).flatMap(transitionsOf)),
+];
+
+/** The outer state that a state is, or is within. */
+function outerOf(node: AnyStateNode): AnyStateNode {
+  const { parent } = node as { parent?: AnyStateNode };
+  return parent?.parent === undefined ? node : outerOf(parent);
+}
 
 function stateOf(node: AnyStateNode): DrawnState {
-  const waits_on_effects = [...node.transitions.keys()].some((type) => type.startsWith("xstate.done.actor."));
+  const waits_on_effects = transitionsOf(node).some(({ eventType }) => eventType.startsWith("xstate.done.actor."));
   const kind = node.type === "final" ? "final" : waits_on_effects ? "works" : (node.always?.length ?? 0) > 0 ? "passing" : "waits";
   const stays = transitionsOf(node).filter(({ target, eventType, delay }) => target === undefined && delay === undefined && !eventType.startsWith("xstate."));
   return {
@@ -79,7 +88,7 @@ function edgesOf(node: AnyStateNode, from: string | undefined): DrawnEdge[] {
   const byTarget = new Map<string, string[]>();
   for (const transition of transitionsOf(node)) {
     // A passing state that decides once more is no news to a reader.
-    for (const target of transition.target ?? []) {
+    for (const target of (transition.target ?? []).map(outerOf)) {
       if (target.key === from) continue;
       const labels = byTarget.get(target.key) ?? [];
       byTarget.set(target.key, [...labels, labelOf(transition, (node.always?.length ?? 0) <= 1)]);
@@ -88,7 +97,7 @@ function edgesOf(node: AnyStateNode, from: string | undefined): DrawnEdge[] {
   return [...byTarget].map(([to, labels]) => ({ from, to, labels: [...new Set(labels)].filter((label) => label !== "") }));
 }
 
-/** Our machines are flat: the outer states are all there is (step.ts relies on it). */
+/** The outer states are what a reader sees; what is within one is its own affair. */
 function pictureOf(machine: AnyStateMachine, created_by: string): Picture {
   const { root } = machine;
   const nodes = Object.values(root.states) as AnyStateNode[];

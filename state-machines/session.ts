@@ -2,14 +2,16 @@
 //
 //   session.create
 //        │
-//        ▼          fails
+//        ▼          a step fails, again after 100, 200 and 500 ms
 //   initializing ─────────▶ unhealthy          (session.resume: initializing again)
-//        │ loaded
+//        │ agent, configuration, guardrails, tools, permissions are known
 //        ▼    message.send                 the model calls tools
 //      idle ───────────────▶ thinking ─────────────────────────────▶ acting
 //       │ ▲                   │   ▲  ▲                                 │
 //       │ └──── turn ended ◀──┘   │  └───────── all are back ──────────┘
 //       │       nothing waits     └─ turn ended, the next message waits
+//       │
+//       ├─ at a turn's beginning, when its configuration is no longer what it must be ─▶ initializing, then the turn goes on
 //       │
 //       ├─ session.pause (also from thinking; from acting when the tools are back) ─▶ paused ──┐
 //       └─ session.hibernate (also from paused) ──────────────────────────────▶ hibernated ────┤
@@ -24,13 +26,18 @@
 // Invariants:
 //   SE1. Every message received gets a turn number, rising from 1, and every number gets exactly one end: turn.completed, turn.failed or
 //        turn.cancelled. At most one turn is open.
-//   SE2. A turn makes at most max_loops model calls. `step` is in the context, so no crash forgets one.
-//   SE3. Every model.started gets exactly one end: model.completed or model.failed. Every tool.started too: tool.completed or tool.failed.
+//   SE2. A turn makes at most max_loops model calls. `step` is in the context, so no crash forgets one. A call that found the configuration
+//        changed asked no model, and does not count.
+//   SE3. Every model.started gets exactly one end: model.completed or model.failed. Every tool.started too: tool.completed, tool.failed
+//        or tool.denied.
 //   SE4. A transcript is a prompt at any time between steps: each call that an assistant's message made has one answer in it.
 //   SE5. Everything kept has a bound: queue ≤ SESSION_QUEUE_MAX (+1 within an interrupted pause), transcript ≤ TRANSCRIPT_ITEMS_MAX,
 //        tools ≤ TOOL_CALLS_MAX.
-//   SE6. A model call is in flight exactly while thinking, tool calls only while acting, the configuration exactly while initializing.
-//   SE7. A model chooses only among the tools its agent has. Any other name is answered as an error, without an effect.
+//   SE6. A model call is in flight exactly while thinking, tool calls only while acting, the configuration only while initializing, where
+//        nothing else is waited for but the next try.
+//   SE7. A model chooses only among the tools its agent has and may use. Any other name is answered as an error, without an effect; one that is
+//        denied is told as tool.denied, in the commit before the model hears of it.
+//   SE8. What a guardrail blocked on its way to the model never reaches it: not in this turn, which ends, and not in the prompt of a later one.
 import { enqueueActions, setup } from "xstate";
 import { assert } from "../protocol/assert.ts";
 import type { AgentConfig, MessageContent } from "../protocol/commands.ts";
@@ -38,6 +45,7 @@ import { errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { LOOPS_DEFAULT, SESSION_QUEUE_MAX } from "../protocol/limits.ts";
+import type { Permissions } from "./permission.ts";
 import {
   type ActorDefinition,
   type ActorView,
@@ -59,8 +67,13 @@ export const IDLE_TTL_MS = 24 * 60 * 60 * 1000;
 /** How long a paused or hibernated one does. */
 export const SUSPENDED_TTL_MS = 7 * 24 * 60 * 60 * 1000;
 
-/** Reading one journal takes milliseconds; a minute outlasts a broker's election several times. */
-export const CONFIGURATION_PATIENCE_MS = 60_000;
+/** The steps of initialisation, in their order (AR-F08). */
+export const INIT_STEPS = ["agent", "configuration", "guardrails", "tools", "permissions"] as const;
+export type InitStep = (typeof INIT_STEPS)[number];
+/** A step that fails is tried again after these, then the session is unhealthy (AR-F10). */
+export const INIT_RETRY_MS = [100, 200, 500] as const;
+/** One try. Reading one journal takes milliseconds; this outlasts a broker's election twice, and all tries together a minute. */
+export const CONFIGURATION_PATIENCE_MS = 15_000;
 /** The longest answers of reasoning models take minutes; past ten the call is stuck. */
 export const MODEL_PATIENCE_MS = 600_000;
 /** A minute more than the longest wait that a tool may be asked for. */
@@ -122,6 +135,8 @@ export interface SessionConfig {
   readonly agent_version: number;
   readonly model: string;
   readonly tools: readonly string[];
+  /** Those of the agent's tools that it may not use: not offered, and refused by name. */
+  readonly denied_tools: readonly string[];
   readonly max_loops: number;
   readonly max_output_tokens: number | null;
   readonly temperature: number | null;
@@ -149,11 +164,17 @@ export interface SessionContext extends BaseContext {
   /** What the creator asked for beyond the agent; null once it is part of the frozen configuration. */
   readonly requested: { readonly overrides: JsonObject | null; readonly mode: SessionMode | null } | null;
   readonly config: SessionConfig | null;
+  /** While initializing: the step it stands at as far as is known, the tries that were made again, and how the last one failed. */
+  readonly init: { readonly step: InitStep; readonly retries: number; readonly failed: Failed | null } | null;
+  /** The next model call begins a turn, or goes on after a sleep: there the configuration may be taken up anew. */
+  readonly at_boundary: boolean;
   /** The turn that runs or ran last; 0 before the first. */
   readonly turn: number;
   readonly turn_state: "none" | "open" | "completed" | "failed" | "cancelled";
   /** Counts the model calls of the turn, from 0. */
   readonly step: number;
+  /** Steps of the turn in which no model was asked. */
+  readonly steps_void: number;
   readonly turns_assigned: number;
   readonly queue: readonly Queued[];
   readonly transcript: readonly TranscriptItem[];
@@ -172,12 +193,26 @@ export interface ConfigurationInput {
   readonly agent: string;
   readonly overrides: JsonObject | null;
   readonly mode: SessionMode | null;
+  /** The overrides and the mode are those of the entry that created the session. */
+  readonly again?: true;
 }
+/** What a session freezes: immutable until a critical change, and equal in hash exactly when equal in meaning. */
 export interface ConfigurationOutput {
-  /** The agent's configuration with the overrides and the mode in it: what the session keeps for its life. */
+  /** The agent's configuration with the overrides and the mode in it; its tools are those that it may use. */
   readonly config: AgentConfig;
+  /** Of everything here but the hash itself, the version's number and the epoch. */
   readonly hash: string;
   readonly agent_version: number;
+  /** Tools of the agent's that it may not use. */
+  readonly denied_tools?: readonly string[];
+  /** SHA-256 of each tool's declaration as it was then; null for a tool that there is not. */
+  readonly tool_hashes?: Readonly<Record<string, string | null>>;
+  readonly guardrail_hashes?: Readonly<Record<string, string>>;
+  readonly roles?: readonly string[];
+  readonly permissions?: Permissions;
+  readonly price_version?: string;
+  /** Of the tenant and the agent, as it was then. */
+  readonly config_epoch?: number;
 }
 
 export interface ModelInput {
@@ -186,6 +221,8 @@ export interface ModelInput {
   /** seq of the `done` entry whose output is the ConfigurationOutput. */
   readonly config_seq: number;
   readonly messages: readonly TranscriptItem[];
+  /** May find that the configuration must be taken up anew, and fail as `configuration_changed`. */
+  readonly boundary?: true;
 }
 export interface ModelUsage {
   readonly input_tokens: number;
@@ -215,6 +252,7 @@ export interface ToolInput {
   readonly call_id: string;
   readonly name: string;
   readonly idempotent: boolean;
+  readonly config_seq: number;
 }
 export interface ToolOutput {
   readonly text: string;
@@ -268,9 +306,12 @@ function created({ now, body }: CreationInput): SessionContext {
     metadata: asked.metadata ?? {},
     requested: { overrides: asked.overrides ?? null, mode: asked.mode ?? null },
     config: null,
+    init: null,
+    at_boundary: true,
     turn: 0,
     turn_state: "none",
     step: 0,
+    steps_void: 0,
     turns_assigned: 0,
     queue: [],
     transcript: [],
@@ -286,17 +327,41 @@ function tellCreated({ agent, external_id, user, requested, metadata }: SessionC
   return { tell: [{ type: "session.created", agent, external_id, user, mode: requested?.mode ?? null, metadata }] };
 }
 
-function configured(context: SessionContext, { config, hash, agent_version }: ConfigurationOutput): Change {
+/** A try of the initialisation begins, at its first step. */
+function initBegun(context: SessionContext): Change {
+  const retries = context.init === null ? 0 : context.init.retries + 1;
+  return { context: { init: { step: INIT_STEPS[0], retries, failed: null } }, tell: [{ type: "session.initializing", step: INIT_STEPS[0], retries }] };
+}
+
+function initFailed(context: SessionContext, { code, message, details }: EffectError): Change {
+  const step = INIT_STEPS.find((one) => one === details?.["step"]) ?? context.init?.step ?? INIT_STEPS[0];
+  const retries = context.init?.retries ?? 0;
+  const failed: Failed = { code, message: message.slice(0, FAILURE_CHARACTERS_MAX) };
+  const retry_in_ms = INIT_RETRY_MS[retries] ?? null;
+  return { context: { init: { step, retries, failed } }, tell: [{ type: "session.initializing", step, retries, code, message: failed.message, retry_in_ms }] };
+}
+
+/** It is given up: why stands in the reason, with the step's name. */
+function initGivenUp(context: SessionContext): Change {
+  const { step, failed } = context.init ?? { step: INIT_STEPS[0], failed: null };
+  return { context: { init: null, reason: `step '${step}': ${failed?.code ?? "internal"}: ${failed?.message ?? ""}`.slice(0, FAILURE_CHARACTERS_MAX) } };
+}
+
+function configured(context: SessionContext, { config, hash, agent_version, denied_tools }: ConfigurationOutput): Change {
   return {
     context: {
-      mode: context.requested?.mode ?? config.mode,
+      // What a session is does not change with its agent.
+      mode: context.requested === null ? context.mode : (context.requested.mode ?? config.mode),
       requested: null,
+      init: null,
+      at_boundary: true,
       config: {
         seq: context.now.seq,
         hash,
         agent_version,
         model: config.model,
         tools: config.tools,
+        denied_tools: denied_tools ?? [],
         max_loops: config.max_loops ?? LOOPS_DEFAULT,
         max_output_tokens: config.max_output_tokens ?? null,
         temperature: config.temperature ?? null,
@@ -343,7 +408,16 @@ function turnBegun(context: SessionContext): Change {
   assert(message !== undefined && context.turn_state !== "open", "a turn begins with a message that waits, when no turn is open");
   const { turn, message_id, at } = message;
   return {
-    context: { queue, turn, turn_state: "open", step: 0, reason: null, transcript: windowed([...context.transcript, { role: "user", at, turn }]) },
+    context: {
+      queue,
+      turn,
+      turn_state: "open",
+      step: 0,
+      steps_void: 0,
+      at_boundary: true,
+      reason: null,
+      transcript: windowed([...context.transcript, { role: "user", at, turn }]),
+    },
     tell: [{ type: "turn.started", turn, message_id }],
   };
 }
@@ -379,7 +453,7 @@ function withCall(usage: SessionUsage, call: ModelUsage | null, cost_usd_micros:
 
 function modelCompleted(context: SessionContext, { usage, cost_usd_micros, price_version, model, stop }: ModelOutput): Change {
   return {
-    context: { usage: withCall(context.usage, usage, cost_usd_micros) },
+    context: { usage: withCall(context.usage, usage, cost_usd_micros), at_boundary: false },
     tell: [{ type: "model.completed", ...callOf(context), model, usage: { ...usage }, cost_usd_micros, price_version, stop }],
   };
 }
@@ -430,8 +504,29 @@ function turnFailed(context: SessionContext, reason: string, message: string, de
   return {
     context: { turn_state: "failed" },
     tell: [
-      { type: "turn.failed", turn: context.turn, reason, message: message.slice(0, FAILURE_CHARACTERS_MAX), ...(refusal === undefined ? {} : { details: refusal }) },
+      {
+        type: "turn.failed",
+        turn: context.turn,
+        reason,
+        message: message.slice(0, FAILURE_CHARACTERS_MAX),
+        ...(refusal === undefined ? {} : { details: refusal }),
+      },
     ],
+  };
+}
+
+/** No model was asked: the step is void, and the next one begins after the configuration was taken up. */
+function stepVoid(context: SessionContext): Change {
+  return { context: { steps_void: context.steps_void + 1 } };
+}
+
+/** What ends a turn that a guardrail blocked: text that went out is void, and SE8. */
+function turnBlocked(context: SessionContext, { code, message, details }: EffectError): Change {
+  const failed = turnFailed(context, code, message);
+  const [rule, on] = [String(details?.["rule"] ?? ""), details?.["on"] === "output" ? "output" : "input"];
+  return {
+    context: { ...failed.context, ...(on === "input" ? { transcript: context.transcript.filter((item) => item.turn !== context.turn) } : {}) },
+    tell: [...(on === "output" ? [{ type: "superseded", ...callOf(context) }] : []), ...(failed.tell ?? []).map((event) => ({ ...event, rule, on }))],
   };
 }
 
@@ -448,12 +543,22 @@ const toolEvent = (context: SessionContext, type: string, { index, call_id, name
 const isPending = (tool: PendingTool): boolean => tool.outcome.kind === "pending";
 const effectOf = (tool: PendingTool): string => `tool.${tool.index}`;
 
+const TOOL_DENIED = "denied";
+const failureEvent = ({ code }: Failed): "tool.denied" | "tool.failed" => (code === TOOL_DENIED ? "tool.denied" : "tool.failed");
+
 /** The model's calls, side by side. SE7: those that the agent does not have are answered at once. */
 function toolsCalled(context: SessionContext, output: ModelOutput, table: ToolTable): Change {
   const { turn, step, now } = context;
   const tools = output.tool_calls.map((call, index): PendingTool => {
     const name = call.name.slice(0, NAME_CHARACTERS_MAX);
     const known = Object.hasOwn(table, call.name) && context.config?.tools.includes(call.name) === true;
+    if (context.config?.denied_tools.includes(call.name) === true)
+      return {
+        index,
+        call_id: call.id,
+        name,
+        outcome: { kind: "failed", at: now.seq, failed: { code: TOOL_DENIED, message: `the tool '${name}' is not permitted here` } },
+      };
     if (known) return { index, call_id: call.id, name, outcome: { kind: "pending" } };
     return {
       index,
@@ -465,11 +570,22 @@ function toolsCalled(context: SessionContext, output: ModelOutput, table: ToolTa
   return {
     context: { tools, transcript: windowed([...context.transcript, { role: "assistant", at: now.seq, turn }]) },
     tell: tools.map((tool) =>
-      tool.outcome.kind === "failed" ? toolEvent(context, "tool.failed", tool, { ...tool.outcome.failed }) : toolEvent(context, "tool.started", tool),
+      tool.outcome.kind === "failed"
+        ? toolEvent(context, failureEvent(tool.outcome.failed), tool, { ...tool.outcome.failed })
+        : toolEvent(context, "tool.started", tool),
     ),
     start: tools
       .filter(isPending)
-      .map(({ index, call_id, name }) => ({ turn, step, call_seq: now.seq, index, call_id, name, idempotent: table[name]?.idempotent === true })),
+      .map(({ index, call_id, name }) => ({
+        turn,
+        step,
+        call_seq: now.seq,
+        index,
+        call_id,
+        name,
+        idempotent: table[name]?.idempotent === true,
+        config_seq: context.config?.seq ?? 0,
+      })),
   };
 }
 
@@ -496,7 +612,7 @@ function toolFailed(context: SessionContext, effectId: string, error: EffectErro
   const failed: Failed = { code: error.code, message: message.slice(0, FAILURE_CHARACTERS_MAX) };
   return {
     context: { tools: withOutcome(context, tool, { kind: "failed", at: context.now.seq, failed }) },
-    tell: [toolEvent(context, "tool.failed", tool, { ...failed })],
+    tell: [toolEvent(context, failureEvent(failed), tool, { ...failed })],
     stop: [effectId],
   };
 }
@@ -551,7 +667,10 @@ function parked(context: SessionContext, { tries, cost_usd_micros }: { tries: nu
   const reason = `its worker was lost ${tries} times in a row while it worked, at a cost of up to ${cost_usd_micros} micro-dollars`;
   const call: Change = context.now.attempts["model"] === undefined ? {} : modelFailed(context, { code: "lost", message: "the session was parked" });
   const tools = after(context, call, (called) => toolsGivenUp(called, { code: "lost", message: "the session was parked while this ran; it may have acted" }));
-  return after(context, after(context, tools, stepClosed), () => ({ context: { reason }, tell: [{ type: "session.parked", reason, tries, cost_usd_micros }] }));
+  return after(context, after(context, tools, stepClosed), () => ({
+    context: { reason, init: null },
+    tell: [{ type: "session.parked", reason, tries, cost_usd_micros }],
+  }));
 }
 
 /** SE1: what still waits will not have its turn. */
@@ -590,6 +709,11 @@ function perform({ enqueue }: { enqueue: unknown }, change: Change): void {
   if (change.answer !== undefined) actions.emit({ type: "answer", result: change.answer });
 }
 
+/** The second time what was asked for at creation is read from its entry: the context keeps it only as long as it is needed. */
+function configurationInput({ agent, requested }: SessionContext): ConfigurationInput {
+  return requested === null ? { agent, overrides: null, mode: null, again: true } : { agent, overrides: requested.overrides, mode: requested.mode };
+}
+
 const maxLoops = (context: SessionContext): number => context.config?.max_loops ?? LOOPS_DEFAULT;
 
 /** The session machine over a table of tools. */
@@ -599,6 +723,7 @@ export function sessionMachineOver(table: ToolTable) {
     actors: sessionEffects,
     delays: {
       configuration_patience: CONFIGURATION_PATIENCE_MS,
+      init_retry: ({ context }) => INIT_RETRY_MS[context.init?.retries ?? 0] ?? 0,
       model_patience: MODEL_PATIENCE_MS,
       tools_patience: TOOLS_PATIENCE_MS,
       idle_ttl: ({ context }) => context.config?.idle_ttl_ms ?? IDLE_TTL_MS,
@@ -613,12 +738,21 @@ export function sessionMachineOver(table: ToolTable) {
       not_pausing: ({ context }) => !context.pausing,
       not_configured: ({ context }) => context.config === null,
       turn_open: ({ context }) => context.turn_state === "open",
-      loops_used: ({ context }) => context.turn_state === "open" && context.step + 1 >= maxLoops(context),
+      loops_used: ({ context }) => context.turn_state === "open" && context.step + 1 - context.steps_void >= maxLoops(context),
+      init_tries_left: ({ context }) => (context.init?.retries ?? 0) < INIT_RETRY_MS.length,
+      configuration_changed: (_, { code }: { code: string }) => code === "configuration_changed",
+      blocked: (_, { code }: { code: string }) => code === "guardrail",
       single_over: ({ context }) => context.mode === "single" && context.turn > 0 && context.turn_state !== "open",
       message_waits: ({ context }) => context.queue.length > 0,
     },
     actions: {
       tell_created: enqueueActions((args) => perform(args, tellCreated(args.context))),
+      begin_init: enqueueActions((args) => perform(args, initBegun(args.context))),
+      fail_init: enqueueActions((args, error: EffectError) => perform(args, initFailed(args.context, error))),
+      give_init_up: enqueueActions((args) => perform(args, initGivenUp(args.context))),
+      void_step: enqueueActions((args) => perform(args, stepVoid(args.context))),
+      block_turn: enqueueActions((args, error: EffectError) => perform(args, turnBlocked(args.context, error))),
+      reach_boundary: enqueueActions((args) => perform(args, { context: { at_boundary: true } })),
       configure: enqueueActions((args, output: ConfigurationOutput) => perform(args, configured(args.context, output))),
       receive: enqueueActions((args) => perform(args, received(args.context, "back"))),
       receive_first: enqueueActions((args) => perform(args, received(args.context, "front"))),
@@ -661,7 +795,10 @@ export function sessionMachineOver(table: ToolTable) {
     entry: "tell_created",
     initial: "initializing",
     on: {
-      "recovery.exhausted": { target: ".parked", actions: { type: "park", params: ({ event }) => ({ tries: event.tries, cost_usd_micros: event.cost_usd_micros }) } },
+      "recovery.exhausted": {
+        target: ".parked",
+        actions: { type: "park", params: ({ event }) => ({ tries: event.tries, cost_usd_micros: event.cost_usd_micros }) },
+      },
       "session.terminate": {
         target: ".terminated",
         actions: [
@@ -674,20 +811,40 @@ export function sessionMachineOver(table: ToolTable) {
       initializing: {
         id: "initializing",
         description: "its configuration is being read",
-        invoke: {
-          id: "configuration",
-          src: "load_configuration",
-          input: ({ context }) => ({ agent: context.agent, overrides: context.requested?.overrides ?? null, mode: context.requested?.mode ?? null }),
-          onDone: { target: "choosing", actions: { type: "configure", params: ({ event }) => event.output } },
-          onError: { target: "unhealthy", actions: { type: "give_reason", params: ({ event }) => ({ reason: failureText(event.error) }) } },
-        },
-        after: {
-          configuration_patience: {
-            target: "unhealthy",
-            actions: { type: "give_reason", params: { reason: "timeout: the configuration did not come in time" } },
+        initial: "loading",
+        states: {
+          loading: {
+            id: "initializing_loading",
+            description: "its five steps are being taken",
+            entry: "begin_init",
+            invoke: {
+              id: "configuration",
+              src: "load_configuration",
+              input: ({ context }) => configurationInput(context),
+              onDone: { target: "#choosing", actions: { type: "configure", params: ({ event }) => event.output } },
+              onError: { target: "deciding", actions: { type: "fail_init", params: ({ event }) => event.error as EffectError } },
+            },
+            after: {
+              configuration_patience: { target: "deciding", actions: { type: "fail_init", params: { code: "timeout", message: "it did not come in time" } } },
+            },
+          },
+          deciding: {
+            always: [
+              { guard: "init_tries_left", target: "waiting" },
+              { target: "#unhealthy", actions: "give_init_up" },
+            ],
+          },
+          waiting: {
+            id: "initializing_waiting",
+            description: "a step failed; it is tried again",
+            after: { init_retry: "loading" },
           },
         },
-        on: { "message.send": { actions: "receive" } },
+        on: {
+          "message.send": { actions: "receive" },
+          // A turn that waits for its configuration can be given up.
+          "turn.cancel": { guard: "turn_open", actions: { type: "cancel_turn", params: ({ event }) => ({ reason: event.body.reason ?? "cancelled" }) } },
+        },
       },
 
       // Never rests here: what is next, in this order.
@@ -726,7 +883,13 @@ export function sessionMachineOver(table: ToolTable) {
         invoke: {
           id: "model",
           src: "call_model",
-          input: ({ context }) => ({ turn: context.turn, step: context.step, config_seq: context.config?.seq ?? 0, messages: context.transcript }),
+          input: ({ context }) => ({
+            turn: context.turn,
+            step: context.step,
+            config_seq: context.config?.seq ?? 0,
+            messages: context.transcript,
+            ...(context.at_boundary ? { boundary: true as const } : {}),
+          }),
           onDone: [
             {
               guard: { type: "calls_too_many", params: ({ event }) => ({ calls: event.output.tool_calls.length }) },
@@ -752,13 +915,28 @@ export function sessionMachineOver(table: ToolTable) {
               ],
             },
           ],
-          onError: {
-            target: "choosing",
-            actions: [
-              { type: "fail_model", params: ({ event }) => event.error as EffectError },
-              { type: "fail_turn", params: ({ event }) => event.error as EffectError },
-            ],
-          },
+          onError: [
+            {
+              guard: { type: "configuration_changed", params: ({ event }) => event.error as EffectError },
+              target: "initializing",
+              actions: [{ type: "fail_model", params: ({ event }) => event.error as EffectError }, "void_step"],
+            },
+            {
+              guard: { type: "blocked", params: ({ event }) => event.error as EffectError },
+              target: "choosing",
+              actions: [
+                { type: "fail_model", params: ({ event }) => event.error as EffectError },
+                { type: "block_turn", params: ({ event }) => event.error as EffectError },
+              ],
+            },
+            {
+              target: "choosing",
+              actions: [
+                { type: "fail_model", params: ({ event }) => event.error as EffectError },
+                { type: "fail_turn", params: ({ event }) => event.error as EffectError },
+              ],
+            },
+          ],
         },
         after: {
           model_patience: {
@@ -806,6 +984,7 @@ export function sessionMachineOver(table: ToolTable) {
         meta: { group: "suspended" },
         description: "stands still until it is resumed",
         entry: "paused",
+        exit: "reach_boundary",
         on: {
           "message.send": { actions: "receive" },
           // A turn that was paused can be given up without paying for another call first.
@@ -820,6 +999,7 @@ export function sessionMachineOver(table: ToolTable) {
         id: "hibernated",
         meta: { group: "suspended" },
         description: "sleeps until a message or session.resume",
+        exit: "reach_boundary",
         on: {
           "message.send": { target: "choosing", actions: "receive" },
           "session.resume": { target: "choosing" },
@@ -830,7 +1010,10 @@ export function sessionMachineOver(table: ToolTable) {
       unhealthy: {
         id: "unhealthy",
         description: "its configuration could not be read",
-        on: { "session.resume": { target: "initializing", actions: { type: "give_reason", params: { reason: null } } } },
+        on: {
+          "session.resume": { target: "initializing", actions: { type: "give_reason", params: { reason: null } } },
+          "turn.cancel": { guard: "turn_open", actions: { type: "cancel_turn", params: ({ event }) => ({ reason: event.body.reason ?? "cancelled" }) } },
+        },
       },
 
       parked: {
@@ -850,11 +1033,6 @@ export function sessionMachineOver(table: ToolTable) {
       terminated: { id: "terminated", type: "final", entry: "drop_queue" },
     },
   });
-}
-
-function failureText(error: unknown): string {
-  const { code, message } = error as EffectError;
-  return `${code}: ${message}`.slice(0, FAILURE_CHARACTERS_MAX);
 }
 
 // ── the definition ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -890,7 +1068,7 @@ function waiting(count: number): string {
 }
 
 function waits(view: ActorView): string | undefined {
-  const { reason, queue, turn, turn_state } = sessionContextOf(view);
+  const { reason, queue, turn, turn_state, init } = sessionContextOf(view);
   const because = reason === null ? "" : ` (${reason})`;
   const halfway = turn_state === "open" ? `; turn ${turn} goes on then` : "";
   switch (view.state) {
@@ -906,6 +1084,10 @@ function waits(view: ActorView): string | undefined {
       return `parked${because}: waits for an operator's session.unpark${halfway}${waiting(queue.length)}`;
     case "terminated":
       return `ended${because}`;
+    case "initializing":
+      return init?.failed == null
+        ? undefined
+        : `step '${init.step}' of its initialisation failed (${init.failed.code}); it is tried again${waiting(queue.length)}`;
     default:
       return undefined; // initializing, thinking and acting work: SE6
   }

@@ -47,7 +47,17 @@ describe("decide", () => {
       for (let settled = 0; settled <= 7; settled++)
         for (let reserved = 0; reserved <= 4; reserved++)
           for (let minimum = 0; minimum <= 4; minimum++) {
-            const { kind } = decide(inputs({ limit_usd_micros: limit, settled_usd_micros: settled, reserved_usd_micros: reserved, minimum_usd_micros: minimum, concurrency: 9, concurrency_max: 10, projection: { usd_micros: 99, confidence: 0.3 } }));
+            const { kind } = decide(
+              inputs({
+                limit_usd_micros: limit,
+                settled_usd_micros: settled,
+                reserved_usd_micros: reserved,
+                minimum_usd_micros: minimum,
+                concurrency: 9,
+                concurrency_max: 10,
+                projection: { usd_micros: 99, confidence: 0.3 },
+              }),
+            );
             const fits = limit > 0 && settled + reserved + minimum <= limit;
             expect(kind === "terminate", `${settled} + ${reserved} + ${minimum} of ${limit}`).toBe(!fits);
             if (!fits) ended++;

@@ -171,13 +171,19 @@ describe("limits", () => {
     drive.tell("budget.configure", { level: "user", id: "ann lee", limit_usd_micros: 200 });
     drive.tell("budget.configure", { level: "session", id: "s1", limit_usd_micros: 50 });
     const refused = drive.tell("budget.reserve", ask(1, 60, { user: "ann lee" }));
-    expect(refused).toMatchObject({ refused: { code: "budget_exceeded", details: { level: "session", id: "s1", limit_usd_micros: 50, remaining_usd_micros: 50, minimum_usd_micros: 60 } } });
+    expect(refused).toMatchObject({
+      refused: { code: "budget_exceeded", details: { level: "session", id: "s1", limit_usd_micros: 50, remaining_usd_micros: 50, minimum_usd_micros: 60 } },
+    });
     for (const key of [TENANT_LEVEL, "agent/a", "user/ann lee", "session/s1"]) expect(numbers(drive, key)).toEqual([0, 0]);
     expect(drive.tell("budget.reserve", ask(1, 60, { user: "ann lee", minimum_usd_micros: 10 }))).toMatchObject({ granted_usd_micros: 50 });
     for (const key of [TENANT_LEVEL, "agent/a", "user/ann lee", "session/s1"]) expect(numbers(drive, key)).toEqual([0, 50]);
     // Another session of the same user has 150 left, another user's call as much as the agent has.
-    expect(drive.tell("budget.reserve", { ...ask(1, 400, { user: "ann lee", minimum_usd_micros: 1 }), session: "s2", hold: hold(1, 1, "s2") })).toMatchObject({ granted_usd_micros: 150 });
-    expect(drive.tell("budget.reserve", { ...ask(1, 400, { minimum_usd_micros: 1 }), session: "s3", hold: hold(1, 1, "s3") })).toMatchObject({ granted_usd_micros: 300 });
+    expect(drive.tell("budget.reserve", { ...ask(1, 400, { user: "ann lee", minimum_usd_micros: 1 }), session: "s2", hold: hold(1, 1, "s2") })).toMatchObject({
+      granted_usd_micros: 150,
+    });
+    expect(drive.tell("budget.reserve", { ...ask(1, 400, { minimum_usd_micros: 1 }), session: "s3", hold: hold(1, 1, "s3") })).toMatchObject({
+      granted_usd_micros: 300,
+    });
   });
 
   test("a refusal says whether what is missing may come back", () => {
@@ -239,7 +245,9 @@ describe("statuses and alerts", () => {
     const use = (n: number, amount: number): string[] => {
       drive.tell("budget.reserve", ask(n, amount));
       const told = drive.told.filter(({ type }) => type === "budget.status" || type === "budget.alert");
-      return told.filter(({ level: of }) => of === "tenant").map((event) => (event.type === "budget.alert" ? `alert ${JSON.stringify(event["percent"])}` : `${String(event["from"])}>${String(event["to"])}`));
+      return told
+        .filter(({ level: of }) => of === "tenant")
+        .map((event) => (event.type === "budget.alert" ? `alert ${JSON.stringify(event["percent"])}` : `${String(event["from"])}>${String(event["to"])}`));
     };
     expect(use(1, 799)).toEqual([]);
     expect(use(2, 1)).toEqual(["healthy>warning", "alert 80"]);
@@ -281,7 +289,14 @@ describe("periods", () => {
     drive.tell("budget.reserve", ask(2, 40));
     drive.fire("alarm");
     expect(drive.at_ms).toBe(end_ms);
-    expect(drive.told[0]).toMatchObject({ type: "budget.period_closed", level: "tenant", period, to: new Date(end_ms).toISOString(), settled_usd_micros: 50, categories: { llm: 50 } });
+    expect(drive.told[0]).toMatchObject({
+      type: "budget.period_closed",
+      level: "tenant",
+      period,
+      to: new Date(end_ms).toISOString(),
+      settled_usd_micros: 50,
+      categories: { llm: 50 },
+    });
     expect(numbers(drive)).toEqual([0, 40]);
     drive.tell("budget.settle", { hold: hold(2), cost_usd_micros: 30 });
     expect(numbers(drive)).toEqual([30, 0]);
@@ -363,9 +378,12 @@ describe("concurrency and rates", () => {
     const drive = fresh();
     drive.thorough = false;
     drive.tell("budget.configure", { level: "tenant", rates: { simulated: { requests_max: 100, tokens_max: null, window_ms: 60_000 } } });
-    const results = Array.from({ length: 1000 }, (_, n) => drive.tell("budget.reserve", { ...ask(n + 1, 1), hold: hold(1, 1, `s${n}`), session: `s${n}`, rate: { provider: "simulated", tokens: 5 } }));
+    const results = Array.from({ length: 1000 }, (_, n) =>
+      drive.tell("budget.reserve", { ...ask(n + 1, 1), hold: hold(1, 1, `s${n}`), session: `s${n}`, rate: { provider: "simulated", tokens: 5 } }),
+    );
     expect(results.filter((result) => result["granted_usd_micros"] === 1)).toHaveLength(100);
-    for (const result of results.slice(100)) expect(result).toMatchObject({ refused: { code: "rate_limited", details: { retry_after_ms: expect.any(Number) } } });
+    for (const result of results.slice(100))
+      expect(result).toMatchObject({ refused: { code: "rate_limited", details: { retry_after_ms: expect.any(Number) } } });
     // What the rate refused holds no money.
     expect(numbers(drive)).toEqual([0, 100]);
   });
@@ -381,7 +399,13 @@ describe("a degraded call", () => {
     drive.tell("budget.settle", { hold: hold(2), cost_usd_micros: 1 });
     const result = drive.tell("budget.reserve", ask(3, 50, cheaper));
     expect(result).toMatchObject({ choice: "degraded", model: "simulated/script", granted_usd_micros: 10 });
-    expect(result["decision"]).toMatchObject({ kind: "degrade", reason: "utilisation", applied: true, level: "tenant", inputs: { settled_usd_micros: 900, reserved_usd_micros: 0, limit_usd_micros: 1000 } });
+    expect(result["decision"]).toMatchObject({
+      kind: "degrade",
+      reason: "utilisation",
+      applied: true,
+      level: "tenant",
+      inputs: { settled_usd_micros: 900, reserved_usd_micros: 0, limit_usd_micros: 1000 },
+    });
     expect(drive.told.find(({ type }) => type === "budget.reserved")).toMatchObject({ decision: { kind: "degrade" } });
   });
 
@@ -394,7 +418,11 @@ describe("a degraded call", () => {
   test("that fits is made where the wanted one does not", () => {
     const drive = limited(1000);
     drive.tell("budget.reserve", ask(1, 995));
-    expect(drive.tell("budget.reserve", ask(2, 50, cheaper))).toMatchObject({ choice: "degraded", granted_usd_micros: 5, decision: { kind: "degrade", reason: "does_not_fit", applied: true } });
+    expect(drive.tell("budget.reserve", ask(2, 50, cheaper))).toMatchObject({
+      choice: "degraded",
+      granted_usd_micros: 5,
+      decision: { kind: "degrade", reason: "does_not_fit", applied: true },
+    });
     expect(codeOf(drive.tell("budget.reserve", ask(3, 50, cheaper)))).toBe("budget_exceeded");
   });
 });
@@ -427,7 +455,16 @@ describe("bad input", () => {
   });
 
   test("nothing of a budget can be said on a tenant's own channel", () => {
-    for (const type of ["budget.create", "budget.configure", "budget.reserve", "budget.settle", "budget.release", "slot.acquire", "slot.release", "rate.acquire"])
+    for (const type of [
+      "budget.create",
+      "budget.configure",
+      "budget.reserve",
+      "budget.settle",
+      "budget.release",
+      "slot.acquire",
+      "slot.release",
+      "rate.acquire",
+    ])
       expect(checkCommand("budget", "command", type, {})).toMatchObject({ kind: "refused", error: { code: "forbidden" } });
   });
 
@@ -514,7 +551,9 @@ function run(seed: number): { grants: number; clamps: number; refusals: number; 
     const [, sender = "", seq = "0", attempt = "0"] = /^acme\/session\/(\w+)\/(\d+):model\/(\d+)$/.exec(id) ?? [];
     ended.add(id);
     // All attempts of the sender up to this one are over.
-    for (let n = 0; n <= Number(seq); n++) for (let a = 1; a <= (n === Number(seq) ? Number(attempt) : 9); a++) if (!open.has(hold(n, a, sender)) || hold(n, a, sender) === id) ended.add(hold(n, a, sender));
+    for (let n = 0; n <= Number(seq); n++)
+      for (let a = 1; a <= (n === Number(seq) ? Number(attempt) : 9); a++)
+        if (!open.has(hold(n, a, sender)) || hold(n, a, sender) === id) ended.add(hold(n, a, sender));
     open.delete(id);
   };
 
@@ -548,7 +587,15 @@ function run(seed: number): { grants: number; clamps: number; refusals: number; 
       const amount = pick(400);
       const minimum = pick(amount + 1);
       holders.set(id, who);
-      const result = say("budget.reserve", { hold: id, session, agent: who.agent, ...(who.user === undefined ? {} : { user: who.user }), model: "simulated/echo", amount_usd_micros: amount, minimum_usd_micros: minimum });
+      const result = say("budget.reserve", {
+        hold: id,
+        session,
+        agent: who.agent,
+        ...(who.user === undefined ? {} : { user: who.user }),
+        model: "simulated/echo",
+        amount_usd_micros: amount,
+        minimum_usd_micros: minimum,
+      });
       if (!limits.has(`agent/${who.agent}`)) limits.set(`agent/${who.agent}`, null);
       const keys = [...limits.keys()].filter((key) => appliesTo(key, who));
       const room = Math.min(...keys.map(roomOf));
@@ -584,7 +631,14 @@ function run(seed: number): { grants: number; clamps: number; refusals: number; 
       say("budget.settle", { hold: hold(seq, 1, session), cost_usd_micros: null });
       close(hold(seq, 1, session));
       if (pick(2) === 0) {
-        const result = say("budget.reserve", { hold: hold(seq, 1, session), session, agent: "a0", model: "simulated/echo", amount_usd_micros: 5, minimum_usd_micros: 0 });
+        const result = say("budget.reserve", {
+          hold: hold(seq, 1, session),
+          session,
+          agent: "a0",
+          model: "simulated/echo",
+          amount_usd_micros: 5,
+          minimum_usd_micros: 0,
+        });
         expect(codeOf(result), `seed ${seed}: B4`).toBe("conflict");
         met.late++;
       }
@@ -610,7 +664,10 @@ function run(seed: number): { grants: number; clamps: number; refusals: number; 
     for (const [key, one] of tableRows(budgetContextOf(drive.view).levels)) {
       const asOf = one.period_started_at_ms >= periodStart(one.period, drive.at_ms) || one.period === "none";
       // Compared first and expected only then: a million expectations take a minute.
-      const [is, should] = [[one.settled_usd_micros, one.reserved_usd_micros], [asOf ? settled(key) : one.settled_usd_micros, reserved(key)]];
+      const [is, should] = [
+        [one.settled_usd_micros, one.reserved_usd_micros],
+        [asOf ? settled(key) : one.settled_usd_micros, reserved(key)],
+      ];
       if (is[0] !== should[0] || is[1] !== should[1]) expect(is, `seed ${seed} step ${step}: B3, B5: ${key}`).toEqual(should);
     }
   }

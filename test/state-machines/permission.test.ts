@@ -37,7 +37,11 @@ test("PE2: without a policy nothing is permitted, and the refusal says what is m
 
 test("PE3: the order in which things were said changes nothing", () => {
   const random = seededRandom(5);
-  const shuffled = <T>(all: readonly T[]): T[] => all.map((one) => ({ one, at: random() })).sort((a, b) => a.at - b.at).map(({ one }) => one);
+  const shuffled = <T>(all: readonly T[]): T[] =>
+    all
+      .map((one) => ({ one, at: random() }))
+      .sort((a, b) => a.at - b.at)
+      .map(({ one }) => one);
   const rules = ["tool:a", "tool:b", "model:c/*", "memory:*"];
   const first = permissionsOf({ default: "deny", deny: rules }, grants, ["reader", "careful"]);
   for (let round = 0; round < 50; round += 1)
@@ -46,16 +50,28 @@ test("PE3: the order in which things were said changes nothing", () => {
 
 test("a rule is a kind and a name, or the beginning of one; anything else is refused before it is kept", () => {
   const { body } = COMMANDS.tenant["grant.put"];
-  for (const rule of ["tool:now", "tool:*", "model:openai/*", "memory:a b".replace(" ", "_")]) expect([rule, body.safeParse({ role: "r", allow: [rule] }).success]).toEqual([rule, true]);
-  for (const rule of ["*", "tools:now", "tool:*now", "tool:a*b", "tool", "TOOL:now", "tool:a b", "tool:\n"]) expect([rule, body.safeParse({ role: "r", allow: [rule] }).success]).toEqual([rule, false]);
+  for (const rule of ["tool:now", "tool:*", "model:openai/*", "memory:a b".replace(" ", "_")])
+    expect([rule, body.safeParse({ role: "r", allow: [rule] }).success]).toEqual([rule, true]);
+  for (const rule of ["*", "tools:now", "tool:*now", "tool:a*b", "tool", "TOOL:now", "tool:a b", "tool:\n"])
+    expect([rule, body.safeParse({ role: "r", allow: [rule] }).success]).toEqual([rule, false]);
 });
 
 test("a guardrail that cannot be kept is refused before it is kept", () => {
   const parse = (guardrails: unknown): boolean => agentConfig.safeParse({ model: "simulated/echo", guardrails }).success;
   const rule = { name: "r", on: "input" };
-  expect(parse([{ ...rule, kind: "pattern", pattern: "a+" }, { name: "s", on: "output", kind: "secret" }])).toBe(true);
+  expect(
+    parse([
+      { ...rule, kind: "pattern", pattern: "a+" },
+      { name: "s", on: "output", kind: "secret" },
+    ]),
+  ).toBe(true);
   expect(parse([{ ...rule, kind: "pattern", pattern: "(" }])).toBe(false);
   expect(parse([{ ...rule, kind: "size" }])).toBe(false);
   expect(parse([{ ...rule, kind: "magic" }])).toBe(false);
-  expect(parse([{ ...rule, kind: "secret" }, { ...rule, kind: "secret" }])).toBe(false);
+  expect(
+    parse([
+      { ...rule, kind: "secret" },
+      { ...rule, kind: "secret" },
+    ]),
+  ).toBe(false);
 });

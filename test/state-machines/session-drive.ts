@@ -1,7 +1,7 @@
 // session-drive: a session in a test: outputs of its effects in short, ways into each of its states, and its invariants as one checker.
 import { expect } from "vitest";
 import type { AgentConfig } from "../../protocol/commands.ts";
-import type { ActorEvent } from "../../protocol/journal.ts";
+import type { ActorEvent, EffectError } from "../../protocol/journal.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { SESSION_QUEUE_MAX } from "../../protocol/limits.ts";
 import {
@@ -38,6 +38,12 @@ export const answer = (text: string, ...tools: string[]): ModelOutput => ({
 });
 
 export const observed = { text: "observed", is_error: false };
+/** As the performer of a model call says that the configuration must be taken up anew. */
+export const changed = {
+  code: "configuration_changed",
+  message: "it changed",
+  details: { attempts: [], usage: null, cost_usd_micros: 0, price_version: null },
+};
 export const lost = { code: "provider_unavailable", message: "away" };
 
 export class SessionDrive extends Drive {
@@ -88,6 +94,22 @@ const parked = (drive: SessionDrive): SessionDrive => {
   return drive;
 };
 
+/** Fails every try of the initialisation that is left. */
+export const unbegun = (drive: SessionDrive, error: EffectError = { code: "agent_unknown", message: "there is no agent 'assistant'" }): SessionDrive => {
+  for (;;) {
+    drive.fail("configuration", error);
+    if (drive.at !== "initializing") return drive;
+    drive.fire("init_retry");
+  }
+};
+
+/** A turn that found the configuration changed, and has not been given the new one yet. */
+export const updating = (): SessionDrive => {
+  const drive = thinking();
+  drive.fail("model", changed);
+  return drive;
+};
+
 /** A way into every state, and into each of those that differ in what they take. */
 export const WAYS = {
   initializing: () => session(),
@@ -99,11 +121,14 @@ export const WAYS = {
   "paused within a turn": () => after(thinking(), "session.pause"),
   hibernated: () => after(idle(), "session.hibernate"),
   "hibernated within a turn": () => after(thinking(), "session.pause", "session.hibernate"),
-  unhealthy: () => {
+  "initializing, a step failed": () => {
     const drive = session();
-    drive.fail("configuration", { code: "agent_unknown", message: "there is no agent 'assistant'" });
+    drive.fail("configuration", lost);
     return drive;
   },
+  "initializing within a turn": () => updating(),
+  unhealthy: () => unbegun(session()),
+  "unhealthy within a turn": () => unbegun(updating()),
   parked: () => parked(thinking()),
   "parked before its configuration": () => parked(session()),
   terminated: () => after(idle(), "session.terminate"),
@@ -136,7 +161,11 @@ export function expectInvariants(drive: SessionDrive): void {
 
   // SE2
   const calls = events.filter(({ type }) => type === "model.started");
-  const perTurn = Map.groupBy(calls, ({ turn }) => turn);
+  const unasked = new Set(events.filter(({ type, code }) => type === "model.failed" && code === "configuration_changed").map(idOfCall));
+  const perTurn = Map.groupBy(
+    calls.filter((call) => !unasked.has(idOfCall(call))),
+    ({ turn }) => turn,
+  );
   for (const [turn, made] of perTurn) expect(made.length, `SE2: calls of turn ${String(turn)}`).toBeLessThanOrEqual(context.config?.max_loops ?? 0);
 
   // SE3
@@ -150,7 +179,7 @@ export function expectInvariants(drive: SessionDrive): void {
     calls.map(idOfCall).filter((id) => !callEnds.has(id)),
     "SE3: a call without an end is in flight",
   ).toEqual(inFlight);
-  const toolEnds = endsOf(events, ["tool.completed", "tool.failed"], idOfCall);
+  const toolEnds = endsOf(events, ["tool.completed", "tool.failed", "tool.denied"], idOfCall);
   expect(
     [...toolEnds.values()].every((count) => count === 1),
     "SE3: one end per tool call",
@@ -178,7 +207,11 @@ export function expectInvariants(drive: SessionDrive): void {
   expect(context.tools.length).toBeLessThanOrEqual(TOOL_CALLS_MAX);
 
   // SE6
-  const expected: Record<string, readonly string[]> = { initializing: ["configuration"], thinking: ["model"], acting: pending };
+  const expected: Record<string, readonly string[]> = {
+    initializing: context.init?.failed === null ? ["configuration"] : [],
+    thinking: ["model"],
+    acting: pending,
+  };
   expect([...view.running].sort(), `SE6: in flight while ${view.state}`).toEqual([...(expected[view.state] ?? [])].sort());
   if (view.state === "acting") expect(pending.length).toBeGreaterThan(0);
   expect(Object.keys(drive.state.snapshot.children).sort(), "XState's children are the effects in flight").toEqual([...view.running].sort());

@@ -1,4 +1,4 @@
-// Goal: a session keeps SE1 to SE7 in every state, and answers every command in every state as its page says.
+// Goal: a session keeps SE1 to SE8 in every state, and answers every command in every state as its page says.
 // Method: a table of every state crossed with every command; the loop and each way out of it told as short stories; then every point that
 // can be reached with two messages is walked (breadth first), and longer lives are drawn at random. Each step goes through drive.ts, which
 // repeats it on the state loaded from its snapshot.
@@ -19,7 +19,22 @@ import {
   type TranscriptItem,
 } from "../../state-machines/session.ts";
 import { RECOVERY_COST_USD_MICROS_MAX, RECOVERY_TRIES_MAX } from "../../state-machines/step.ts";
-import { acting, answer, configuration, expectInvariants, idle, lost, observed, session, SessionDrive, thinking, WAYS } from "./session-drive.ts";
+import {
+  acting,
+  answer,
+  changed,
+  configuration,
+  expectInvariants,
+  idle,
+  lost,
+  observed,
+  session,
+  SessionDrive,
+  thinking,
+  unbegun,
+  updating,
+  WAYS,
+} from "./session-drive.ts";
 
 type Way = keyof typeof WAYS;
 const ILLEGAL = "illegal_transition";
@@ -31,6 +46,30 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "message.send reject": "initializing",
     "message.send interrupt": "initializing",
     "turn.cancel": ILLEGAL,
+    "session.pause": ILLEGAL,
+    "session.resume": ILLEGAL,
+    "session.hibernate": ILLEGAL,
+    "session.terminate": "terminated",
+    "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
+  },
+  "initializing, a step failed": {
+    "message.send": "initializing",
+    "message.send reject": "initializing",
+    "message.send interrupt": "initializing",
+    "turn.cancel": ILLEGAL,
+    "session.pause": ILLEGAL,
+    "session.resume": ILLEGAL,
+    "session.hibernate": ILLEGAL,
+    "session.terminate": "terminated",
+    "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
+  },
+  "initializing within a turn": {
+    "message.send": "initializing",
+    "message.send reject": "busy",
+    "message.send interrupt": "initializing",
+    "turn.cancel": "initializing",
     "session.pause": ILLEGAL,
     "session.resume": ILLEGAL,
     "session.hibernate": ILLEGAL,
@@ -146,6 +185,18 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.create": ILLEGAL,
     "session.unpark": ILLEGAL,
   },
+  "unhealthy within a turn": {
+    "message.send": ILLEGAL,
+    "message.send reject": ILLEGAL,
+    "message.send interrupt": ILLEGAL,
+    "turn.cancel": "unhealthy",
+    "session.pause": ILLEGAL,
+    "session.resume": "initializing",
+    "session.hibernate": ILLEGAL,
+    "session.terminate": "terminated",
+    "session.create": ILLEGAL,
+    "session.unpark": ILLEGAL,
+  },
   terminated: {
     "message.send": ILLEGAL,
     "message.send reject": ILLEGAL,
@@ -192,7 +243,7 @@ describe("every state crossed with every command", () => {
       expect([...new Set(Object.keys(row).map((command) => command.split(" ")[0]))].sort()).toEqual(Object.keys(COMMANDS.session).sort());
     const states = Object.keys(sessionDefinition.machine.states).filter((name) => name !== "choosing");
     expect([...new Set(Object.values(WAYS).map((way) => way().at))].sort()).toEqual(states.sort());
-    expect(cases).toHaveLength(13 * 10);
+    expect(cases).toHaveLength(16 * 10);
   });
 
   test.each(cases)("$way takes $command to $leads_to", ({ way, command, leads_to }) => {
@@ -215,7 +266,10 @@ describe("every state crossed with every command", () => {
 describe("creation", () => {
   test("tells who was created and asks for the configuration that was asked for", () => {
     const drive = session({ external_id: "x-1", user: "u1", mode: "single", overrides: { model: "a/b" }, metadata: { k: "v" } });
-    expect(drive.told).toEqual([{ type: "session.created", agent: "assistant", external_id: "x-1", user: "u1", mode: "single", metadata: { k: "v" } }]);
+    expect(drive.told).toEqual([
+      { type: "session.created", agent: "assistant", external_id: "x-1", user: "u1", mode: "single", metadata: { k: "v" } },
+      { type: "session.initializing", step: "agent", retries: 0 },
+    ]);
     expect(drive.outcome).toEqual({ ok: true, seq: 1, state: "initializing", result: { created: true } });
     expect(drive.state.running["configuration"]).toEqual({
       inst: "1:configuration",
@@ -233,6 +287,7 @@ describe("creation", () => {
       agent_version: 3,
       model: "simulated/echo",
       tools: ["now", "wait_ms", "pay"],
+      denied_tools: [],
       max_loops: 7,
       max_output_tokens: null,
       temperature: 0.5,
@@ -242,21 +297,50 @@ describe("creation", () => {
     expect(JSON.stringify(drive.saved).length).toBeLessThan(2_000);
   });
 
-  test("a configuration that cannot be had makes it unhealthy, and resume asks again with the same wishes", () => {
+  test("a step that fails is tried again after 100, 200 and 500 ms, by name; then the session is unhealthy, and resume asks again with the same wishes", () => {
     const drive = session({ overrides: { max_loops: 3 } });
-    drive.fail("configuration", { code: "agent_unknown", message: "no agent 'assistant'" });
-    expect(drive.told).toEqual([{ type: "session.state", from: "initializing", to: "unhealthy", reason: "agent_unknown: no agent 'assistant'" }]);
-    expect(sessionDefinition.waits(drive.view)).toBe("could not begin (agent_unknown: no agent 'assistant'): waits for session.resume, which tries again");
+    const failure = { code: "unavailable", message: "the journal is away", details: { step: "tools" } };
+    const waits: number[] = [];
+    for (let retries = 0; drive.at === "initializing"; retries++) {
+      const failed_at_ms = drive.later(7).at_ms;
+      drive.fail("configuration", failure);
+      const told = { type: "session.initializing", step: "tools", retries, code: "unavailable", message: "the journal is away" };
+      expect(drive.told[0]).toEqual({ ...told, retry_in_ms: [100, 200, 500][retries] ?? null });
+      if (drive.at !== "initializing") break;
+      expect([drive.context.init?.step, sessionDefinition.waits(drive.view)]).toEqual([
+        "tools",
+        "step 'tools' of its initialisation failed (unavailable); it is tried again",
+      ]);
+      drive.fire("init_retry");
+      waits.push(drive.at_ms - failed_at_ms);
+      expect(drive.told).toEqual([{ type: "session.initializing", step: "agent", retries: retries + 1 }]);
+    }
+    expect(waits).toEqual([100, 200, 500]);
+    expect(drive.told[1]).toEqual({ type: "session.state", from: "initializing", to: "unhealthy", reason: "step 'tools': unavailable: the journal is away" });
+    expect(sessionDefinition.waits(drive.view)).toBe(
+      "could not begin (step 'tools': unavailable: the journal is away): waits for session.resume, which tries again",
+    );
     drive.tell("session.resume");
-    expect(drive.state.running["configuration"]).toMatchObject({
-      inst: "3:configuration",
-      input: { agent: "assistant", overrides: { max_loops: 3 }, mode: null },
-    });
+    expect(drive.told[0]).toEqual({ type: "session.initializing", step: "agent", retries: 0 });
+    expect(drive.state.running["configuration"]).toMatchObject({ input: { agent: "assistant", overrides: { max_loops: 3 }, mode: null } });
     expect(drive.count("session.created")).toBe(1);
+    expect(drive.done("configuration", configuration()).at).toBe("idle");
+    expect(drive.context.init).toBeNull();
   });
 
-  test("a configuration that does not come makes it unhealthy after its patience", () => {
-    expect(session().fire("configuration_patience").at).toBe("unhealthy");
+  test("a step that fails once and then does not is no trouble", () => {
+    const drive = session().fail("configuration", lost) as SessionDrive;
+    drive.claim([]).fire("init_retry");
+    expect(drive.done("configuration", configuration()).at).toBe("idle");
+  });
+
+  test("a configuration that does not come is a failed try after its patience", () => {
+    const drive = session();
+    for (let tries = 0; tries < 4; tries++) {
+      drive.fire("configuration_patience");
+      if (tries < 3) drive.fire("init_retry");
+    }
+    expect([drive.at, drive.context.reason]).toEqual(["unhealthy", "step 'agent': timeout: it did not come in time"]);
   });
 
   test("messages that came before the configuration have their turns after it, in order", () => {
@@ -754,6 +838,8 @@ function happenings(drive: SessionDrive, tools: readonly string[]): Happening[] 
     if (id === "configuration") next.push({ name: "configured", run: (now) => void now.done(id, configuration({ max_loops: 2, mode: now.context.mode })) });
     else if (id === "model") {
       next.push({ name: "answers", run: (now) => void now.done(id, answer("yes")) });
+      if (drive.context.at_boundary) next.push({ name: "model finds a change", run: (now) => void now.fail(id, changed) });
+      next.push({ name: "model is blocked", run: (now) => void now.fail(id, { code: "guardrail", message: "blocked", details: { rule: "r", on: "input" } }) });
       next.push({ name: "calls tools", run: (now) => void now.done(id, answer("", ...tools)) });
     } else next.push({ name: `${id} done`, run: (now) => void now.done(id, observed) });
     next.push({ name: `${id} fails`, run: (now) => void now.fail(id, lost) });
@@ -765,12 +851,14 @@ function happenings(drive: SessionDrive, tools: readonly string[]): Happening[] 
 
 /** Points that differ in nothing a decision rests on are the same point. */
 function pointOf({ context, view }: SessionDrive): string {
-  const { turn_state, step, queue, tools, pausing, mode, config, turns_assigned } = context;
+  const { turn_state, step, steps_void, queue, tools, pausing, mode, config, turns_assigned, init, at_boundary } = context;
   return JSON.stringify([
     view.state,
     view.running,
     turn_state,
-    step,
+    step - steps_void,
+    init === null ? null : [init.retries, init.failed !== null],
+    at_boundary,
     queue.length,
     tools.map(({ outcome }) => outcome.kind),
     pausing,
@@ -807,7 +895,13 @@ test("every point that two messages and two loops can lead to keeps the invarian
   // Not by chance: each of these is one transition of the machine, and the walk must have gone through it.
   for (const one of [
     "initializing · timer · unhealthy",
+    "initializing · timer · initializing",
     "initializing · configuration fails · unhealthy",
+    "initializing · configuration fails · initializing",
+    "thinking · model finds a change · initializing",
+    "thinking · model is blocked · idle",
+    "initializing · turn.cancel · initializing",
+    "unhealthy · turn.cancel · unhealthy",
     "initializing · configured · thinking",
     "idle · timer · terminated",
     "paused · timer · terminated",
@@ -851,6 +945,117 @@ test("long random lives keep the invariants, end every turn once, and replay fro
   );
   expect(longest).toBeGreaterThan(20);
 }, 60_000);
+
+describe("a configuration that changed", () => {
+  test("is taken up at the turn's beginning: the turn goes on with it, and asking no model used no loop", () => {
+    const drive = thinking({ max_loops: 1 }, { overrides: { temperature: 1 } });
+    expect(drive.state.running["model"]?.input).toMatchObject({ step: 0, boundary: true });
+    drive.fail("model", changed);
+    expect(drive.types).toEqual(["model.failed", "session.initializing", "session.state"]);
+    expect(drive.state.running["configuration"]?.input).toEqual({ agent: "assistant", overrides: null, mode: null, again: true });
+    drive.done("configuration", { ...configuration({ max_loops: 1, model: "simulated/other", mode: "single" }), agent_version: 4 });
+    expect([drive.at, drive.context.config?.agent_version, drive.context.config?.model, drive.context.mode]).toEqual([
+      "thinking",
+      4,
+      "simulated/other",
+      "multi",
+    ]);
+    expect(drive.state.running["model"]?.input).toMatchObject({ turn: 1, step: 1, config_seq: drive.seq, boundary: true });
+    drive.done("model", answer("yes"));
+    expect([drive.at, drive.count("turn.completed"), drive.count("turn.failed")]).toEqual(["idle", 1, 0]);
+    expectInvariants(drive);
+  });
+
+  test("is looked for where a turn begins and where a sleeping one goes on, not between its steps", () => {
+    const boundary = (drive: SessionDrive): unknown => (drive.state.running["model"]?.input as { boundary?: true } | undefined)?.boundary;
+    const drive = acting();
+    drive.done("tool.0", observed).done("tool.1", observed);
+    expect(boundary(drive)).toBeUndefined();
+    drive.tell("session.pause");
+    drive.tell("session.hibernate");
+    drive.send();
+    expect([drive.context.turn, boundary(drive)]).toEqual([1, true]);
+    drive.done("model", answer("done"));
+    expect([drive.context.turn, boundary(drive)]).toEqual([2, true]);
+    expectInvariants(drive);
+  });
+
+  test("that cannot be had makes the session unhealthy with its turn open, and the turn can be given up", () => {
+    const drive = unbegun(updating());
+    expect([drive.at, drive.context.turn_state]).toEqual(["unhealthy", "open"]);
+    drive.tell("turn.cancel");
+    expect(drive.told).toEqual([{ type: "turn.cancelled", turn: 1, reason: "cancelled" }]);
+    drive.tell("session.resume");
+    expect(drive.done("configuration", configuration()).at).toBe("idle");
+    expectInvariants(drive);
+  });
+});
+
+describe("what is not permitted", () => {
+  const denying = (): SessionDrive => {
+    const drive = session();
+    drive.done("configuration", { ...configuration({ tools: ["now"] }), denied_tools: ["pay"] });
+    drive.send();
+    return drive;
+  };
+
+  test("SE7: a denied tool is refused by name, without an effect, in the commit of the answer that called it", () => {
+    const drive = denying();
+    drive.done("model", answer("", "pay", "now"));
+    expect(drive.told.filter(({ type }) => type.startsWith("tool."))).toMatchObject([
+      { type: "tool.denied", name: "pay", code: "denied", message: "the tool 'pay' is not permitted here" },
+      { type: "tool.started", name: "now" },
+    ]);
+    expect(drive.running).toEqual(["tool.1"]);
+    drive.done("tool.1", observed);
+    expect((drive.prompt as TranscriptItem[]).at(-2)).toMatchObject({ role: "tool", name: "pay", failed: { code: "denied" } });
+    expectInvariants(drive);
+  });
+
+  test("a tool that is denied when it is to run is told as denied too", () => {
+    const drive = denying();
+    drive.done("model", answer("", "now")).fail("tool.0", { code: "denied", message: "tool:now is denied by the rule 'tool:*'" });
+    expect(drive.told[0]).toMatchObject({ type: "tool.denied", name: "now", message: "tool:now is denied by the rule 'tool:*'" });
+    expectInvariants(drive);
+  });
+});
+
+describe("what a guardrail blocks", () => {
+  const blocked = (on: string) => ({
+    code: "guardrail",
+    message: "the guardrail 'no_keys' blocked it",
+    details: { rule: "no_keys", on, attempts: [], usage: null, cost_usd_micros: 0 },
+  });
+
+  test("SE8: on its way in ends the turn with the rule's name, and is in no later prompt", () => {
+    const drive = idle();
+    drive.send("first");
+    drive.done("model", answer("kept"));
+    drive.send("blocked");
+    drive.fail("model", blocked("input"));
+    expect(drive.told.slice(0, 2)).toMatchObject([
+      { type: "model.failed", code: "guardrail" },
+      { type: "turn.failed", turn: 2, reason: "guardrail", rule: "no_keys", on: "input", message: "the guardrail 'no_keys' blocked it" },
+    ]);
+    expect(drive.count("superseded")).toBe(0);
+    drive.send("third");
+    expect((drive.prompt as TranscriptItem[]).map(({ turn }) => turn)).toEqual([1, 1, 3]);
+    expectInvariants(drive);
+  });
+
+  test("on its way out ends the turn, voids the text that went out, and never completes a message", () => {
+    const drive = thinking();
+    drive.claim();
+    drive.fail("model", blocked("output"));
+    expect(drive.told.filter(({ type }) => type !== "session.state")).toMatchObject([
+      { type: "model.failed", attempt: 2 },
+      { type: "superseded", turn: 1, step: 0, attempt: 2 },
+      { type: "turn.failed", reason: "guardrail", rule: "no_keys", on: "output" },
+    ]);
+    expect(drive.count("message.completed")).toBe(0);
+    expectInvariants(drive);
+  });
+});
 
 describe("the recovery budget", () => {
   test("five lost attempts in a row park the session: nothing runs, its turn stays open, its cost is told", () => {

@@ -4,7 +4,15 @@ import { describe, expect, test } from "vitest";
 import { agentConfig, COMMANDS } from "../../protocol/commands.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { coreOf } from "../../state-machines/step.ts";
-import { TENANT_AGENTS_MAX, TENANT_BYTES_MAX, TENANT_KEYS_MAX, TENANT_ROLES_MAX, type TenantContext, tenantContextOf, tenantDefinition } from "../../state-machines/tenant.ts";
+import {
+  TENANT_AGENTS_MAX,
+  TENANT_BYTES_MAX,
+  TENANT_KEYS_MAX,
+  TENANT_ROLES_MAX,
+  type TenantContext,
+  tenantContextOf,
+  tenantDefinition,
+} from "../../state-machines/tenant.ts";
 import { Drive } from "./drive.ts";
 
 const core = coreOf(tenantDefinition);
@@ -19,7 +27,10 @@ const suspended = (): Drive => {
 };
 const contextOf = (drive: Drive): TenantContext => tenantContextOf(drive.view);
 
-const BODIES: Record<string, JsonObject> = { "key.create": key(1), "key.revoke": { key_id: "k9" }, "key.expire": { key_id: "k9", expires_at: "2030-01-01T00:00:00Z" },
+const BODIES: Record<string, JsonObject> = {
+  "key.create": key(1),
+  "key.revoke": { key_id: "k9" },
+  "key.expire": { key_id: "k9", expires_at: "2030-01-01T00:00:00Z" },
   "agent.put": { agent: "a", config: config() },
   "tenant.configure": { default: "deny" },
   "grant.put": { role: "writer", allow: ["tool:now"], deny: [] },
@@ -203,7 +214,10 @@ describe("what running sessions must take up", () => {
     const drive = active();
     drive.thorough = false;
     for (let n = 0; n < TENANT_ROLES_MAX; n++) drive.tell("grant.put", { role: `r${n}`, allow: ["tool:*"], deny: [] });
-    expect(drive.refusal("grant.put", { role: "more", allow: ["tool:*"], deny: [] })).toMatchObject({ code: "invalid", details: { roles_max: TENANT_ROLES_MAX } });
+    expect(drive.refusal("grant.put", { role: "more", allow: ["tool:*"], deny: [] })).toMatchObject({
+      code: "invalid",
+      details: { roles_max: TENANT_ROLES_MAX },
+    });
     expect(drive.refusal("grant.put", { role: "r1", allow: [], deny: [] })).toBeUndefined();
   });
 });
