@@ -20,7 +20,8 @@ function drawFrom(seed: number): () => number {
   };
 }
 
-const quantile = (sorted: readonly number[], share: number): number => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0;
+/** The smallest time that this share of them does not exceed. */
+const quantile = (sorted: readonly number[], share: number): number => sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? 0;
 
 export function phaseLine(times: readonly number[]): string {
   const sorted = [...times].sort((a, b) => a - b);
