@@ -86,7 +86,14 @@ export function createBudgetStanding({ bus, restorer, world, log }: { bus: Bus; 
         const { limit_usd_micros, settled_usd_micros, reserved_usd_micros, period } = level;
         const { level: kind, id } = levelName(key);
         const whose = id === undefined ? "the tenant's budget" : `the budget of ${kind} ${id}`;
-        const details = { ...levelName(key), limit_usd_micros, settled_usd_micros, reserved_usd_micros, remaining_usd_micros: (limit_usd_micros ?? 0) - settled_usd_micros - reserved_usd_micros, period };
+        const details = {
+          ...levelName(key),
+          limit_usd_micros,
+          settled_usd_micros,
+          reserved_usd_micros,
+          remaining_usd_micros: (limit_usd_micros ?? 0) - settled_usd_micros - reserved_usd_micros,
+          period,
+        };
         return errorBody("budget_exceeded", `${whose} is spent`, details);
       }
       return undefined;

@@ -79,7 +79,11 @@ function askOf(model: string, input_tokens: number, max_output_tokens: number): 
   const most = costAtMost(model, { input_tokens, max_output_tokens });
   const least = costAtMost(model, { input_tokens, max_output_tokens: 1 });
   if (most.kind === "unknown" || least.kind === "unknown") return { model, amount_usd_micros: null, minimum_usd_micros: 0 };
-  return { model, amount_usd_micros: Math.min(most.cost_usd_micros, MONEY_USD_MICROS_MAX), minimum_usd_micros: Math.min(least.cost_usd_micros, MONEY_USD_MICROS_MAX) };
+  return {
+    model,
+    amount_usd_micros: Math.min(most.cost_usd_micros, MONEY_USD_MICROS_MAX),
+    minimum_usd_micros: Math.min(least.cost_usd_micros, MONEY_USD_MICROS_MAX),
+  };
 }
 
 /** What an agent's plan for hard times makes of a call. */
@@ -97,7 +101,15 @@ export function degradedCall(config: AgentConfig, request: Request): { readonly 
   };
 }
 
-export function createModelMoney({ client, world, providers }: { readonly client: CommandClient; readonly world: World; readonly providers: Providers }): ModelMoney {
+export function createModelMoney({
+  client,
+  world,
+  providers,
+}: {
+  readonly client: CommandClient;
+  readonly world: World;
+  readonly providers: Providers;
+}): ModelMoney {
   /** As the model's own provider counts, where it can say; else rather too many. */
   function inputTokensOf(model: string, request: Request): number {
     const resolved = providers.resolve(model);
@@ -129,7 +141,11 @@ export function createModelMoney({ client, world, providers }: { readonly client
       const pause_ms = BACKOFF_MS[Math.min(tries, BACKOFF_MS.length - 1)]! * (0.75 + world.random() / 2);
       const waited_ms = world.monotonic_ms() - began_ms;
       // A refusal that may end is an outcome like any other, so a repeat asks under a key of its own; the hold's id keeps it one hold.
-      const outcome = await client.command(budget, { type: "budget.reserve", body, key: tries === 0 ? key : `${key}~${tries}`, channel: "control", trace: scope.trace }, { patience_ms: ASK_ONCE_MS });
+      const outcome = await client.command(
+        budget,
+        { type: "budget.reserve", body, key: tries === 0 ? key : `${key}~${tries}`, channel: "control", trace: scope.trace },
+        { patience_ms: ASK_ONCE_MS },
+      );
       if (outcome.kind === "decided" && outcome.reply.ok) {
         const refused = outcome.reply.result["refused"] as unknown as Refused | undefined;
         if (refused === undefined) return { kind: "granted", result: outcome.reply.result };
@@ -166,8 +182,12 @@ export function createModelMoney({ client, world, providers }: { readonly client
       const who = { hold, session: scope.actor.id, agent, ...(user === undefined ? {} : { user }) };
       const cheaper = degradedCall(config, request);
       const asked = askOf(config.model, inputTokensOf(config.model, request), request.max_output_tokens);
-      const degraded = cheaper === undefined ? undefined : askOf(cheaper.model, inputTokensOf(cheaper.model, cheaper.request), cheaper.request.max_output_tokens);
-      const rateOf = (model: string, one: Request): JsonObject => ({ provider: model.slice(0, model.indexOf("/")), tokens: inputTokensOf(model, one) + one.max_output_tokens });
+      const degraded =
+        cheaper === undefined ? undefined : askOf(cheaper.model, inputTokensOf(cheaper.model, cheaper.request), cheaper.request.max_output_tokens);
+      const rateOf = (model: string, one: Request): JsonObject => ({
+        provider: model.slice(0, model.indexOf("/")),
+        tokens: inputTokensOf(model, one) + one.max_output_tokens,
+      });
 
       const first = await reserve(scope, { ...who, ...asked, ...(degraded === undefined ? {} : { degraded }), rate: rateOf(config.model, request) }, hold);
       if (first.kind === "refused") {
@@ -202,13 +222,19 @@ export function createModelMoney({ client, world, providers }: { readonly client
           const ask = askOf(model, inputTokensOf(model, order.request), order.request.max_output_tokens);
           const spent = made.reduce((sum, one) => sum + (one.cost_usd_micros ?? 0), 0);
           const left = Math.max(0, held - spent);
-          if (made.length === 0 && model === order.model) return priced ? paid(model, left) : { kind: "paid", max_output_tokens: order.request.max_output_tokens };
+          if (made.length === 0 && model === order.model)
+            return priced ? paid(model, left) : { kind: "paid", max_output_tokens: order.request.max_output_tokens };
           if (ask.amount_usd_micros !== null && ask.amount_usd_micros <= left) return paid(model, left);
           part += 1;
-          const more = { model, amount_usd_micros: ask.amount_usd_micros === null ? null : ask.amount_usd_micros - left, minimum_usd_micros: Math.max(0, ask.minimum_usd_micros - left) };
+          const more = {
+            model,
+            amount_usd_micros: ask.amount_usd_micros === null ? null : ask.amount_usd_micros - left,
+            minimum_usd_micros: Math.max(0, ask.minimum_usd_micros - left),
+          };
           // A call that is called off is refused here like any other: who routes is told by its signal, and nothing is thrown at it.
           const cancelled = (error: unknown): Answer => {
-            if (error instanceof EffectFailure) return { kind: "refused", refused: { code: error.effect_error.code, message: error.effect_error.message, details: {} } };
+            if (error instanceof EffectFailure)
+              return { kind: "refused", refused: { code: error.effect_error.code, message: error.effect_error.message, details: {} } };
             throw error;
           };
           const answer = await reserve(scope, { ...who, ...more, part, rate: rateOf(model, order.request) }, `${hold}+${part}`).catch(cancelled);

@@ -61,7 +61,19 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
   let last_at_ms = 0;
   const booksOf = (tenant: string): Books => {
     let books = tenants.get(tenant);
-    if (books === undefined) tenants.set(tenant, (books = { awaited: new Map(), awaited_usd_micros: 0, settled_usd_micros: 0, unreserved_usd_micros: 0, last_sequence: 0, has_budget: false, at_position: undefined }));
+    if (books === undefined)
+      tenants.set(
+        tenant,
+        (books = {
+          awaited: new Map(),
+          awaited_usd_micros: 0,
+          settled_usd_micros: 0,
+          unreserved_usd_micros: 0,
+          last_sequence: 0,
+          has_budget: false,
+          at_position: undefined,
+        }),
+      );
     return books;
   };
   const sumOf = (books: Books): number => books.settled_usd_micros + books.unreserved_usd_micros + books.awaited_usd_micros;
@@ -72,7 +84,8 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
       const { hold, cost_usd_micros } = out.body;
       const cost = typeof cost_usd_micros === "number" ? cost_usd_micros : null;
       const session = `${message.actor.tenant}/session/${message.actor.id}`;
-      if (books.awaited.has(String(hold))) report({ actor: session, stream_sequence, seq: message.seq, what: `the hold ${String(hold)} is settled a second time` });
+      if (books.awaited.has(String(hold)))
+        report({ actor: session, stream_sequence, seq: message.seq, what: `the hold ${String(hold)} is settled a second time` });
       books.awaited.set(String(hold), { session, cost_usd_micros: cost, stream_sequence, seq: message.seq, at_ms: Date.parse(message.at) });
       books.awaited_usd_micros += cost ?? 0;
     }
@@ -95,9 +108,14 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
       books.awaited.delete(hold);
       books.awaited_usd_micros -= said.cost_usd_micros ?? 0;
       const event = settled.get(hold);
-      if ((entry.body["cost_usd_micros"] ?? null) !== said.cost_usd_micros) fault(`${said.session} said that ${hold} cost ${said.cost_usd_micros ?? "nobody knows what"}, the budget heard ${JSON.stringify(entry.body["cost_usd_micros"])}`);
-      else if (event !== undefined && said.cost_usd_micros !== null && event["cost_usd_micros"] !== said.cost_usd_micros) fault(`${hold} cost ${said.cost_usd_micros} and is settled at ${JSON.stringify(event["cost_usd_micros"])}`);
-      else if (event !== undefined && (event["assumed"] === true) !== (said.cost_usd_micros === null)) fault(`${hold} is settled as ${event["assumed"] === true ? "assumed, and its cost is known" : "known, and nobody knew its cost"}`);
+      if ((entry.body["cost_usd_micros"] ?? null) !== said.cost_usd_micros)
+        fault(
+          `${said.session} said that ${hold} cost ${said.cost_usd_micros ?? "nobody knows what"}, the budget heard ${JSON.stringify(entry.body["cost_usd_micros"])}`,
+        );
+      else if (event !== undefined && said.cost_usd_micros !== null && event["cost_usd_micros"] !== said.cost_usd_micros)
+        fault(`${hold} cost ${said.cost_usd_micros} and is settled at ${JSON.stringify(event["cost_usd_micros"])}`);
+      else if (event !== undefined && (event["assumed"] === true) !== (said.cost_usd_micros === null))
+        fault(`${hold} is settled as ${event["assumed"] === true ? "assumed, and its cost is known" : "known, and nobody knew its cost"}`);
     }
   }
 
@@ -116,13 +134,26 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
     },
     end() {
       for (const [tenant, books] of tenants) {
-        const overdue = [...books.awaited].filter(([, one]) => books.has_budget && one.at_ms + DECIDED_WITHIN_MS < last_at_ms && (one.cost_usd_micros ?? 0) > 0);
-        for (const [hold, one] of overdue) report({ actor: one.session, stream_sequence: one.stream_sequence, seq: one.seq, what: `the settlement of ${hold} (${one.cost_usd_micros ?? 0} micro-dollars) never reached the budget` });
+        const overdue = [...books.awaited].filter(
+          ([, one]) => books.has_budget && one.at_ms + DECIDED_WITHIN_MS < last_at_ms && (one.cost_usd_micros ?? 0) > 0,
+        );
+        for (const [hold, one] of overdue)
+          report({
+            actor: one.session,
+            stream_sequence: one.stream_sequence,
+            seq: one.seq,
+            what: `the settlement of ${hold} (${one.cost_usd_micros ?? 0} micro-dollars) never reached the budget`,
+          });
         if (usage === undefined) continue;
         const expected = books.at_position ?? sumOf(books);
         const rows = usage.by_tenant.get(tenant) ?? 0;
         if (rows !== expected)
-          report({ actor: `${tenant}/budget/main`, stream_sequence: books.last_sequence, seq: null, what: `the usage rows sum to ${rows} micro-dollars, the ledger to ${expected} (drift ${rows - expected})` });
+          report({
+            actor: `${tenant}/budget/main`,
+            stream_sequence: books.last_sequence,
+            seq: null,
+            what: `the usage rows sum to ${rows} micro-dollars, the ledger to ${expected} (drift ${rows - expected})`,
+          });
       }
     },
   };

@@ -42,7 +42,8 @@ export interface BudgetSetOptions {
 export async function setBudget(context: Context, { tenant, agent, user, session, limitUsdMicros, period, concurrency }: BudgetSetOptions): Promise<number> {
   const { printer } = context;
   const named = Object.entries({ agent, user, session }).filter((entry): entry is [BudgetLevelKind, string] => entry[1] !== undefined);
-  if (named.length > 1) throw new TroupeError(errorBody("invalid", "a budget is of one agent, one user or one session: give at most one of --agent, --user, --session"));
+  if (named.length > 1)
+    throw new TroupeError(errorBody("invalid", "a budget is of one agent, one user or one session: give at most one of --agent, --user, --session"));
   const [level, id] = named[0] ?? (["tenant"] as const);
   if (limitUsdMicros === undefined && period === undefined && concurrency === undefined)
     throw new TroupeError(errorBody("invalid", "nothing to set: give --limit-usd-micros, --period or --concurrency"));
@@ -57,7 +58,9 @@ export async function setBudget(context: Context, { tenant, agent, user, session
   if (printer.json) printer.document({ tenant, ...reply.result });
   else {
     const whose = id === undefined ? tenant : `${level} ${id} of ${tenant}`;
-    printer.line(`${whose}: ${limit_usd_micros === null ? "no limit" : `${JSON.stringify(limit_usd_micros)} micro-dollars`} (${String(reply.result["period"])}), ${JSON.stringify(settled_usd_micros)} settled, ${String(reply.result["status"])}`);
+    printer.line(
+      `${whose}: ${limit_usd_micros === null ? "no limit" : `${JSON.stringify(limit_usd_micros)} micro-dollars`} (${String(reply.result["period"])}), ${JSON.stringify(settled_usd_micros)} settled, ${String(reply.result["status"])}`,
+    );
   }
   return EXIT.done;
 }
@@ -91,7 +94,15 @@ function forecast(settled_usd_micros: number, started_ms: number, ends_ms: numbe
   return Math.round((settled_usd_micros * (ends_ms - started_ms)) / (now_ms - started_ms));
 }
 
-const NO_BUDGET: JsonObject = { limit_usd_micros: null, settled_usd_micros: 0, reserved_usd_micros: 0, remaining_usd_micros: null, utilisation: 0, status: "healthy", period: "none" };
+const NO_BUDGET: JsonObject = {
+  limit_usd_micros: null,
+  settled_usd_micros: 0,
+  reserved_usd_micros: 0,
+  remaining_usd_micros: null,
+  utilisation: 0,
+  status: "healthy",
+  period: "none",
+};
 
 async function contextOf(context: Context, tenant: string): Promise<BudgetContext | undefined> {
   const restorer = createRestorer({ bus: await context.bus(), cores, log: context.ports.log });
@@ -106,7 +117,10 @@ export async function showBudget(context: Context, { tenant }: { tenant: string 
   const found = await contextOf(context, tenant);
   const rows = found === undefined ? [] : [...tableRows(found.levels)].map(([key, level]) => ({ key, row: shown(key, level, ports.world.now_ms()) }));
   const own = rows.find(({ key }) => key === TENANT_LEVEL)?.row ?? { level: "tenant", ...NO_BUDGET };
-  const children = rows.filter(({ key }) => key !== TENANT_LEVEL).sort((a, b) => (a.key < b.key ? -1 : 1)).map(({ row }) => row);
+  const children = rows
+    .filter(({ key }) => key !== TENANT_LEVEL)
+    .sort((a, b) => (a.key < b.key ? -1 : 1))
+    .map(({ row }) => row);
   if (printer.json) {
     printer.document({
       tenant,
@@ -132,6 +146,8 @@ export async function showBudget(context: Context, { tenant }: { tenant: string 
       (row["forecast_usd_micros"] ?? null) as number | null,
     ]),
   );
-  printer.note(`micro-dollars; ${found?.holds_open ?? 0} calls in flight${found?.concurrency_max === null || found === undefined ? "" : ` of at most ${found.concurrency_max}`}`);
+  printer.note(
+    `micro-dollars; ${found?.holds_open ?? 0} calls in flight${found?.concurrency_max === null || found === undefined ? "" : ` of at most ${found.concurrency_max}`}`,
+  );
   return EXIT.done;
 }

@@ -57,7 +57,12 @@ export interface Projection {
  * What the period may come to when this call and those that run beside it have ended: what is settled, this call, and twice what the others
  * hold, because whoever runs now goes on running. The more run, the less is known.
  */
-export function project(call: { readonly settled_usd_micros: number; readonly others_usd_micros: number; readonly amount_usd_micros: number; readonly others: number }): Projection {
+export function project(call: {
+  readonly settled_usd_micros: number;
+  readonly others_usd_micros: number;
+  readonly amount_usd_micros: number;
+  readonly others: number;
+}): Projection {
   const usd_micros = Math.min(Number.MAX_SAFE_INTEGER, call.settled_usd_micros + call.amount_usd_micros + 2 * call.others_usd_micros);
   return { usd_micros, confidence: Math.max(30, 95 - Math.min(30, 10 * call.others)) / 100 };
 }

@@ -40,7 +40,8 @@ function within(limit: RateLimit, window: RateWindow, at_ms: number): RateWindow
 const fits = ({ requests_max, tokens_max }: RateLimit, used: RateAsk, ask: RateAsk): boolean =>
   (requests_max === null || used.requests + ask.requests <= requests_max) && (tokens_max === null || used.tokens + ask.tokens <= tokens_max);
 
-const sumOf = (window: RateWindow): RateAsk => window.reduce((sum, one) => ({ requests: sum.requests + one.requests, tokens: sum.tokens + one.tokens }), { requests: 0, tokens: 0 });
+const sumOf = (window: RateWindow): RateAsk =>
+  window.reduce((sum, one) => ({ requests: sum.requests + one.requests, tokens: sum.tokens + one.tokens }), { requests: 0, tokens: 0 });
 
 /** May this be had now, or when? */
 export function rateWait(limit: RateLimit, window: RateWindow, at_ms: number, ask: RateAsk): RateWait {

@@ -188,7 +188,15 @@ function senderOf(hold: string): { sender: string } & Closed {
 }
 
 function freshLevel(at_ms: number): Level {
-  return { limit_usd_micros: null, period: "none", period_started_at_ms: at_ms, settled_usd_micros: 0, reserved_usd_micros: 0, status: "healthy", alerted_percent: 0 };
+  return {
+    limit_usd_micros: null,
+    period: "none",
+    period_started_at_ms: at_ms,
+    settled_usd_micros: 0,
+    reserved_usd_micros: 0,
+    status: "healthy",
+    alerted_percent: 0,
+  };
 }
 
 const moneyOf = ({ limit_usd_micros, settled_usd_micros, reserved_usd_micros }: Level): JsonObject => ({
@@ -266,14 +274,19 @@ class Books {
     for (const key of keys) {
       const level = this.#level(key);
       assert(level !== undefined, "a level that a hold counts in is there: none is ever dropped");
-      this.#put(key, { ...level, settled_usd_micros: level.settled_usd_micros + settled_usd_micros, reserved_usd_micros: level.reserved_usd_micros + reserved_usd_micros });
+      this.#put(key, {
+        ...level,
+        settled_usd_micros: level.settled_usd_micros + settled_usd_micros,
+        reserved_usd_micros: level.reserved_usd_micros + reserved_usd_micros,
+      });
     }
   }
 
   /** The levels that a call of these counts in. An agent's begins to count with its first call. */
   #levelsOf({ session, agent, user }: { session: string; agent: string; user?: string | null }): string[] {
     const { at_ms } = this.#now.now;
-    if (this.#level(`agent/${agent}`) === undefined && this.#count() < LEVELS_MAX) this.#set({ levels: tablePut(this.#now.levels, `agent/${agent}`, freshLevel(at_ms)) });
+    if (this.#level(`agent/${agent}`) === undefined && this.#count() < LEVELS_MAX)
+      this.#set({ levels: tablePut(this.#now.levels, `agent/${agent}`, freshLevel(at_ms)) });
     const keys = [TENANT_LEVEL, `agent/${agent}`, ...(user === undefined || user === null ? [] : [`user/${user}`]), `session/${session}`];
     return keys.filter((key) => this.#level(key) !== undefined);
   }
@@ -334,7 +347,12 @@ class Books {
       this.#set({ rates: rate === null ? others : { ...others, [provider]: { limit: rate, window: before?.window ?? [] } } });
     }
     const now = this.#level(key) as Level;
-    const told = { limit_usd_micros: now.limit_usd_micros, period: now.period, concurrency_max: this.#now.concurrency_max, ...(rates === undefined ? {} : { rates: rates as unknown as JsonObject }) };
+    const told = {
+      limit_usd_micros: now.limit_usd_micros,
+      period: now.period,
+      concurrency_max: this.#now.concurrency_max,
+      ...(rates === undefined ? {} : { rates: rates as unknown as JsonObject }),
+    };
     this.told.push({ type: "budget.configured", ...levelName(key), ...told });
     this.answer = { ...levelName(key), ...moneyOf(now), period: now.period, status: now.status };
   }
@@ -380,11 +398,19 @@ class Books {
       assert(level !== undefined, "only levels that are there are judged");
       const { settled_usd_micros, reserved_usd_micros, limit_usd_micros } = level;
       const concurrency = this.#concurrency;
-      const projection = project({ settled_usd_micros, others_usd_micros: reserved_usd_micros, amount_usd_micros: amount_usd_micros ?? 0, others: this.#now.holds_open });
+      const projection = project({
+        settled_usd_micros,
+        others_usd_micros: reserved_usd_micros,
+        amount_usd_micros: amount_usd_micros ?? 0,
+        others: this.#now.holds_open,
+      });
       const inputs = { settled_usd_micros, reserved_usd_micros, limit_usd_micros, minimum_usd_micros, concurrency, concurrency_max, projection };
       const decision = decide(inputs);
       const graver = worst === undefined || SEVERITY[decision.kind] > SEVERITY[worst.decision.kind];
-      const tighter = worst !== undefined && decision.kind === worst.decision.kind && (headroom(inputs) < headroom(worst.inputs) || (headroom(inputs) === headroom(worst.inputs) && utilisation(inputs) > utilisation(worst.inputs)));
+      const tighter =
+        worst !== undefined &&
+        decision.kind === worst.decision.kind &&
+        (headroom(inputs) < headroom(worst.inputs) || (headroom(inputs) === headroom(worst.inputs) && utilisation(inputs) > utilisation(worst.inputs)));
       if (graver || tighter) worst = { decision, inputs, key };
     }
     assert(worst !== undefined, "the tenant's own level always applies");
@@ -414,7 +440,10 @@ class Books {
       return;
     }
     const wanted = this.#judge(keys, body);
-    const cheaper = degraded === undefined || (limited && degraded.amount_usd_micros === null) || wanted.decision.kind === "continue" ? undefined : this.#judge(keys, degraded);
+    const cheaper =
+      degraded === undefined || (limited && degraded.amount_usd_micros === null) || wanted.decision.kind === "continue"
+        ? undefined
+        : this.#judge(keys, degraded);
     const takes_cheaper = cheaper !== undefined && cheaper.decision.kind !== "terminate";
     if (wanted.decision.kind === "terminate" && !takes_cheaper) {
       this.#refuseMoney(hold, wanted, body);
@@ -443,7 +472,18 @@ class Books {
       at_ms: open?.at_ms ?? this.#now.now.at_ms,
     };
     this.#set({ holds: tablePut(this.#now.holds, hold, next), holds_open: this.#now.holds_open + (open === undefined ? 1 : 0) });
-    this.told.push({ type: "budget.reserved", hold, session, agent, user: next.user, model: ask.model, amount_usd_micros: granted, asked_usd_micros: asked, ...(part === 1 ? {} : { part }), decision });
+    this.told.push({
+      type: "budget.reserved",
+      hold,
+      session,
+      agent,
+      user: next.user,
+      model: ask.model,
+      amount_usd_micros: granted,
+      asked_usd_micros: asked,
+      ...(part === 1 ? {} : { part }),
+      decision,
+    });
     this.#add(keys, 0, granted);
     this.#wakeBy(next.at_ms + HOLD_LIFE_MS);
     this.answer = { granted_usd_micros: granted, choice, model: ask.model, limited, decision };
@@ -496,7 +536,10 @@ class Books {
     const { session, agent, user, category, amount_usd_micros } = open;
     this.#close(hold);
     const name = Object.hasOwn(this.#now.categories, category) || Object.keys(this.#now.categories).length < CATEGORIES_MAX - 1 ? category : "other";
-    this.#set({ categories: { ...this.#now.categories, [name]: (this.#now.categories[name] ?? 0) + cost }, settled_ever_usd_micros: this.#now.settled_ever_usd_micros + cost });
+    this.#set({
+      categories: { ...this.#now.categories, [name]: (this.#now.categories[name] ?? 0) + cost },
+      settled_ever_usd_micros: this.#now.settled_ever_usd_micros + cost,
+    });
     this.told.push({
       type: "budget.settled",
       hold,
@@ -510,7 +553,16 @@ class Books {
       assumed,
       ...(why === undefined ? {} : { reason: why }),
     });
-    if (cost > amount_usd_micros) this.told.push({ type: "budget.overrun", hold, session, agent, cost_usd_micros: cost, reserved_usd_micros: amount_usd_micros, over_usd_micros: cost - amount_usd_micros }); // B7
+    if (cost > amount_usd_micros)
+      this.told.push({
+        type: "budget.overrun",
+        hold,
+        session,
+        agent,
+        cost_usd_micros: cost,
+        reserved_usd_micros: amount_usd_micros,
+        over_usd_micros: cost - amount_usd_micros,
+      }); // B7
     this.#add(open.levels, cost, -amount_usd_micros);
     this.answer = { settled: true, cost_usd_micros: cost };
   }
@@ -535,7 +587,11 @@ class Books {
     const running = this.#concurrency;
     if (holds_open < HOLDS_MAX && (concurrency_max === null || running < concurrency_max)) return true;
     const max = Math.min(HOLDS_MAX, concurrency_max ?? HOLDS_MAX);
-    this.#refuse(what, "overloaded", `${running} of ${max} calls of this tenant run already`, { concurrency: running, concurrency_max: max, retry_after_ms: SLOT_RETRY_MS });
+    this.#refuse(what, "overloaded", `${running} of ${max} calls of this tenant run already`, {
+      concurrency: running,
+      concurrency_max: max,
+      retry_after_ms: SLOT_RETRY_MS,
+    });
     return false;
   }
 
@@ -632,7 +688,8 @@ function created({ now }: CreationInput): BudgetContext {
   };
 }
 
-const toOthers = (own: BudgetStatus) => STATUSES.filter((status) => status !== own).map((status) => ({ guard: { type: "worst_is" as const, params: { status } }, target: status }));
+const toOthers = (own: BudgetStatus) =>
+  STATUSES.filter((status) => status !== own).map((status) => ({ guard: { type: "worst_is" as const, params: { status } }, target: status }));
 
 export const budgetMachine = setup({
   types: {} as { context: BudgetContext; events: BudgetEvent; emitted: Emitted; input: CreationInput },
@@ -681,8 +738,10 @@ export function budgetContextOf(view: Pick<ActorView, "context">): BudgetContext
 
 /** B6 and B8 for what a command would add; a period that ends meanwhile only makes more room. */
 function refuseConfigure(context: BudgetContext, { level, id, rates, concurrency_max }: ConfigureBody): ErrorBody | undefined {
-  if ((level === "tenant") !== (id === undefined)) return errorBody("invalid", level === "tenant" ? "the tenant's level has no id" : `a level of a ${level} has its id`, { level });
-  if (level !== "tenant" && (rates !== undefined || concurrency_max !== undefined)) return errorBody("invalid", "rates and concurrency are the tenant's", { level });
+  if ((level === "tenant") !== (id === undefined))
+    return errorBody("invalid", level === "tenant" ? "the tenant's level has no id" : `a level of a ${level} has its id`, { level });
+  if (level !== "tenant" && (rates !== undefined || concurrency_max !== undefined))
+    return errorBody("invalid", "rates and concurrency are the tenant's", { level });
   const known = tableGet(context.levels, levelKey(level, id)) !== undefined;
   const count = context.levels.reduce((sum, bucket) => sum + Object.keys(bucket).length, 0);
   if (!known && count >= LEVELS_MAX) return errorBody("invalid", `a budget has at most ${LEVELS_MAX} levels`, { levels_max: LEVELS_MAX });
@@ -693,7 +752,9 @@ function refuseConfigure(context: BudgetContext, { level, id, rates, concurrency
 /** B6: everything ever settled, this included, is a safe integer; every level has settled less. */
 function refuseMoney(context: BudgetContext, cost_usd_micros: number): ErrorBody | undefined {
   const sum = context.settled_ever_usd_micros + HOLDS_MAX * MONEY_USD_MICROS_MAX + cost_usd_micros;
-  return Number.isSafeInteger(sum) ? undefined : errorBody("invalid", "the sum is larger than a budget can count", { settled_usd_micros: context.settled_ever_usd_micros });
+  return Number.isSafeInteger(sum)
+    ? undefined
+    : errorBody("invalid", "the sum is larger than a budget can count", { settled_usd_micros: context.settled_ever_usd_micros });
 }
 
 export const budgetDefinition: ActorDefinition = {

@@ -35,6 +35,10 @@ export function modelCallDues({ actor, inst, attempt, input, end }: EndedAttempt
   const body = { hold: holdId(actor, inst, attempt), cost_usd_micros, ...model };
   const { turn = 0, step = 0 } = (input ?? {}) as { turn?: number; step?: number };
   const decision = told?.["decision"];
-  const decided: ActorEvent[] = decision === undefined || decision === null ? [] : [{ type: "budget.decision", turn, step, attempt, ...(decision as JsonObject) } as ActorEvent];
-  return [...decided.map((event) => ({ type: "tell", event }) as const), { type: "send", to: actorPath(budgetActor(actor.tenant)), command: "budget.settle", body }];
+  const decided: ActorEvent[] =
+    decision === undefined || decision === null ? [] : [{ type: "budget.decision", turn, step, attempt, ...(decision as JsonObject) } as ActorEvent];
+  return [
+    ...decided.map((event) => ({ type: "tell", event }) as const),
+    { type: "send", to: actorPath(budgetActor(actor.tenant)), command: "budget.settle", body },
+  ];
 }

@@ -109,7 +109,15 @@ async function run(seed: number): Promise<Met> {
       performers: {
         ...performers,
         load_configuration: (async () => ({
-          config: { model: "simulated/script", instructions: "", tools: [], mode: "multi", max_loops: 4, max_output_tokens: OUTPUT_TOKENS_MAX, degrade: { max_output_tokens: 3 } } as unknown as Json,
+          config: {
+            model: "simulated/script",
+            instructions: "",
+            tools: [],
+            mode: "multi",
+            max_loops: 4,
+            max_output_tokens: OUTPUT_TOKENS_MAX,
+            degrade: { max_output_tokens: 3 },
+          } as unknown as Json,
           hash: "h",
           agent_version: 1,
         })) as never,
@@ -121,7 +129,9 @@ async function run(seed: number): Promise<Met> {
       passivate_after_ms: 300,
     });
     owner = me;
-    await Promise.all(Array.from({ length: SHARDS }, (_, shard) => me.host.take(shard, epoch, { worker: before, reason: before === null ? "first" : "crash" })));
+    await Promise.all(
+      Array.from({ length: SHARDS }, (_, shard) => me.host.take(shard, epoch, { worker: before, reason: before === null ? "first" : "crash" })),
+    );
   }
   void succeed();
 
@@ -184,10 +194,11 @@ async function run(seed: number): Promise<Met> {
     expect(billed.get(tenant) ?? 0, `seed ${seed} ${tenant}: what was called is paid`).toBeLessThanOrEqual(ledger);
     expect(events.some(({ type }) => type === "budget.overrun" || type === "budget.unreserved")).toBe(false);
     const opened = events.filter(({ type }) => type === "turn.started").length;
-    const ended = events.filter(({ type }) => type === "turn.completed" || type === "turn.failed" || (type === "turn.cancelled" )).length;
+    const ended = events.filter(({ type }) => type === "turn.completed" || type === "turn.failed" || type === "turn.cancelled").length;
     expect(ended, `seed ${seed} ${tenant}: every turn has ended`).toBeGreaterThanOrEqual(opened);
     const failures = events.filter(({ type }) => type === "turn.failed");
-    for (const failure of failures) expect(failure, `seed ${seed} ${tenant}`).toMatchObject({ reason: "budget_exceeded", details: { limit_usd_micros: limits.get(tenant) } });
+    for (const failure of failures)
+      expect(failure, `seed ${seed} ${tenant}`).toMatchObject({ reason: "budget_exceeded", details: { limit_usd_micros: limits.get(tenant) } });
     met.refused += failures.length;
     met.completed += events.filter(({ type }) => type === "turn.completed").length;
     met.assumed += events.filter((event) => event.type === "budget.settled" && event["assumed"] === true).length;
@@ -205,7 +216,11 @@ describe("budgets of two tenants under a host that dies at any step", () => {
       const one = await run(seed);
       for (const name of Object.keys(total) as (keyof Met)[]) total[name] += one[name];
     }
-    console.log(`${seeds.length} runs: ${Object.entries(total).map(([name, count]) => `${count} ${name}`).join(", ")}`);
+    console.log(
+      `${seeds.length} runs: ${Object.entries(total)
+        .map(([name, count]) => `${count} ${name}`)
+        .join(", ")}`,
+    );
     if (only !== undefined) return;
     for (const [name, count] of Object.entries(total)) expect(count, `the walk met ${name}`).toBeGreaterThan(RUNS / 4);
   });
