@@ -26,7 +26,7 @@ const ROLL_CALL_MS = 500;
 
 const listing = z.object({
   server: z.object({ id: z.string() }),
-  data: z.object({ connections: z.array(z.object({ cid: z.number(), name_tag: z.string().default(""), authorized_user: z.string().default("") })).default([]) }),
+  data: z.object({ connections: z.array(z.object({ cid: z.number(), authorized_user: z.string().default("") })).default([]) }),
 });
 
 /** `user` is one of the system account. Rejects when it cannot connect. */
@@ -50,7 +50,7 @@ export async function openWarden(options: {
         const read = listing.safeParse(parseJson(data));
         if (!read.success) return;
         const { server, data: page } = read.data;
-        for (const { cid, name_tag, authorized_user } of page.connections) found.push({ server: server.id, id: cid, name: name_tag || authorized_user });
+        for (const { cid, authorized_user } of page.connections) found.push({ server: server.id, id: cid, name: authorized_user });
       });
       link.send("$SYS.REQ.SERVER.PING.CONNZ", bytes({ acc: account, auth: true, limit: CONNECTIONS_MAX }), undefined, reply);
       await pause(options.world, ROLL_CALL_MS);

@@ -1,0 +1,394 @@
+// Goal:   with a tenant's credential and a plain client of NATS nothing of another tenant's, of the runtime's or of the broker's can be reached,
+//         changed or heard, whatever a message says; and the operator sees who tried.
+// Method: the whole of Troupe, two tenants that are twins, the client that services have (nats 2.x); before and after each attack everything
+//         that is stored is looked at, and everything that the other tenant and the runtime hear is collected.
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { connect, headers, type Msg, type NatsConnection, StringCodec } from "nats";
+import { beforeAll, describe, expect, test } from "vitest";
+import { until } from "../../deploy/local/server-process.ts";
+import type { StreamName } from "../../bus/port.ts";
+import { canaryOf, SESSION, startTwoTenants, type TwoTenants } from "./two-tenants.ts";
+
+const text = StringCodec();
+let ground: TwoTenants;
+let acme: NatsConnection;
+let rival: NatsConnection;
+/** All that the rival's client hears that it did not ask for. */
+const heard_by_rival: string[] = [];
+
+beforeAll(async () => {
+  ground = await startTwoTenants();
+  acme = await ground.client(ground.keys.acme, "acme");
+  rival = await ground.client(ground.keys.rival, "rival");
+  for (const subject of ["_INBOX_rival.>", "live.tenant.rival.>"])
+    rival.subscribe(subject, { callback: (_error, message) => void heard_by_rival.push(`${message.subject} ${text.decode(message.data)}`) });
+  await rival.flush();
+}, 90_000);
+
+const bytes = (value: unknown): Uint8Array => text.encode(JSON.stringify(value));
+const pauseMs = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** What the broker said of a publish: an answer, or the refusal. */
+async function ask(connection: NatsConnection, subject: string, data: Uint8Array, more: Record<string, string> = {}): Promise<{ answer?: string; refused?: string }> {
+  const head = headers();
+  for (const [name, value] of Object.entries(more)) head.set(name, value);
+  try {
+    return { answer: text.decode((await connection.request(subject, data, { timeout: 400, headers: head })).data) };
+  } catch (error) {
+    return { refused: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+/** How many messages each subject of the rival's and the system's has. What is stored there and was not before is a break-in. */
+async function storedOfOthers(): Promise<Record<string, number>> {
+  const bus = await ground.troupe.bus();
+  const found: Record<string, number> = {};
+  for (const stream of ["COMMANDS", "EVENTS", "TIMERS", "SNAPSHOTS", "TOKENS"] as StreamName[])
+    for await (const { subject } of bus.read(stream, ">", 1)) if (!subject.includes("tenant.acme.") && !subject.includes("timer.acme.")) found[`${stream} ${subject}`] = (found[`${stream} ${subject}`] ?? 0) + 1;
+  return found;
+}
+
+const COMMAND = `tenant.acme.session.${SESSION}.command`;
+const pause_of = (n: number): Uint8Array => bytes({ type: "turn.cancel", body: { reason: `attack ${n}` } });
+
+describe("the way in", () => {
+  test("a key opens the bus as token and as password of any user, and a command by plain JetStream publish is acknowledged and decided", async () => {
+    for (const as of ["token", "password"] as const) {
+      const client = await ground.client(ground.keys.acme, "acme", { as });
+      const reply = new Promise<string>((resolve) => client.subscribe(`_INBOX_acme.decided.${as}`, { max: 1, callback: (_error, message) => resolve(text.decode(message.data)) }));
+      const head = headers();
+      head.set("Troupe-Reply-To", `_INBOX_acme.decided.${as}`);
+      const ack = await client.jetstream().publish(`tenant.acme.session.by-${as}.command`, bytes({ type: "session.create", body: { agent: "assistant" } }), { headers: head });
+      expect(ack).toMatchObject({ stream: "COMMANDS", seq: expect.any(Number) });
+      expect(JSON.parse(await reply)).toMatchObject({ ok: true, actor: `acme/session/by-${as}`, result: { created: true } });
+    }
+  });
+
+  test("the logins of dev.json are placed and bound alike", async () => {
+    const { nats_url, tenants } = ground.troupe.dev();
+    const login = tenants.find(({ id }) => id === "demo")?.nats;
+    const stand_in = await connect({ servers: nats_url, user: login?.user ?? "", pass: login?.password ?? "", inboxPrefix: "_INBOX_demo", reconnect: false });
+    expect(await ask(stand_in, "tenant.demo.session.x.command", bytes({ type: "turn.cancel", body: {} }))).toMatchObject({ answer: expect.stringContaining("COMMANDS") });
+    expect((await ask(stand_in, COMMAND, pause_of(0))).refused).toMatch(/permission/i);
+    await stand_in.close();
+    const stranger = connect({ servers: nats_url, user: "tenant-acme", pass: login?.password ?? "", reconnect: false });
+    await expect(stranger).rejects.toThrow(/authorization/i);
+  });
+
+  test.each([
+    ["no credential", {}],
+    ["a word", { token: "nonsense" }],
+    ["a key that was never made", { token: `troupe.acme.000000000000.${"A".repeat(43)}` }],
+    ["another tenant's name before one's own secret", { token: "rename" }],
+    ["the runtime's name", { user: "runtime", pass: "guess" }],
+    ["the authenticator's name", { user: "authenticator", pass: "guess" }],
+  ])("refused by the broker, and told to the operator: %s", async (_, shown: { token?: string; user?: string; pass?: string }) => {
+    const token = shown.token === "rename" ? ground.keys.rival.replace(".rival.", ".acme.") : shown.token;
+    await expect(connect({ servers: ground.troupe.dev().nats_url, ...shown, ...(token === undefined ? {} : { token }), reconnect: false })).rejects.toThrow(/authorization/i);
+  });
+
+  test("who was refused stands in the gateway's metrics and the broker's log, without what they showed", async () => {
+    const metrics = await (await ground.troupe.api("/metrics", { key: null })).text();
+    expect(metrics).toMatch(/troupe_nats_logins_total\{[^}]*outcome="unauthenticated"[^}]*\} [1-9]/);
+    const log = readFileSync(join(ground.troupe.home, "nats", "nats-server.log"), "utf8");
+    expect(log).toMatch(/authentication error/);
+    expect(log).not.toContain("A".repeat(43));
+    expect(log).not.toContain(ground.keys.acme);
+  });
+});
+
+describe("what the broker itself refuses a tenant", () => {
+  const FOREIGN_PUBLISH = [
+    `tenant.rival.session.${SESSION}.command`,
+    `tenant.rival.replay`,
+    `tenant.acme.session.${SESSION}.control`,
+    `tenant.acme.session.${SESSION}.event`,
+    `tenant.acme.session.${SESSION}.token`,
+    `tenant.acme.session.${SESSION}.snapshot`,
+    "tenant.acme.budget.main.command",
+    "tenant.acme.budget.main.control",
+    "tenant.acme.tenant.main.control",
+    "tenant.system.worker.w1.control",
+    `live.tenant.rival.session.${SESSION}.event`,
+    `live.tenant.acme.session.${SESSION}.event`,
+    "_INBOX_rival.x",
+    "_INBOX.x",
+    "reply._INBOX_rival.x",
+    "system.shard.0.command",
+    "shard.0.tenant.rival.session.x.command",
+    `timer.acme.session.${SESSION}`,
+    "due.tenant.rival.session.x",
+    `resident.0.rival.session.${SESSION}`,
+    "$KV.EDGE.0",
+    "$KV.LEADER.leader",
+    "$SYS.REQ.USER.AUTH",
+    "$SYS.REQ.SERVER.PING.CONNZ",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.INFO.EVENTS",
+    "$JS.API.STREAM.PURGE.COMMANDS",
+    "$JS.API.STREAM.DELETE.EVENTS",
+    "$JS.API.STREAM.MSG.GET.EVENTS",
+    "$JS.API.STREAM.CREATE.MINE",
+    `$JS.API.DIRECT.GET.EVENTS.tenant.rival.session.${SESSION}.event`,
+    "$JS.API.DIRECT.GET.EVENTS",
+    "$JS.API.CONSUMER.CREATE.EVENTS",
+    "$JS.API.CONSUMER.DURABLE.CREATE.EVENTS.mine",
+    "$JS.API.CONSUMER.MSG.NEXT.COMMANDS.shard-0",
+    "$JS.API.CONSUMER.LIST.COMMANDS",
+    "$JS.ACK.COMMANDS.shard-0.1.1.1.1.1",
+  ];
+  test.each(FOREIGN_PUBLISH)("publishing to %s", async (subject) => {
+    expect((await ask(acme, subject, bytes({ type: "turn.cancel", body: {} }))).refused).toMatch(/permission/i);
+  });
+
+  const FOREIGN_SUBSCRIBE = [
+    ">",
+    "*",
+    "tenant.>",
+    "tenant.acme.>",
+    "live.>",
+    "live.tenant.>",
+    "live.tenant.rival.>",
+    "live.tenant.*.session.>",
+    "_INBOX.>",
+    "_INBOX_rival.>",
+    "reply.>",
+    "$JS.API.>",
+    "$JS.EVENT.>",
+    "$SYS.>",
+    "$KV.>",
+    "system.>",
+    "shard.>",
+  ];
+  test.each(FOREIGN_SUBSCRIBE)("listening to %s", async (subject) => {
+    const refused = new Promise<string>((resolve) => {
+      acme.subscribe(subject, { callback: (error, message) => resolve(error === null ? `heard ${message.subject}` : error.message) });
+    });
+    await acme.flush();
+    expect(await Promise.race([refused, pauseMs(1_000).then(() => "nothing")])).toMatch(/permission/i);
+  });
+
+  test("JetStream itself, as the client's own manager speaks to it", async () => {
+    const manager = await acme.jetstreamManager({ checkAPI: false, timeout: 400 });
+    const attempts: readonly (() => Promise<unknown>)[] = [
+      () => manager.streams.info("EVENTS"),
+      () => manager.streams.purge("COMMANDS"),
+      () => manager.streams.getMessage("EVENTS", { last_by_subj: `tenant.rival.session.${SESSION}.event` }),
+      () => manager.consumers.add("EVENTS", { durable_name: "mine", filter_subject: "tenant.rival.>" }),
+      () => manager.consumers.info("COMMANDS", "shard-0"),
+      () => manager.direct.getMessage("EVENTS", { last_by_subj: `tenant.rival.session.${SESSION}.event` }),
+    ];
+    for (const attempt of attempts) await expect(attempt()).rejects.toThrow();
+  });
+
+  test("each attempt stands in the broker's log with who made it and where it was aimed", async () => {
+    const log = readFileSync(join(ground.troupe.home, "nats", "nats-server.log"), "utf8");
+    for (const subject of [...FOREIGN_PUBLISH, ...FOREIGN_SUBSCRIBE].filter((one) => !one.startsWith("$JS.ACK"))) expect(log).toMatch(new RegExp(`EDGE_\\d+/user:key:.*Violation.*"${subject.replace(/[.$*>]/g, "\\$&")}"`));
+  });
+
+  test("a wide subscription to one's own live subjects does not bring the tenant's own actor, whose journal has keys in it", async () => {
+    const heard: string[] = [];
+    const mine = acme.subscribe("live.tenant.acme.>", { callback: (_error, message) => void heard.push(message.subject) });
+    const admin = await ground.client((await ground.key("acme", { scopes: ["admin"] })).key, "acme");
+    const by_admin: string[] = [];
+    admin.subscribe("live.tenant.acme.>", { callback: (_error, message) => void by_admin.push(message.subject) });
+    await Promise.all([acme.flush(), admin.flush()]);
+    await ground.key("acme");
+    await acme.jetstream().publish(COMMAND, bytes({ type: "session.hibernate", body: {} }));
+    await until(() => heard.length > 0 && by_admin.length > 1, 5_000);
+    mine.unsubscribe();
+    expect(new Set(heard)).toEqual(new Set([`live.tenant.acme.session.${SESSION}.event`]));
+    expect(by_admin).toContain("live.tenant.acme.tenant.main.event");
+  });
+});
+
+describe("what a message says gives no power over what is another's", () => {
+  const soon = (): string => new Date(Date.now() + 300).toISOString();
+  const WEAPONS: readonly [string, (n: number) => Record<string, string>][] = [
+    ["a schedule aimed at the rival's command", () => ({ "Nats-Schedule": `@at ${soon()}`, "Nats-Schedule-Target": `tenant.rival.session.${SESSION}.command` })],
+    ["a schedule aimed at the rival's journal", () => ({ "Nats-Schedule": `@at ${soon()}`, "Nats-Schedule-Target": `tenant.rival.session.${SESSION}.event` })],
+    ["a repeating schedule", () => ({ "Nats-Schedule": "@every 1s", "Nats-Schedule-Target": COMMAND, "Nats-Schedule-TTL": "1s" })],
+    ["rollup of all", () => ({ "Nats-Rollup": "all" })],
+    ["rollup of the subject", () => ({ "Nats-Rollup": "sub" })],
+    ["a batch", (n) => ({ "Nats-Batch-Id": `b${n}`, "Nats-Batch-Sequence": "1" })],
+    ["a batch that commits", (n) => ({ "Nats-Batch-Id": `c${n}`, "Nats-Batch-Sequence": "1", "Nats-Batch-Commit": "1" })],
+    ["a time to live", () => ({ "Nats-TTL": "1s" })],
+    ["a counter", () => ({ "Nats-Incr": "+1" })],
+    ["an expected last sequence on the rival's subject", () => ({ "Nats-Expected-Last-Subject-Sequence": "1", "Nats-Expected-Last-Subject-Sequence-Subject": `tenant.rival.session.${SESSION}.event` })],
+    ["an expected stream", () => ({ "Nats-Expected-Stream": "EVENTS" })],
+    ["a marker of deletion", () => ({ "Nats-Marker-Reason": "Purge", "KV-Operation": "PURGE" })],
+    ["a trace sent to the rival's inbox", () => ({ "Nats-Trace-Dest": "_INBOX_rival.trace" })],
+    ["a trace sent into the rival's journal", () => ({ "Nats-Trace-Dest": `tenant.rival.session.${SESSION}.event` })],
+    ["a trace instead of delivery", () => ({ "Nats-Trace-Dest": "_INBOX_acme.trace", "Nats-Trace-Only": "true" })],
+    ["a forged origin", () => ({ "Nats-Request-Info": '{"acc":"RT","user":"runtime"}', "Nats-Stream-Source": "EVENTS 1" })],
+    ["a commit of the runtime's", () => ({ "Troupe-Commit": "x.1" })],
+    ["a fast-lane subject of the rival's", () => ({ "Troupe-Subject": `tenant.rival.session.${SESSION}.command` })],
+    ["Troupe-Reply-To into the rival's journal", () => ({ "Troupe-Reply-To": `tenant.rival.session.${SESSION}.event` })],
+    ["Troupe-Reply-To as the rival's command", () => ({ "Troupe-Reply-To": `tenant.rival.session.${SESSION}.command` })],
+    ["Troupe-Reply-To into the rival's inbox", () => ({ "Troupe-Reply-To": "_INBOX_rival.x" })],
+    ["Troupe-Reply-To as the rival's live event", () => ({ "Troupe-Reply-To": `live.tenant.rival.session.${SESSION}.event` })],
+    ["Troupe-Reply-To on the way to the rival's inbox", () => ({ "Troupe-Reply-To": "reply._INBOX_rival.x" })],
+    ["Troupe-Reply-To onto the fast lane", () => ({ "Troupe-Reply-To": "system.shard.0.command" })],
+    ["Troupe-Reply-To to the broker's API", () => ({ "Troupe-Reply-To": "$JS.API.STREAM.PURGE.COMMANDS" })],
+    ["Troupe-Reply-To with a wildcard", () => ({ "Troupe-Reply-To": "_INBOX_acme.*" })],
+    ["Troupe-Reply-To of the broker's own crossing", () => ({ "Troupe-Reply-To": "_R_.abc.def" })],
+  ];
+  test.each(WEAPONS.map(([what, head], index) => ({ what, head, index })))("$what", async ({ head, index }) => {
+    const before = await storedOfOthers();
+    heard_by_rival.length = 0;
+    await ask(acme, COMMAND, pause_of(index), head(index));
+    await pauseMs(index < 3 ? 700 : 60);
+    expect(await storedOfOthers()).toEqual(before);
+    expect(heard_by_rival).toEqual([]);
+  });
+
+  test("a command whose reply subject may not be is refused, and the refusal stands in the sender's own journal", async () => {
+    const journal = await ground.troupe.journal(`acme/session/${SESSION}`);
+    const refused = journal.flatMap((message) => message.entries).filter((entry) => entry.t === "refused" && JSON.stringify(entry).includes("Troupe-Reply-To"));
+    expect(refused.length).toBeGreaterThan(5);
+  });
+
+  test.each([
+    `tenant.rival.session.${SESSION}.command`,
+    `tenant.rival.session.${SESSION}.event`,
+    `live.tenant.rival.session.${SESSION}.event`,
+    "_INBOX_rival.x",
+    "_INBOX.x",
+    "reply._INBOX_rival.x",
+    "system.shard.0.command",
+    "$JS.API.STREAM.PURGE.COMMANDS",
+    "$KV.EDGE.0",
+    `tenant.acme.session.${SESSION}.event`,
+  ])("an acknowledgement, or one's own history, sent to %s lands nowhere", async (reply) => {
+    const before = await storedOfOthers();
+    const bus = await ground.troupe.bus();
+    const heard: string[] = [];
+    const spies = [reply, `tenant.acme.session.${SESSION}.event`].map((subject) => bus.subscribe(subject, (message) => void heard.push(new TextDecoder().decode(message.data))));
+    await bus.flush();
+    heard_by_rival.length = 0;
+    acme.publish(COMMAND, bytes({ type: "message.send", body: { content: "" } }), { reply }); // refused as invalid, so that the journal does not move for other reasons
+    acme.publish("tenant.acme.replay", bytes({ kind: "session", id: SESSION, channel: "event" }), { reply });
+    await acme.flush();
+    await pauseMs(250);
+    for (const spy of spies) await spy.stop();
+    expect(heard_by_rival).toEqual([]);
+    // The refusal itself is an append of our own to the sender's journal; an acknowledgement or somebody's history would be other bytes.
+    expect(heard.filter((one) => /^\{"stream":/.test(one) || !one.includes('"t":"refused"'))).toEqual([]);
+    expect(await storedOfOthers()).toEqual(before);
+  });
+
+  test("the rival's message ids and idempotency keys take nothing from the rival", async () => {
+    const create = (id: string): Uint8Array => bytes({ type: "session.create", body: { agent: "assistant", metadata: { id } } });
+    const first = await ask(acme, "tenant.acme.session.same.command", create("a"), { "Nats-Msg-Id": "same-id", "Idempotency-Key": "same-key" });
+    const second = await ask(rival, "tenant.rival.session.same.command", create("r"), { "Nats-Msg-Id": "same-id-2", "Idempotency-Key": "same-key" });
+    expect(first.answer).toContain("COMMANDS");
+    expect(second.answer).toContain("COMMANDS");
+    const made = async (): Promise<boolean> => (await ground.troupe.api("/v1/sessions/same", { key: ground.keys.rival })).status === 200;
+    await until(made, 5_000, 50);
+    expect(await (await ground.troupe.api("/v1/sessions/same", { key: ground.keys.rival })).json()).toMatchObject({ metadata: { id: "r" } });
+  });
+});
+
+describe("history and live text", () => {
+  async function replay(connection: NatsConnection, tenant: string, question: object): Promise<Msg[]> {
+    const inbox = `_INBOX_${tenant}.replay.${Math.random().toString(36).slice(2)}`;
+    const got: Msg[] = [];
+    const done = new Promise<void>((resolve) => {
+      connection.subscribe(inbox, {
+        callback: (_error, message) => {
+          got.push(message);
+          if (message.headers?.get("Troupe-Done") === "true") resolve();
+        },
+      });
+    });
+    connection.publish(`tenant.${tenant}.replay`, bytes(question), { reply: inbox });
+    await Promise.race([done, pauseMs(5_000)]);
+    return got;
+  }
+
+  test("each twin reads its own history to the end and no byte of the other's", async () => {
+    for (const [connection, tenant, other] of [
+      [acme, "acme", "rival"],
+      [rival, "rival", "acme"],
+    ] as const) {
+      for (const channel of ["event", "token"]) {
+        const got = await replay(connection, tenant, { kind: "session", id: SESSION, channel });
+        const all = got.map((message) => `${message.headers?.get("Nats-Subject") ?? ""} ${text.decode(message.data)}`).join("\n");
+        expect(got.at(-1)?.headers?.get("Troupe-Done")).toBe("true");
+        expect(all).toContain(canaryOf(tenant));
+        expect(all).not.toContain(canaryOf(other));
+        expect(all).not.toContain(`tenant.${other}.`);
+      }
+    }
+  });
+
+  test("a tenant's own actor, whose journal has keys' hashes in it, has no replay", async () => {
+    const [answer] = await replay(acme, "acme", { kind: "tenant", id: "main", channel: "event" });
+    expect(answer?.headers?.get("Troupe-Error")).toBe("invalid");
+  });
+
+  test("two connections of one tenant live in one account, of two tenants in two", async () => {
+    const accounts = (await (await fetch(`${ground.troupe.dev().nats_monitor_url}/connz?auth=1&limit=1000`)).json()) as { connections: { account: string; authorized_user?: string }[] };
+    const of = (tenant: string): Set<string> => new Set(accounts.connections.filter(({ authorized_user }) => authorized_user?.includes(ground.keys[tenant as "acme"].split(".")[2] ?? "?")).map(({ account }) => account));
+    expect([of("acme").size, of("rival").size]).toEqual([1, 1]);
+    expect([...of("acme")][0]).not.toBe([...of("rival")][0]);
+  });
+});
+
+describe("scopes and ends", () => {
+  test("a key that may only read publishes no command, one that may only write hears nothing live", async () => {
+    const reader = await ground.client((await ground.key("acme", { scopes: ["sessions:read"] })).key, "acme");
+    expect((await ask(reader, COMMAND, pause_of(1))).refused).toMatch(/permission/i);
+    const writer = await ground.client((await ground.key("acme", { scopes: ["sessions:write"] })).key, "acme");
+    expect((await ask(writer, COMMAND, pause_of(2))).answer).toContain("COMMANDS");
+    expect((await ask(writer, "tenant.acme.replay", bytes({}))).refused).toMatch(/permission/i);
+    const refused = new Promise<string>((resolve) => writer.subscribe("live.tenant.acme.>", { callback: (error) => resolve(error === null ? "heard" : error.message) }));
+    await writer.flush();
+    expect(await refused).toMatch(/permission/i);
+  });
+
+  async function endsWithin(connection: NatsConnection, ms: number): Promise<boolean> {
+    return Promise.race([connection.closed().then(() => true), pauseMs(ms).then(() => false)]);
+  }
+
+  test("a revoked key loses its connections at once and does not come back; the tenant's other keys stay", async () => {
+    const { key, key_id } = await ground.key("acme");
+    const gone = await ground.client(key, "acme");
+    await ground.tell("acme", "key.revoke", { key_id });
+    expect(await endsWithin(gone, 5_000)).toBe(true);
+    await expect(ground.client(key, "acme")).rejects.toThrow(/authorization/i);
+    expect((await ask(acme, COMMAND, pause_of(3))).answer).toContain("COMMANDS");
+    expect((await (await ground.troupe.api("/metrics", { key: null })).text())).toMatch(/troupe_nats_connections_ended_total\{[^}]*\} [1-9]/);
+  });
+
+  test("a key ends when it was said to: its connection is closed, HTTP and bus refuse it", async () => {
+    const { key } = await ground.key("acme", { expires_at: new Date(Date.now() + 2_500).toISOString() });
+    const short = await ground.client(key, "acme");
+    expect((await ground.troupe.api("/v1/agents", { key })).status).toBe(200);
+    expect(await endsWithin(short, 6_000)).toBe(true);
+    // The broker counts ends in whole seconds and closes within the last one.
+    expect(await until(async () => (await ground.troupe.api("/v1/agents", { key })).status === 401, 2_000, 50)).toBe(true);
+    await expect(ground.client(key, "acme")).rejects.toThrow(/authorization/i);
+  });
+
+  test("a suspended tenant loses all its connections and gets them back with its resumption; an operator's key does not open the bus", async () => {
+    await ground.tell("third", "tenant.create", {});
+    const { key } = await ground.key("third");
+    const client = await ground.client(key, "third");
+    await ground.tell("third", "tenant.suspend", {});
+    expect(await endsWithin(client, 5_000)).toBe(true);
+    await expect(ground.client(key, "third")).rejects.toThrow(/authorization/i);
+    await ground.tell("third", "tenant.resume", {});
+    const back = await until(() => ground.client(key, "third").then(() => true, () => false), 5_000, 100);
+    expect(back).toBe(true);
+    await ground.tell("system", "tenant.create", {});
+    await expect(ground.client((await ground.key("system", { scopes: ["operator:write"] })).key, "system")).rejects.toThrow(/authorization/i);
+  });
+
+  test("nothing that was tried broke a promise of the journals", async () => {
+    expect(await ground.troupe.cli(["verify", "rival"])).toMatchObject({ code: 0 });
+    expect(await ground.troupe.cli(["verify", "acme"])).toMatchObject({ code: 0 });
+  });
+});
