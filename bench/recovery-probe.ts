@@ -82,7 +82,10 @@ try {
       if (entry.t === "claim" && lost !== undefined && trial !== undefined) lost.claimed_ms ??= now() - trial.at_ms;
     }
     if (message.events.some(({ type }) => type === "model.started" || type === "superseded")) streaming.set(id, message.worker);
-    if (message.events.some(({ type }) => type === "model.completed")) streaming.delete(id);
+    if (!message.events.some(({ type }) => type === "model.completed")) return;
+    streaming.delete(id);
+    // Its end was journaled in the moment of the kill: it was not lost.
+    if (trial?.lost.get(id)?.claimed_ms === undefined) trial?.lost.delete(id);
   });
   bus.subscribe("live.tenant.demo.session.*.token", ({ subject, data }) => {
     const parsed = parseActorSubject(subject);
@@ -119,17 +122,18 @@ try {
     const pid = dev().processes.find(({ role, id }) => role === "worker" && id === killed)?.pid;
     if (killed === undefined || pid === undefined) throw new Error("nobody streams");
     const lost = new Map<string, Lost>([...streaming].filter(([, worker]) => worker === killed).map(([id]) => [id, {}]));
+    const cpu_before = cpuByRole(killed);
     const mine: Trial = { killed, at_ms: now(), lost };
     process.kill(pid, "SIGKILL");
     trial = mine;
     const until_ms = now() + PATIENCE_MS;
-    // A call whose end was journaled in the moment of the kill was not lost, and is not waited for.
-    const waits = (): boolean => [...mine.lost].some(([id, one]) => one.running_ms === undefined && streaming.get(id) === killed);
+    const waits = (): boolean => [...mine.lost.values()].some((one) => one.running_ms === undefined);
     while ((waits() || mine.placed_ms === undefined) && now() < until_ms) await wait(5);
+    const cpu = Object.entries(cpuByRole(killed)).map(([role, used]) => `${role} ${((used - (cpu_before[role] ?? 0)) * 1000).toFixed(0)}`);
     await wait(100);
     trials.push(mine);
     const runnings = [...mine.lost.values()].flatMap((one) => one.running_ms ?? []);
-    console.log(`${kill + 1}. ${killed}, ${lost.size} streaming: dead ${ms(mine.dead_ms)}, placed ${ms(mine.placed_ms)}, claimed ${span([...mine.lost.values()].flatMap((one) => one.claimed_ms ?? []))}, running ${span(runnings)}${waits() ? " NOT ALL" : ""}`);
+    console.log(`${kill + 1}. ${killed}, ${lost.size} streaming: dead ${ms(mine.dead_ms)}, placed ${ms(mine.placed_ms)}, claimed ${span([...mine.lost.values()].flatMap((one) => one.claimed_ms ?? []))}, running ${span(runnings)}${waits() ? " NOT ALL" : ""}; cpu ms: ${cpu.join(", ")}`);
   }
   over = true;
   await Promise.all(talks);
@@ -147,6 +151,21 @@ try {
   await ended;
   if (process.env["KEEP"]) console.log(home);
   else rmSync(home, { recursive: true, force: true });
+}
+
+/** Processor time of those that live on, in seconds: what the times would be made of on a machine that does nothing else. Linux only. */
+function cpuByRole(but: string): Record<string, number> {
+  const used: Record<string, number> = {};
+  for (const { role, id, pid } of dev().processes) {
+    if (id === but || pid === 0) continue;
+    try {
+      const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
+      used[role] = (used[role] ?? 0) + (Number(fields[11]) + Number(fields[12])) / 100;
+    } catch {
+      // it has ended since, or this system has no /proc: it is left out
+    }
+  }
+  return used;
 }
 
 function ms(value: number | undefined): string {

@@ -18,7 +18,7 @@ import { ago } from "./printer.ts";
 import { entryWords } from "./replay.ts";
 
 /** One thing that happened. */
-export interface Chapter {
+interface Chapter {
   readonly at: string;
   /** In the stream. */
   readonly sequence: number;
@@ -38,7 +38,7 @@ const isObject = (value: Json | undefined): value is JsonObject => typeof value 
 const ms = (value: Json | undefined): string => (typeof value === "number" ? `${Math.round(value)} ms` : "an unknown time");
 
 /** What a judgement rests on, in words. */
-export function evidenceWords(evidence: Json | undefined): string {
+function evidenceWords(evidence: Json | undefined): string {
   if (!isObject(evidence)) return "";
   const { kind, silent_ms, main, life, which, reason, by } = evidence;
   const closed = (end: Json | undefined): string => (isObject(end) ? `${String(end["at"]).slice(11, 23)}, ${String(end["reason"])}` : "unknown");
@@ -143,7 +143,7 @@ async function tellAll(context: Context, filter: string, from_sequence: number):
 }
 
 /** The whole story, in the order of the stream. */
-export async function storyOf(context: Context, actor: ActorAddress, shard: number): Promise<Chapter[]> {
+async function storyOf(context: Context, actor: ActorAddress, shard: number): Promise<Chapter[]> {
   const own = await tellAll(context, actorSubject(actor, "event"), 1);
   const first = own[0];
   if (first === undefined) return [];
