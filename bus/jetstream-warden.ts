@@ -7,8 +7,8 @@ import { type LinkTls, openLink, parseJson } from "./jetstream-link.ts";
 export interface Warden {
   /** Who is connected in an account, on every server that answers in time. Pages of CONNECTIONS_MAX a server: kick and ask again. */
   connections(account: string): Promise<readonly WardenedConnection[]>;
-  /** Ends one connection; it may be gone already. */
-  kick(connection: WardenedConnection): void;
+  /** Ends one connection; it may be gone already. Answers when its server has heard, or does not answer. */
+  kick(connection: WardenedConnection): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -57,7 +57,10 @@ export async function openWarden(options: {
       listening.stop();
       return found;
     },
-    kick: ({ server, id }) => void link.send(`$SYS.REQ.SERVER.${server}.KICK`, bytes({ cid: id })),
+    async kick({ server, id }) {
+      // Asked, not told: the broker does nothing about a request that nobody waits for.
+      await link.ask(`$SYS.REQ.SERVER.${server}.KICK`, bytes({ cid: id }), { patience_ms: ROLL_CALL_MS });
+    },
     close: () => link.close(),
   };
 }

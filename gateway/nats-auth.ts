@@ -138,7 +138,7 @@ export function keepOutWhoMayNotStay(deps: {
       const leaving = (await warden.connections(account)).filter(({ name }) => !mayStay(name, record, world.now_ms()));
       if (leaving.length === 0 && round + 1 >= ROUNDS_MIN) return;
       if (leaving.length === 0) continue;
-      for (const connection of leaving) warden.kick(connection);
+      await Promise.all(leaving.map((connection) => warden.kick(connection)));
       metrics.add("troupe_nats_connections_ended_total", {}, leaving.length);
       log.info("connections of a tenant were ended: their credential counts no more", { tenant, connections: leaving.length });
     }
