@@ -1,4 +1,5 @@
-// performers: who carries out each effect of each machine. A machine whose effect has nobody here does not start (lint).
+// performers: who carries out each effect of each machine, all behind one gate. A machine whose effect has nobody here does not start (lint), and
+// neither does one whose effect has not declared what it does (permission.ts).
 import { silentLog } from "../protocol/log.ts";
 import type { BreakerBoard } from "../providers/breaker.ts";
 import { createBreakerBoard } from "./breaker-board.ts";
@@ -7,6 +8,7 @@ import { callModel, type CallModelDeps } from "./effects/call-model.ts";
 import { callTool } from "./effects/call-tool.ts";
 import { loadConfiguration } from "./effects/load-configuration.ts";
 import type { Performers } from "./performer.ts";
+import { createGate, gated } from "./permission.ts";
 
 export interface PerformersDeps extends Omit<CallModelDeps, "breakers"> {
   readonly directory: Directory;
@@ -16,9 +18,10 @@ export interface PerformersDeps extends Omit<CallModelDeps, "breakers"> {
 
 export function createPerformers({ directory, breakers, ...rest }: PerformersDeps): Performers {
   const model = { ...rest, breakers: breakers ?? createBreakerBoard({ world: rest.world, log: silentLog, worker: "alone" }) };
-  return {
-    load_configuration: loadConfiguration(directory),
+  const { world } = rest;
+  return gated(createGate({ directory, world }), {
+    load_configuration: loadConfiguration(directory, world),
     call_model: callModel(model),
-    call_tool: callTool(model.world),
-  };
+    call_tool: callTool(world),
+  });
 }

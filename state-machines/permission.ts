@@ -45,7 +45,11 @@ const sorted = (rules: Iterable<string>): string[] => [...new Set(rules)].sort()
 /** PE3. A role that nobody granted anything has nothing to say. */
 export function permissionsOf(policy: Policy, grants: Readonly<Record<string, Grant>>, roles: readonly string[]): Permissions {
   const mine = roles.flatMap((role) => (Object.hasOwn(grants, role) ? [grants[role] as Grant] : []));
-  return { default: policy.default, allow: sorted(mine.flatMap((grant) => grant.allow)), deny: sorted([...policy.deny, ...mine.flatMap((grant) => grant.deny)]) };
+  return {
+    default: policy.default,
+    allow: sorted(mine.flatMap((grant) => grant.allow)),
+    deny: sorted([...policy.deny, ...mine.flatMap((grant) => grant.deny)]),
+  };
 }
 
 const covers = (rule: string, name: string): boolean => (rule.endsWith("*") ? name.startsWith(rule.slice(0, -1)) : rule === name);

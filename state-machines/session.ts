@@ -202,6 +202,7 @@ export interface ConfigurationOutput {
   readonly config: AgentConfig;
   /** Of everything here but the hash itself, the version's number and the epoch. */
   readonly hash: string;
+  readonly agent?: string;
   readonly agent_version: number;
   /** Tools of the agent's that it may not use. */
   readonly denied_tools?: readonly string[];

@@ -170,7 +170,10 @@ function agentPut(context: TenantContext, { agent, config, critical }: AgentPut)
   const version = (known?.version ?? 0) + 1; // T3
   // T5. Of an agent that is new no session can have an older one.
   const config_epoch = (known?.config_epoch ?? 0) + (critical === true && known !== undefined ? 1 : 0);
-  const updated: ActorEvent[] = config_epoch === (known?.config_epoch ?? 0) ? [] : [{ type: "config.updated", agent, config_epoch: context.config_epoch + config_epoch, reason: "agent.put" }];
+  const updated: ActorEvent[] =
+    config_epoch === (known?.config_epoch ?? 0)
+      ? []
+      : [{ type: "config.updated", agent, config_epoch: context.config_epoch + config_epoch, reason: "agent.put" }];
   return {
     context: { agents: { ...agents, [agent]: { version, hash, config, at_ms: now.at_ms, config_epoch } } },
     tell: [{ type: "agent.put", agent, version, hash }, ...updated],
@@ -182,10 +185,18 @@ function agentPut(context: TenantContext, { agent, config, critical }: AgentPut)
 function configUpdated({ agents, config_epoch }: TenantContext, { agent, reason }: ConfigUpdated): Change {
   const known = agent !== undefined && Object.hasOwn(agents, agent) ? agents[agent] : undefined;
   if (agent === undefined || known === undefined)
-    return { context: { config_epoch: config_epoch + 1 }, tell: [{ type: "config.updated", agent: null, config_epoch: config_epoch + 1, reason: reason ?? null }], answer: { config_epoch: config_epoch + 1 } };
+    return {
+      context: { config_epoch: config_epoch + 1 },
+      tell: [{ type: "config.updated", agent: null, config_epoch: config_epoch + 1, reason: reason ?? null }],
+      answer: { config_epoch: config_epoch + 1 },
+    };
   const mine = { ...known, config_epoch: known.config_epoch + 1 };
   const epoch = config_epoch + mine.config_epoch;
-  return { context: { agents: { ...agents, [agent]: mine } }, tell: [{ type: "config.updated", agent, config_epoch: epoch, reason: reason ?? null }], answer: { config_epoch: epoch } };
+  return {
+    context: { agents: { ...agents, [agent]: mine } },
+    tell: [{ type: "config.updated", agent, config_epoch: epoch, reason: reason ?? null }],
+    answer: { config_epoch: epoch },
+  };
 }
 
 /** What is permitted changes for running sessions too: T5. */
@@ -280,7 +291,10 @@ function refuseBytes({ keys, agents, policy, grants }: TenantContext, bytes: num
   const sum = bytesOf({ keys, agents, policy, grants }) + bytes;
   return sum <= TENANT_BYTES_MAX
     ? undefined
-    : errorBody("too_large", `the keys, agents and grants of a tenant are at most ${TENANT_BYTES_MAX} bytes together`, { bytes: sum, bytes_max: TENANT_BYTES_MAX });
+    : errorBody("too_large", `the keys, agents and grants of a tenant are at most ${TENANT_BYTES_MAX} bytes together`, {
+        bytes: sum,
+        bytes_max: TENANT_BYTES_MAX,
+      });
 }
 
 function refuseKey(context: TenantContext, { key_id, hash }: KeyCreate): ErrorBody | undefined {
@@ -321,7 +335,9 @@ export const tenantDefinition: ActorDefinition = {
       case "key.revoke":
         return Object.hasOwn(context.keys, String(body.key_id)) ? undefined : errorBody("not_found", `there is no key '${String(body.key_id)}'`);
       case "config.updated":
-        return body.agent === undefined || Object.hasOwn(context.agents, String(body.agent)) ? undefined : errorBody("not_found", `there is no agent '${String(body.agent)}'`);
+        return body.agent === undefined || Object.hasOwn(context.agents, String(body.agent))
+          ? undefined
+          : errorBody("not_found", `there is no agent '${String(body.agent)}'`);
       case "tenant.configure":
         return refuseBytes(context, bytesOf(body));
       case "grant.put":
