@@ -13,7 +13,6 @@ import { errorFields } from "../protocol/log.ts";
 import { ROLES } from "../providers/models.ts";
 import { actorArgument, collected, filterArgument, idArgument, sessionArgument, wholeNumber } from "./arguments.ts";
 import { setBudget, showBudget } from "./budget.ts";
-import { setBudget, showBudget } from "./budget.ts";
 import { machines, replayCommand, verifyCommand } from "./checks.ts";
 import { drain, shards, workers } from "./cluster.ts";
 import { type Context, createContext, Unreachable } from "./context.ts";
@@ -374,34 +373,6 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   // ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
   program.commandsGroup("Models:");
   addModels(program, add);
-
-  const budget = program.command("budget").summary("set and show what a tenant may spend").description("Budgets of a tenant.");
-  const orNone = (max: number) => (text: string) => (text === "none" ? null : wholeNumber(0, max)(text));
-  add(budget, {
-    name: "set",
-    summary: "set a limit for a tenant, or for one agent, user or session of it",
-    about:
-      "Money is whole micro-dollars: 1000000 is a dollar. A limit of 0 blocks, `none` takes a limit away. Periods end at UTC boundaries, weeks on Mondays.\n" +
-      "A limit of a user or session counts from when it is first set. What is not given stays as it is.",
-    json: "document",
-    examples: ["troupe budget set --tenant acme --limit-usd-micros 5000000 --period day", "troupe budget set --tenant acme --agent helper --limit-usd-micros 0"],
-    work: setBudget,
-  })
-    .addOption(tenantOption())
-    .addOption(new Option("--agent <id>", "only what this agent spends").argParser(idArgument))
-    .option("--user <id>", "only what is spent for this user")
-    .addOption(new Option("--session <id>", "only what this session spends").argParser(idArgument))
-    .addOption(new Option("--limit-usd-micros <n>", "the limit in micro-dollars, or none").argParser(orNone(Number.MAX_SAFE_INTEGER)))
-    .addOption(new Option("--period <period>", "what the limit is for").choices(["day", "week", "month", "none"]))
-    .addOption(new Option("--concurrency <n>", "how many calls of the tenant may run at once, or none").argParser(orNone(1_000_000)));
-  add(budget, {
-    name: "show",
-    summary: "show what a tenant may spend, has spent and has reserved, level by level",
-    about: "Read from the budget's own journal.",
-    json: "document",
-    examples: ["troupe budget show --tenant acme", "troupe budget show --tenant acme --json"],
-    work: showBudget,
-  }).addOption(tenantOption());
 
   const budget = program.command("budget").summary("set and show what a tenant may spend").description("Budgets of a tenant.");
   const orNone = (max: number) => (text: string) => (text === "none" ? text : wholeNumber(0, max)(text));
