@@ -1,6 +1,7 @@
 // Goal:   bad input is refused with its documented code and harms nobody: the workers live, the next good command is done, nothing is lost.
 // Method: every kind of bad input over HTTP and over NATS against the real `up`; after each a good command to the same session, whose
 //         acknowledged messages are counted against its journal at the end.
+import { spawn } from "node:child_process";
 import { connect, headers, JSONCodec, type NatsConnection } from "nats";
 import { pack } from "msgpackr";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
@@ -8,7 +9,7 @@ import { until } from "../../deploy/local/server-process.ts";
 import { ERRORS, type ErrorCode } from "../../protocol/errors.ts";
 import { type ApiRequest, later, startTroupe, type Troupe } from "../harness/troupe.ts";
 
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const LONG = "x".repeat(65);
 const TWO_MEGABYTES = "x".repeat(2 * 1024 * 1024);
@@ -267,4 +268,16 @@ test("no inbox holds anything back, and no process had to be started again", asy
   }
   const verified = await troupe.cli(["verify", "--json"]);
   expect(verified).toMatchObject({ code: 0, stdout: expect.stringContaining('"violations":0') });
+});
+
+test("a process that is left behind would be seen", async () => {
+  // Only Linux says of any process where it works.
+  const stray =
+    process.platform === "linux" ? spawn(process.execPath, ["-e", "setInterval(() => undefined, 1000)"], { cwd: troupe.home, stdio: "ignore" }) : undefined;
+  try {
+    if (stray === undefined) expect(await troupe.stop()).toBe(0);
+    else await expect(troupe.stop()).rejects.toThrow(new RegExp(`${stray.pid}.* were left`));
+  } finally {
+    stray?.kill("SIGKILL");
+  }
 });

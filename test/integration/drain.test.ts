@@ -2,10 +2,13 @@
 // Method: the real `up`; twenty sessions in calls of three seconds, SIGTERM to the worker that has the most of them, messages sent all the while.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { beforeAll, expect, test } from "vitest";
+import { beforeAll, expect, test, vi } from "vitest";
 import { beganAt, sendSignal, until } from "../../deploy/local/server-process.ts";
 import { collect, hear } from "../harness/event-stream.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+
+/** Others may be at work on the machine; what is waited for is bounded one by one. */
+vi.setConfig({ testTimeout: 120_000 });
 
 let troupe: Troupe;
 beforeAll(async () => {

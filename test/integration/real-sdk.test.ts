@@ -12,7 +12,7 @@ import { type ModelAnswer, type ModelServer, type ModelServerRequest, startModel
 import { collect, hear, readEventStream, type StreamMessage } from "../harness/event-stream.ts";
 import { startTroupe, type Troupe } from "../harness/troupe.ts";
 
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const KEYS = { anthropic: "sk-ant-sentinel-4f9d81c6e2", openai: "sk-proj-sentinel-b7a03e55d1", google: "AIza-sentinel-93c2f7a8b4" };
 const bearer = (request: ModelServerRequest): string => String(request.headers["authorization"]).replace("Bearer ", "");

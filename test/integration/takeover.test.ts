@@ -1,11 +1,14 @@
 // Goal:   any process may be killed at any moment, and whoever listens hears every answer whole and once; nothing acknowledged is lost.
 // Method: the real `up`; kill -9 of each of its processes in mid-stream, with clients that read server-sent events as careful clients do
 //         (test/harness/event-stream.ts names every gap and repeat). The tests use one system one after the other, as life does.
-import { beforeAll, expect, test } from "vitest";
+import { beforeAll, expect, test, vi } from "vitest";
 import { sendSignal, until } from "../../deploy/local/server-process.ts";
 import type { Entry, JournalMessage } from "../../protocol/journal.ts";
 import { hear, type StreamMessage } from "../harness/event-stream.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+
+/** Others may be at work on the machine; what is waited for is bounded one by one. */
+vi.setConfig({ testTimeout: 120_000 });
 
 let troupe: Troupe;
 beforeAll(async () => {
