@@ -14,7 +14,7 @@ export default defineConfig({
         test: {
           name: "rooms",
           include: ["test/**/*.test.ts"],
-          exclude: ["test/chaos/**"],
+          exclude: ["test/chaos/**", "test/integration/**", "test/security/**"],
           setupFiles,
           pool: "forks",
           testTimeout: 30_000,
@@ -24,8 +24,8 @@ export default defineConfig({
       },
       {
         test: {
-          name: "chaos",
-          include: ["test/chaos/**/*.test.ts"],
+          name: "processes",
+          include: ["test/integration/**/*.test.ts", "test/security/**/*.test.ts", "test/chaos/**/*.test.ts"],
           fileParallelism: false,
           setupFiles,
           pool: "forks",
