@@ -7,6 +7,8 @@ import type { Directory } from "./directory.ts";
 import { callModel, type CallModelDeps } from "./effects/call-model.ts";
 import { callTool } from "./effects/call-tool.ts";
 import { loadConfiguration } from "./effects/load-configuration.ts";
+import { withGuardrails } from "./guardrails.ts";
+import { createPatternMatcher, type PatternMatcher } from "./pattern-matcher.ts";
 import type { Performers } from "./performer.ts";
 import { createGate, gated } from "./permission.ts";
 
@@ -14,14 +16,16 @@ export interface PerformersDeps extends Omit<CallModelDeps, "breakers"> {
   readonly directory: Directory;
   /** Absent: breakers of its own that are shared with nobody. */
   readonly breakers?: BreakerBoard;
+  /** Absent: one of its own, whose thread ends with the process. */
+  readonly patterns?: PatternMatcher;
 }
 
-export function createPerformers({ directory, breakers, ...rest }: PerformersDeps): Performers {
+export function createPerformers({ directory, breakers, patterns, ...rest }: PerformersDeps): Performers {
   const model = { ...rest, breakers: breakers ?? createBreakerBoard({ world: rest.world, log: silentLog, worker: "alone" }) };
   const { world } = rest;
   return gated(createGate({ directory, world }), {
     load_configuration: loadConfiguration(directory, world),
-    call_model: callModel(model),
+    call_model: withGuardrails({ ...model, patterns: patterns ?? createPatternMatcher(world) }, callModel(model)),
     call_tool: callTool(world),
   });
 }

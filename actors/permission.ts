@@ -35,7 +35,12 @@ export type EffectDeclaration =
 function modelsOf(config: AgentConfig): string[] {
   const { model, fallbacks = {}, degrade, guardrails = [] } = config;
   const judges = guardrails.flatMap((rule) => (rule.kind === "judge" ? [rule.model] : []));
-  const others = [...(fallbacks.models ?? []), ...(fallbacks.context_overflow ?? []), ...(fallbacks.content_policy ?? []), ...(degrade?.model === undefined ? [] : [degrade.model])];
+  const others = [
+    ...(fallbacks.models ?? []),
+    ...(fallbacks.context_overflow ?? []),
+    ...(fallbacks.content_policy ?? []),
+    ...(degrade?.model === undefined ? [] : [degrade.model]),
+  ];
   return [...new Set([model, ...others, ...judges])];
 }
 
@@ -96,7 +101,10 @@ export function createGate({ directory, world }: { directory: Directory; world: 
       if (record.state !== "active") return refuse(`the tenant is ${record.state}`);
       // A session that is at a boundary takes up what changed before anything is judged by what it froze.
       if (input["boundary"] === true && frozen.agent !== undefined && configEpochOf(record, frozen.agent) > (frozen.config_epoch ?? 0))
-        throw new EffectFailure("configuration_changed", "the configuration changed and is taken up before the turn goes on", { ...NOTHING_SPENT, model: frozen.config.model });
+        throw new EffectFailure("configuration_changed", "the configuration changed and is taken up before the turn goes on", {
+          ...NOTHING_SPENT,
+          model: frozen.config.model,
+        });
       const { policy, grants } = record as Partial<TenantRecord>;
       const permissions = policy === undefined || grants === undefined ? undefined : permissionsOf(policy, grants, frozen.roles ?? []);
       for (const action of of(input, frozen)) {

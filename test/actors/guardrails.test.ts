@@ -1,0 +1,233 @@
+// Goal: what a guardrail blocks reaches no model and no journal, what it cannot look at it blocks, and no expression holds anybody up.
+// Method: a real thread for expressions, good, bad and endless; a model call in a hand-made scope, with simulated models as judges.
+import { describe, expect, test } from "vitest";
+import { createBreakerBoard } from "../../actors/breaker-board.ts";
+import { secretIn, withGuardrails } from "../../actors/guardrails.ts";
+import { createPatternMatcher, type PatternMatcher } from "../../actors/pattern-matcher.ts";
+import { EffectFailure, type EffectScope, type Performer } from "../../actors/performer.ts";
+import { agentConfig } from "../../protocol/commands.ts";
+import type { EffectError, Entry } from "../../protocol/journal.ts";
+import type { Json, JsonObject } from "../../protocol/json.ts";
+import { silentLog } from "../../protocol/log.ts";
+import { createProviders } from "../../providers/registry.ts";
+import { realWorld } from "../../roles/real-world.ts";
+import type { TranscriptItem } from "../../state-machines/session.ts";
+import { atEndOfFile } from "../harness/endings.ts";
+
+const world = realWorld();
+const log = silentLog;
+const providers = createProviders({ world, log });
+const breakers = createBreakerBoard({ world, log, worker: "w" });
+const patterns = createPatternMatcher(world);
+atEndOfFile(() => patterns.stop());
+
+const ENDLESS = "(a+)+$";
+const FOR_EVER = `${"a".repeat(40)}b`;
+
+describe("the matcher", () => {
+  test("answers yes and no as the expression does", async () => {
+    expect(await patterns.matches("a.c", "u", "xabcx")).toBe("yes");
+    expect(await patterns.matches("^a.c$", "u", "xabcx")).toBe("no");
+    expect(await patterns.matches("ABC", "iu", "xabcx")).toBe("yes");
+  });
+
+  test("PM1, PM3: an expression that takes for ever is too slow, those that wait behind it get their answers, and our own thread goes on", async () => {
+    let beats = 0;
+    const heart = setInterval(() => (beats += 1), 5);
+    const began_ms = world.monotonic_ms();
+    const answers = await Promise.all([
+      patterns.matches(ENDLESS, "u", FOR_EVER),
+      patterns.matches("b", "u", "abc"),
+      patterns.matches(ENDLESS, "u", FOR_EVER),
+      patterns.matches("x", "u", "abc"),
+    ]);
+    clearInterval(heart);
+    expect(answers).toEqual(["too_slow", "yes", "too_slow", "no"]);
+    expect(world.monotonic_ms() - began_ms).toBeLessThan(6_000);
+    expect(beats).toBeGreaterThan(10);
+  });
+
+  test("PM2: what waits is bounded", async () => {
+    const crowded: PatternMatcher = createPatternMatcher(world);
+    const all = Array.from({ length: 1_100 }, () => crowded.matches("a", "u", "a"));
+    expect(await all.at(-1)).toBe("too_slow");
+    await crowded.stop();
+    const answers = await Promise.all(all);
+    expect(answers).toHaveLength(1_100);
+  });
+});
+
+test.each([
+  "AKIAIOSFODNN7EXAMPLE",
+  `sk-ant-api03-${"x".repeat(40)}`,
+  `ghp_${"a1".repeat(18)}`,
+  "-----BEGIN RSA PRIVATE KEY-----",
+  `AIza${"b".repeat(35)}`,
+  `xoxb-${"1".repeat(12)}`,
+  `sk_live_${"a".repeat(24)}`,
+  `eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.${"s".repeat(43)}`,
+  `troupe.demo.abcdefghijkl.${"k".repeat(43)}`,
+])("a secret is seen inside a text: %s", (secret) => {
+  expect(secretIn(`please use ${secret}, thanks`)).toBeDefined();
+});
+
+test.each(["the skeleton key", "sk-short", "AKIA is a prefix", "a token of love", "eyJ.eyJ.x", "-----BEGIN PUBLIC KEY-----"])(
+  "an innocent text is no secret: %s",
+  (text) => {
+    expect(secretIn(text)).toBeUndefined();
+  },
+);
+
+test("looking for secrets in a long text takes no time", () => {
+  const began_ms = world.monotonic_ms();
+  for (const part of ["sk-", "eyJ", "a.", "troupe.", "-----BEGIN ", "AKIA", "x"]) secretIn(part.repeat(1_000_000 / part.length));
+  expect(world.monotonic_ms() - began_ms).toBeLessThan(1_500);
+});
+
+// ── a call within its guardrails ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+interface Called {
+  readonly asked: number;
+  readonly output: JsonObject | undefined;
+  readonly failure: EffectError | undefined;
+}
+
+/** One call: the user says `said`, the model answers `answer`. */
+async function call(
+  guardrails: readonly JsonObject[],
+  said: string,
+  answer = "fine",
+  more: { items?: readonly TranscriptItem[]; entries?: Record<number, Entry>; fails?: true } = {},
+): Promise<Called> {
+  const config = agentConfig.parse({ model: "simulated/echo", guardrails });
+  const entries = new Map<number, Entry>([
+    [2, { t: "done", inst: "1:configuration", output: { config } as unknown as Json }],
+    [3, { t: "command", type: "message.send", channel: "command", body: { content: said } }],
+    ...Object.entries(more.entries ?? {}).map(([seq, entry]) => [Number(seq), entry] as const),
+  ]);
+  let asked = 0;
+  const model: Performer = async () => {
+    asked += 1;
+    if (more.fails) throw new EffectFailure("provider_unavailable", "away", { attempts: [{ model: "own" }] });
+    return {
+      text: answer,
+      tool_calls: [],
+      stop: "end",
+      usage: { input_tokens: 3, output_tokens: 4 },
+      cost_usd_micros: 43,
+      price_version: "v",
+      model: "simulated/echo",
+      attempts: [{ model: "own" }],
+    };
+  };
+  const scope = {
+    actor: { tenant: "acme", kind: "session", id: "s1" },
+    inst: "3:model",
+    attempt: 1,
+    epoch: 1,
+    idempotency_key: "acme/session/s1/3:model",
+    signal: new AbortController().signal,
+    trace: undefined,
+    entries: async (seqs: readonly number[]) => new Map(seqs.map((seq) => [seq, entries.get(seq) as Entry])),
+    tokens: () => ({ write() {}, end() {} }),
+  } as unknown as EffectScope;
+  const messages = more.items ?? [{ role: "user", at: 3, turn: 1 }];
+  try {
+    const output = (await withGuardrails({ world, providers, breakers, patterns }, model)(
+      { turn: 1, step: 0, config_seq: 2, messages } as never,
+      scope,
+    )) as JsonObject;
+    return { asked, output, failure: undefined };
+  } catch (error) {
+    if (!(error instanceof EffectFailure)) throw error;
+    return { asked, output: undefined, failure: error.effect_error };
+  }
+}
+
+const rule = (more: JsonObject): JsonObject => ({ name: "rule", on: "input", ...more });
+/** simulated/echo says what it hears: a text that says ALLOW is allowed by it. */
+const JUDGE = { kind: "judge", model: "simulated/echo", policy: "be kind" };
+
+describe("what the model would hear", () => {
+  test.each([
+    ["a pattern that matches", { kind: "pattern", pattern: "for+bidden" }, "it is forrrbidden", "the pattern matches"],
+    ["a pattern in other letters", { kind: "pattern", pattern: "secret", ignore_case: true }, "SECRET", "the pattern matches"],
+    ["a pattern that takes for ever", { kind: "pattern", pattern: ENDLESS }, FOR_EVER, "the pattern was too slow on it"],
+    ["a size", { kind: "size", characters_max: 10 }, "eleven chars", "12 characters are more than 10"],
+    ["a secret", { kind: "secret" }, "mine is AKIAIOSFODNN7EXAMPLE", "it holds what looks like a key of AWS"],
+    ["a judge that blocks", JUDGE, "BLOCK", "the judge does not allow it"],
+    ["a judge that says anything else", JUDGE, "well, ALLOW it, I think", "the judge does not allow it"],
+    ["a judge that does not answer", { ...JUDGE, model: "simulated/script" }, '[{"fail":"bad_request"}]', "it could not be judged (script_failed)"],
+    ["a judge that there is not", { ...JUDGE, model: "nowhere/nothing" }, "ALLOW", "it could not be judged (model_unknown)"],
+  ])("GR1, GR3: is blocked by %s before any call, with the rule's name and not the text", async (_, given, said, why) => {
+    const { asked, failure } = await call([rule(given)], said);
+    expect([asked, failure?.code, failure?.message]).toEqual([0, "guardrail", `the guardrail 'rule' blocked it: ${why}`]);
+    expect(failure?.details).toMatchObject({ rule: "rule", on: "input" });
+    if (said.length > 12) expect(JSON.stringify(failure)).not.toContain(said);
+  });
+
+  test.each([
+    ["a pattern", { kind: "pattern", pattern: "forbidden" }],
+    ["a size", { kind: "size", characters_max: 10 }],
+    ["a secret", { kind: "secret" }],
+    ["a judge", JUDGE],
+  ])("passes %s that it keeps", async (_, given) => {
+    expect(await call([rule(given)], "ALLOW")).toMatchObject({ asked: 1, output: { text: "fine" } });
+  });
+
+  test("is what is new to it: the answers of tools, and not what it heard before", async () => {
+    const entries: Record<number, Entry> = {
+      4: { t: "done", inst: "3:model", output: { text: "", tool_calls: [] } },
+      5: { t: "done", inst: "4:tool.0", output: { text: "AKIAIOSFODNN7EXAMPLE", is_error: false } },
+    };
+    const items: TranscriptItem[] = [
+      { role: "user", at: 3, turn: 1 },
+      { role: "assistant", at: 4, turn: 1 },
+      { role: "tool", at: 5, turn: 1, call_id: "c", name: "now" },
+    ];
+    expect((await call([rule({ kind: "secret" })], "hello", "fine", { items, entries })).failure?.code).toBe("guardrail");
+    expect((await call([rule({ kind: "pattern", pattern: "hello" })], "hello", "fine", { items, entries })).asked).toBe(1);
+  });
+
+  test("GR1: is told to no judge after a rule that it broke", async () => {
+    const { failure } = await call(
+      [
+        { ...rule(JUDGE), name: "judge" },
+        { ...rule({ kind: "secret" }), name: "keys" },
+      ],
+      "ALLOW AKIAIOSFODNN7EXAMPLE",
+    );
+    expect(failure?.details).toMatchObject({ rule: "keys", attempts: [] });
+  });
+});
+
+describe("what the model said", () => {
+  test("GR2: is dropped when it breaks a rule; what it cost is told, and nothing of its text", async () => {
+    const { asked, failure } = await call([rule({ on: "output", kind: "secret" })], "hello", "it is AKIAIOSFODNN7EXAMPLE");
+    expect(asked).toBe(1);
+    expect(failure).toMatchObject({
+      code: "guardrail",
+      details: { rule: "rule", on: "output", usage: { output_tokens: 4 }, cost_usd_micros: 43, attempts: [{ model: "own" }] },
+    });
+    expect(JSON.stringify(failure)).not.toContain("AKIA");
+  });
+
+  test("passes a rule for what it hears", async () => {
+    expect((await call([rule({ kind: "secret" })], "hello", "it is AKIAIOSFODNN7EXAMPLE")).output?.["text"]).toBe("it is AKIAIOSFODNN7EXAMPLE");
+  });
+});
+
+test("GR4: what judges cost is told with the call's attempts, whether it answers or fails", async () => {
+  const both = [
+    { ...rule(JUDGE), name: "in" },
+    { ...rule(JUDGE), name: "out", on: "output" },
+  ];
+  const { output } = await call(both, "ALLOW", "ALLOW");
+  expect(output?.["attempts"]).toMatchObject([{ model: "simulated/echo", outcome: "completed" }, { model: "simulated/echo" }, { model: "own" }]);
+  const { failure } = await call(both, "ALLOW", "ALLOW", { fails: true });
+  expect(failure).toMatchObject({ code: "provider_unavailable", details: { attempts: [{ model: "simulated/echo" }, { model: "own" }] } });
+});
+
+test("an agent without guardrails is called as it is", async () => {
+  expect(await call([], "AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE")).toMatchObject({ asked: 1, output: { attempts: [{ model: "own" }] } });
+});
