@@ -234,8 +234,8 @@ interface ActorCheck {
   readonly audit_rows: number;
 }
 
-/** Commands an actor has decided, by the contract alone: last 1,000 keys, seven days; a mark per source. Kept apart from the core's own memory. */
-function createDecided() {
+/** Commands an actor has decided, by the contract alone: last keys (1,000 unless its kind says fewer), seven days; a mark per source. Kept apart from the core's own memory. */
+function createDecided(keys_max: number) {
   const keys = new Map<string, { hash: string; at_ms: number }>();
   const marks = new Map<string, { incarnation: string; seq: number }>();
   return {
@@ -256,7 +256,7 @@ function createDecided() {
         if (!transient) {
           // A conflict takes a place in the actor's memory too, but the first body keeps the key.
           keys.set(binds ? `${key}#${seq}` : key, { hash, at_ms });
-          if (keys.size > IDEMPOTENCY_KEYS_MAX) keys.delete(keys.keys().next().value as string);
+          if (keys.size > keys_max) keys.delete(keys.keys().next().value as string);
         }
       } else if (entry.source !== undefined && mark?.incarnation === entry.source.incarnation && entry.source.seq <= mark.seq) {
         fault = `'${entry.type}' from ${entry.source.stream} ${entry.source.seq} was decided before (the mark stands at ${mark.seq})`;
@@ -283,7 +283,7 @@ function createActorCheck(
   report: (violation: Violation) => void,
 ): ActorCheck {
   const path = actorPath(address);
-  const decided = createDecided();
+  const decided = createDecided(core?.definition.keys_max ?? IDEMPOTENCY_KEYS_MAX);
   const counts = { messages: 0, entries: 0, snapshots: 0, audit_rows: 0 };
   let replay: Replay = { kind: "fresh" };
   let head: Head | undefined;

@@ -47,6 +47,11 @@ export const HOLDS_MAX = 5_000;
 export const CLOSED_MAX = 2_048;
 /** A hold that nobody closes. No call lasts as long (a session gives one up after minutes), and a lost one is settled when it is recovered. */
 export const HOLD_LIFE_MS = 24 * 60 * 60 * 1000;
+/**
+ * Outcomes of keyed commands that are remembered beside the holds. Few, because they are most of a snapshot: a repeat that comes later still
+ * finds its hold open (the same grant) or closed (nothing changes).
+ */
+export const KEYS_MAX = 128;
 /** Slots that were taken by name, beside the calls in flight. */
 export const SLOTS_MAX = 1_000;
 /** Providers with a rate of their own. There are a dozen. */
@@ -761,6 +766,7 @@ export const budgetDefinition: ActorDefinition = {
   kind: "budget",
   machine: budgetMachine,
   creates: "budget.create",
+  keys_max: KEYS_MAX,
   internal: ["budget.alarm"],
   effects: {},
   refuse(view, { type, body }) {

@@ -105,7 +105,9 @@ export interface ActorDefinition {
   readonly creates: string;
   /** Commands that only the actor's own host says, and that no message can bring: they have no schema in protocol/commands.ts. */
   readonly internal?: readonly string[];
-  /** By the effect's `src` name. Complete: lint compares it with the machine. */
+  /** Outcomes of keyed commands that it remembers, IDEMPOTENCY_KEYS_MAX by default: fewer where the machine itself knows what was done. */
+  readonly keys_max?: number;
+  /** By the effect's `src` name; complete: lint compares it with the machine. */
   readonly effects: Readonly<Record<string, EffectKind>>;
   /** A finer refusal than `illegal_transition` for a command the state does not take, or takes only with conditions. Pure. */
   refuse?(view: ActorView, command: Command): ErrorBody | undefined;

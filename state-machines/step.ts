@@ -186,15 +186,15 @@ export function recognise(state: ActorState, identity: Identity): Recognition {
 
 const NO_SEEN: Seen = { keys: [], marks: {} };
 
-function remember(seen: Seen, at_ms: number, identity: Identity, outcome: Outcome): Seen {
+function remember(seen: Seen, at_ms: number, identity: Identity, outcome: Outcome, keys_max: number): Seen {
   let { keys, marks } = seen;
   const name = identity.key === undefined ? undefined : `${identity.channel}:${identity.key}`;
   // The first outcome of a key stays: a later `conflict` under the same key must not displace it.
   if (name !== undefined && !keys.some((remembered) => remembered.key === name) && (outcome.ok || !ERRORS[outcome.error.code].transient)) {
     const expired = (remembered: Remembered): boolean =>
       remembered.at_ms < at_ms - (remembered.key.includes(`:${AUTOMATIC_KEY_PREFIX}`) ? AUTOMATIC_KEY_KEEP_MS : IDEMPOTENCY_KEEP_MS);
-    const crowded = keys.length >= IDEMPOTENCY_KEYS_MAX || (keys[0] !== undefined && expired(keys[0]));
-    const kept = crowded ? keys.filter((remembered, index) => index > keys.length - IDEMPOTENCY_KEYS_MAX && !expired(remembered)) : keys;
+    const crowded = keys.length >= keys_max || (keys[0] !== undefined && expired(keys[0]));
+    const kept = crowded ? keys.filter((remembered, index) => index > keys.length - keys_max && !expired(remembered)) : keys;
     keys = [...kept, { key: name, hash: identity.hash, at_ms, outcome }];
   }
   if (identity.source !== undefined) {
@@ -236,7 +236,8 @@ interface RaiseParams {
 
 export function coreOf(definition: ActorDefinition): Core {
   const { machine } = definition;
-  const machineName = `${machine.id}@${machine.version ?? "0"}`;
+  const machineName = `${machine.id}@${machine.version ?? "0"}`; // Stands in every journal message.
+  const keysMax = definition.keys_max ?? IDEMPOTENCY_KEYS_MAX;
   // Never started: it is there only because the protocol of XState's actor logic asks for a scope. One per machine instead of
   // one per event, which halves the time and quarters the memory of a step.
   const self = createActor(machine, {
@@ -434,7 +435,7 @@ export function coreOf(definition: ActorDefinition): Core {
       const hash = commandHash(entry.type, entry.body);
       const created = settle({ actor, seq: 0, at_ms: 0, epoch: 0, snapshot, running, timers, seen: NO_SEEN, created_hash: hash, recovery: NO_RECOVERY }, frame);
       const outcome: Outcome = { ok: true, seq: frame.seq, state: outerState(snapshot), result: { created: true, ...told.result } };
-      return { events: told.events, out: told.out, outcome, state: { ...created, seen: remember(NO_SEEN, frame.at_ms, { ...entry, hash }, outcome) } };
+      return { events: told.events, out: told.out, outcome, state: { ...created, seen: remember(NO_SEEN, frame.at_ms, { ...entry, hash }, outcome, keysMax) } };
     }
     assert(state !== undefined, "a journal begins with init");
     assert(frame.seq === state.seq + 1, "J1: seq counts entries without gaps");
@@ -448,12 +449,12 @@ export function coreOf(definition: ActorDefinition): Core {
         const running = { ...state.running };
         const moved = move(state, { type: entry.type, body: entry.body } as { type: string }, frame, running, { ...state.timers });
         const outcome: Outcome = { ok: true, seq: frame.seq, state: outerState(moved.state.snapshot), result: moved.result ?? {} };
-        const seen = remember(state.seen, frame.at_ms, { ...entry, hash: commandHash(entry.type, entry.body) }, outcome);
+        const seen = remember(state.seen, frame.at_ms, { ...entry, hash: commandHash(entry.type, entry.body) }, outcome, keysMax);
         return { state: { ...moved.state, seen }, events: moved.events, out: moved.out, outcome };
       }
       case "refused": {
         const outcome: Outcome = { ok: false, error: entry.error };
-        return { ...nothing, outcome, state: { ...nothing.state, seen: remember(state.seen, frame.at_ms, entry, outcome) } };
+        return { ...nothing, outcome, state: { ...nothing.state, seen: remember(state.seen, frame.at_ms, entry, outcome, keysMax) } };
       }
       case "done":
       case "fail": {
