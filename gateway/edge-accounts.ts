@@ -2,7 +2,7 @@
 // empty; a tenant is given one when its first client comes, and keeps it for ever.
 //
 // One account for each tenant, because the broker does not check the *reply* subject of a publish: in a shared account one tenant's
-// acknowledgements and history could be sent to another's inbox, or as another's live events (docs/decisions/edge-accounts.md).
+// acknowledgements and history could be sent to another's inbox, or as another's live events (docs/decisions/0004-edge-accounts.md).
 //
 // Invariants:
 //   E1. Two tenants never have the same account: an account's owner is written by compare-and-set, once, and never changed.

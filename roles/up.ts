@@ -48,7 +48,7 @@ export interface UpRoleOptions {
 
 /** What a child is told: the surroundings that people set, never a secret that it does not need. */
 function childEnv(env: Readonly<Record<string, string | undefined>>, keep: RegExp, more: Record<string, string>): Record<string, string> {
-  const kept = Object.entries(env).filter((pair): pair is [string, string] => pair[1] !== undefined && (/^(PATH|HOME|LANG|LC_|TZ|NODE_|OTEL_|TROUPE_)/.test(pair[0]) || keep.test(pair[0])));
+  const kept = Object.entries(env).filter((pair): pair is [string, string] => pair[1] !== undefined && (/^(PATH|HOME|LANG|LC_|TZ|NODE_|OTEL_|TROUPE_(?!OPENAI_COMPATIBLE))/.test(pair[0]) || keep.test(pair[0])));
   return { ...Object.fromEntries(kept), ...more };
 }
 
@@ -173,7 +173,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   children.start({ role: "supervisor", id: "s1", args: ["supervisor", "--id", "s1"], env: childEnv(options.env, nothing, { ...shared, TROUPE_NATS_SYSTEM_USER: broker.system.user, TROUPE_NATS_SYSTEM_PASSWORD: broker.system.password, TROUPE_NATS_ACCOUNT: broker.account }) });
   for (let index = 1; index <= options.workers; index++) {
     const id = `w${index}`;
-    children.start({ role: "worker", id, args: ["worker", "--id", id], env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE)_/, shared) });
+    children.start({ role: "worker", id, args: ["worker", "--id", id], env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE|TROUPE_OPENAI_COMPATIBLE)(_|$)/, shared) });
   }
   const logins = (await prepared) ?? { app: "", projector: "" };
   const withDatabase = (url: string): Record<string, string> => ({ ...shared, TROUPE_POSTGRES_URL: url });

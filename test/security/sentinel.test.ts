@@ -1,0 +1,165 @@
+// Goal:   a provider's key, and a tenant's, are nowhere but where they are used: in no stream, bucket, table, log, metric, error, answer, file,
+//         command line, and in the surroundings of no process but the workers.
+// Method: the whole of Troupe with keys that are unmistakable, and providers on this machine that repeat the key they were shown in every way a
+//         provider does: in errors of every status, in a stream that breaks, in headers. Turns fail, retry and succeed; then everything is searched,
+//         for the key as it is and as it may be encoded.
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { join } from "node:path";
+import pg from "pg";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { BUCKETS, STREAMS } from "../../bus/port.ts";
+import { startTwoTenants, type TwoTenants } from "./two-tenants.ts";
+
+const SENTINELS = {
+  ANTHROPIC_API_KEY: "SENTINELanthropic0123456789abcdef",
+  OPENAI_API_KEY: "SENTINELopenai0123456789abcdef",
+  GEMINI_API_KEY: "SENTINELgemini0123456789abcdef",
+  TROUPE_OPENAI_COMPATIBLE_KEY_LOCAL: "SENTINELcompatible0123456789abcdef",
+};
+const SHOWN = "SENTINEL";
+/** The word as it may be written by something that encodes it: base64 at its three places, and hex. */
+const WRITTEN = [SHOWN, ...["", "x", "xx"].map((before) => Buffer.from(before + SHOWN).toString("base64").slice(before === "" ? 0 : 4, before === "" ? 10 : 12)), Buffer.from(SHOWN).toString("hex")];
+
+let provider: Server;
+let ground: TwoTenants;
+let shown_keys = 0;
+const answers: string[] = [];
+
+/** Repeats the key in what it answers, in the way that the model's name asks for. */
+function repeat(request: IncomingMessage, response: ServerResponse, body: string): void {
+  const url = request.url ?? "";
+  const key = `${String(request.headers["authorization"] ?? "")} ${String(request.headers["x-api-key"] ?? "")} ${String(request.headers["x-goog-api-key"] ?? "")} ${url.includes("key=") ? url : ""}`.trim();
+  if (key.includes(SHOWN)) shown_keys += 1;
+  const how = /(auth|broken|limit|html|stream)-please/.exec(url + body)?.[1] ?? "auth";
+  const error = JSON.stringify({ type: "error", error: { type: "authentication_error", code: "invalid_api_key", status: "UNAUTHENTICATED", message: `Incorrect API key provided: ${key}` } });
+  if (how === "auth") response.writeHead(401, { "content-type": "application/json", "x-key": key }).end(error);
+  else if (how === "broken") response.writeHead(500, { "content-type": "application/json" }).end(error);
+  else if (how === "limit") response.writeHead(429, { "content-type": "application/json", "retry-after": "1" }).end(error);
+  else if (how === "html") response.writeHead(502, { "content-type": "text/html" }).end(`<html>Bad gateway for ${key}</html>`);
+  else response.writeHead(200, { "content-type": "text/event-stream" }).end(`data: {"error":{"message":"the key ${key} is not welcome","code":"invalid_api_key"}}\n\n`);
+}
+
+beforeAll(async () => {
+  provider = createServer((request, response) => {
+    let body = "";
+    request.on("data", (data: Buffer) => (body += data.toString()));
+    request.on("end", () => repeat(request, response, body));
+  });
+  await new Promise<void>((resolve) => provider.listen(0, "127.0.0.1", resolve));
+  const url = `http://127.0.0.1:${(provider.address() as AddressInfo).port}`;
+  ground = await startTwoTenants({
+    env: { ...SENTINELS, ANTHROPIC_BASE_URL: url, OPENAI_BASE_URL: `${url}/v1`, GOOGLE_GEMINI_BASE_URL: url, TROUPE_OPENAI_COMPATIBLE: `local=${url}/v1`, TROUPE_LOG_LEVEL: "debug" },
+  });
+  const { troupe, keys } = ground;
+  const models = ["anthropic/claude-sonnet-5", "openai/gpt-5.6-luna", "google/gemini-3.5-flash", "local/some-model"];
+  await Promise.all(
+    models.flatMap((model, index) =>
+      ["auth", "html", "stream"].map(async (how) => {
+        const id = `m${index}-${how}`;
+        const made = await troupe.api("/v1/sessions", { key: keys.acme, json: { id, agent: "assistant", overrides: { model } } });
+        answers.push(await made.text());
+        if (made.status !== 201) return;
+        const end = new AbortController();
+        const patience = setTimeout(() => end.abort(), 12_000);
+        try {
+          const said = await troupe.api(`/v1/sessions/${id}/messages`, { key: keys.acme, json: { content: `${how}-please` }, headers: { accept: "text/event-stream" }, signal: end.signal });
+          answers.push(await said.text());
+        } catch (error) {
+          if (!end.signal.aborted) throw error; // a turn that is still being retried is cut off: what it left is searched all the same
+        }
+        clearTimeout(patience);
+        answers.push(await (await troupe.api(`/v1/sessions/${id}`, { key: keys.acme })).text());
+      }),
+    ),
+  );
+  for (const args of [["show", "acme/session/m0-auth"], ["explain", "acme/session/m0-auth"], ["doctor"], ["models"], ["keys", "list", "--tenant", "acme", "--json"]]) {
+    const { stdout, stderr } = await troupe.cli(args);
+    answers.push(stdout, stderr);
+  }
+}, 180_000);
+afterAll(() => void provider.close());
+
+function expectClean(where: string, text: string): void {
+  for (const word of [...WRITTEN, ground.keys.acme, ground.keys.rival]) {
+    const at = text.indexOf(word);
+    expect(at < 0 ? "" : `${where}: …${text.slice(Math.max(0, at - 120), at + 40)}…`).toBe("");
+  }
+}
+
+test("the providers were shown the keys and repeated them, and turns told of failures: there was something to leak", () => {
+  expect(shown_keys).toBeGreaterThan(5);
+  expect(answers.join("\n")).toMatch(/turn\.failed/);
+  expect(answers.join("\n")).toMatch(/\[redacted\]|redacted|…|\*\*\*/i);
+});
+
+test("the search finds a key as it is and as it may be encoded", () => {
+  const key = SENTINELS.OPENAI_API_KEY;
+  const hidden = [key, Buffer.from(key).toString("hex"), ...["", "a", "ab"].map((before) => Buffer.from(`${before}${key}`).toString("base64")), `x${ground.keys.acme}x`];
+  for (const text of hidden) expect(() => expectClean("planted", `before ${text} after`)).toThrow();
+});
+
+test("no answer, event stream or command's output has a key in it", () => {
+  for (const answer of answers) expectClean("an answer", answer);
+});
+
+test("no stream and no bucket has a key in it", async () => {
+  const bus = await ground.troupe.bus();
+  let messages = 0;
+  for (const stream of STREAMS)
+    for await (const { subject, headers, data } of bus.read(stream, ">", 1)) {
+      messages += 1;
+      expectClean(`${stream} ${subject}`, `${JSON.stringify(headers)} ${Buffer.from(data).toString("latin1")}`);
+    }
+  for (const name of BUCKETS) for (const { key, value } of await bus.bucket(name).all()) expectClean(`${name} ${key}`, `${key} ${Buffer.from(value).toString("latin1")}`);
+  expect(messages).toBeGreaterThan(50);
+});
+
+test("no table has a key in it", async () => {
+  const client = new pg.Client({ connectionString: ground.troupe.dev().postgres_url });
+  await client.connect();
+  try {
+    const { rows: tables } = await client.query<{ name: string }>(`select format('%I.%I', schemaname, tablename) as name from pg_tables where schemaname not in ('pg_catalog', 'information_schema')`);
+    expect(tables.length).toBeGreaterThan(4);
+    for (const { name } of tables) {
+      const { rows } = await client.query<{ row: string }>(`select t::text as row from ${name} t`);
+      for (const { row } of rows) expectClean(name, row);
+    }
+  } finally {
+    await client.end();
+  }
+});
+
+test("no metric of any process has a key in it", async () => {
+  const logs = join(ground.troupe.home, "logs");
+  const urls = readdirSync(logs).flatMap((name) => [...readFileSync(join(logs, name), "utf8").matchAll(/"(?:http|url)":"(http:[^"]+)"/g)].map((match) => match[1]!));
+  expect(urls.length).toBeGreaterThan(3);
+  for (const url of urls) for (const path of ["/metrics", "/readyz", "/healthz"]) expectClean(url + path, await (await fetch(url + path)).text());
+});
+
+test("no file of $TROUPE_HOME has a provider's key in it, and none but the development machine's own notes a tenant's", () => {
+  let files = 0;
+  const walk = (directory: string): void => {
+    for (const name of readdirSync(directory)) {
+      const path = join(directory, name);
+      if (path === join(ground.troupe.home, "cache")) continue; // compiled code, shared by all runs
+      const stats = statSync(path, { throwIfNoEntry: false });
+      if (stats?.isDirectory()) walk(path);
+      else if (stats?.isFile() && stats.size > 0) {
+        files += 1;
+        expectClean(path, readFileSync(path).toString("latin1"));
+      }
+    }
+  };
+  walk(ground.troupe.home);
+  expect(files).toBeGreaterThan(20);
+});
+
+test.runIf(process.platform === "linux")("no command line has a key in it, and no process but `up` and the workers is told one", () => {
+  for (const { role, pid } of ground.troupe.dev().processes) {
+    expectClean(`${role}'s command line`, readFileSync(`/proc/${pid}/cmdline`, "latin1"));
+    if (role !== "up" && role !== "worker") expectClean(`${role}'s surroundings`, readFileSync(`/proc/${pid}/environ`, "latin1"));
+    else expect(readFileSync(`/proc/${pid}/environ`, "latin1")).toContain(SHOWN);
+  }
+});
