@@ -14,6 +14,7 @@
 //   C3. Before an append that leaves something owing (effects, timers, outgoing messages) the actor's resident mark is durable.
 //   C4. An item of the mailbox leaves it decided, or stays unacknowledged; none is dropped.
 //   C5. An actor that had effects in flight under another owner is claimed before anything else happens to it.
+import { BusUnavailable } from "../bus/fence.ts";
 import type { AppendOutcome, Bus } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
 import type { Command } from "../protocol/commands.ts";
@@ -162,7 +163,7 @@ export class ActorCell {
   }
 
   #scopeOf(effect: Running, signal: AbortSignal): EffectScope {
-    const { actor, bus, world, log, epoch, entries, observer } = this.#deps;
+    const { actor, bus, world, log, epoch, observer } = this.#deps;
     return {
       actor,
       inst: effect.inst,
@@ -171,9 +172,21 @@ export class ActorCell {
       idempotency_key: `${actorPath(actor)}/${effect.inst}`,
       signal,
       trace: this.#trace,
-      entries: (seqs) => entries.get(actor, seqs),
+      entries: (seqs) => this.#entriesOf(seqs, signal),
       tokens: (place) => createTokenWriter(actor, { ...place, attempt: effect.attempt, epoch }, { bus, world, log, on_first: () => observer?.first_token?.(actor) }),
     };
+  }
+
+  /** Waits for a bus that is away: a turn does not fail because a broker was restarted while its prompt was read. */
+  async #entriesOf(seqs: readonly number[], signal: AbortSignal): Promise<ReadonlyMap<number, Entry>> {
+    for (let tries = 0; ; tries++) {
+      try {
+        return await this.#deps.entries.get(this.actor, seqs);
+      } catch (error) {
+        if (!(error instanceof BusUnavailable) || signal.aborted || this.#stopped()) throw error;
+        await this.#backOff(tries);
+      }
+    }
   }
 
   get actor(): ActorAddress {
@@ -414,8 +427,11 @@ export class ActorCell {
     }
     const no = (error: ErrorBody): { outcome: Outcome } => ({ outcome: { ok: false, error } });
     if (item.kind === "refused") {
-      if (state === undefined || !this.#mayJournalRefusal()) return no(item.error);
+      if (state === undefined) return no(item.error);
       const hash = commandHash(item.type, { error: item.error.message });
+      // The same message again: its refusal stands in the journal.
+      if (recognise(state, { channel: item.channel, source: item.source, type: item.type, hash }).kind === "repeat") return no(item.error);
+      if (!this.#mayJournalRefusal()) return no(item.error);
       return { entry: { t: "refused", type: item.type, hash, error: item.error, channel: item.channel, ...(item.source ? { source: item.source } : {}) } };
     }
     const { command, source } = item;

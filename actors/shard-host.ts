@@ -100,8 +100,12 @@ const QUARANTINE_MS = 200;
 /** Looks for a gap this often while leaving. */
 const LEAVE_POLL_MS = 10;
 
-/** A resident mark: none, stored at a sequence, or on its way out. */
-type Mark = { readonly kind: "none" } | { readonly kind: "set"; readonly sequence: number } | { readonly kind: "clearing"; readonly done: Promise<void> };
+/** A resident mark: none, stored at a sequence, on its way out, or perhaps out: the answer got lost. */
+type Mark =
+  | { readonly kind: "none" }
+  | { readonly kind: "set"; readonly sequence: number }
+  | { readonly kind: "clearing"; readonly done: Promise<void> }
+  | { readonly kind: "doubtful"; readonly sequence: number };
 
 interface Resident {
   readonly cell: ActorCell;
@@ -143,11 +147,12 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   }
 
   async function clearMark(shard: Shard, resident: Resident): Promise<void> {
-    if (resident.mark.kind !== "set") return;
+    if (resident.mark.kind !== "set" && resident.mark.kind !== "doubtful") return;
     const { sequence } = resident.mark;
     const clearing = bus.clear("RESIDENT", residentSubject(shard.number, resident.cell.actor), sequence).then((outcome) => {
       // A conflict means that somebody marked it again: theirs stands, and ours is gone either way.
-      resident.mark = outcome.kind === "unavailable" ? { kind: "set", sequence } : { kind: "none" };
+      // Without an answer it may be gone: it counts as a mark no more, and is cleared again when there is nothing owed.
+      resident.mark = outcome.kind === "unavailable" ? { kind: "doubtful", sequence } : { kind: "none" };
     });
     resident.mark = { kind: "clearing", done: clearing };
     await clearing;
@@ -301,7 +306,12 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       try {
         for (const mark of await bus.last_of_each("RESIDENT", `resident.${shard.number}.>`)) {
           const parsed = parseResidentSubject(mark.subject);
-          if (parsed !== undefined) shard.found_marks.set(actorPath(parsed.actor), mark.sequence);
+          if (parsed === undefined) continue;
+          const path = actorPath(parsed.actor);
+          const resident = shard.residents.get(path);
+          // A command was faster: the mark is this resident's, and not of a later one that would trust it when it is long cleared.
+          if (resident === undefined) shard.found_marks.set(path, mark.sequence);
+          else if (resident.mark.kind === "none") resident.mark = { kind: "doubtful", sequence: mark.sequence };
         }
         return;
       } catch (error) {

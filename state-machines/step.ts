@@ -57,7 +57,13 @@ interface Seen {
   readonly keys: readonly Remembered[];
   /** `{stream}@{incarnation}` → the highest sequence decided. Only the newest incarnation of a stream is kept. */
   readonly marks: Readonly<Record<string, number>>;
+  /** The last refusals by their source, oldest first, at most REFUSALS_KEPT_MAX: a message that comes again hears the same again. */
+  readonly refusals?: readonly { readonly source: string; readonly error: ErrorBody }[];
 }
+/** Refused commands whose acknowledgement may be lost at one time; a mailbox that is refused more of them has a larger problem. */
+const REFUSALS_KEPT_MAX = 32;
+const markOf = (source: CommandSource): string => `${source.stream}@${source.incarnation}`;
+const sourceName = (source: CommandSource): string => `${markOf(source)}:${source.seq}`;
 
 /**
  * The recovery budget, spent. A take-over that lost attempts spends one try and what those attempts may have cost; only real progress (an
@@ -175,11 +181,17 @@ export function recognise(state: ActorState, identity: Identity): Recognition {
         return { kind: "conflict", error: errorBody("conflict", `the Idempotency-Key was used with another body`, { key: identity.key }) };
       return { kind: "repeat", outcome: known.outcome };
     }
-    return { kind: "new" };
   }
+  // A message that was refused and comes again, because its acknowledgement got lost, is no repeat of its sender's: he was told, also
+  // with a refusal that may end.
   if (identity.source !== undefined) {
-    const mark = state.seen.marks[`${identity.source.stream}@${identity.source.incarnation}`];
-    if (mark !== undefined && identity.source.seq <= mark) return { kind: "repeat", outcome: undefined };
+    const { source } = identity;
+    const mark = state.seen.marks[markOf(source)];
+    if (mark !== undefined && source.seq <= mark) {
+      const refusal = state.seen.refusals?.find((one) => one.source === sourceName(source));
+      if (refusal !== undefined) return { kind: "repeat", outcome: { ok: false, error: refusal.error } };
+      if (identity.key === undefined) return { kind: "repeat", outcome: undefined };
+    }
   }
   return { kind: "new" };
 }
@@ -198,10 +210,14 @@ function remember(seen: Seen, at_ms: number, identity: Identity, outcome: Outcom
     keys = [...kept, { key: name, hash: identity.hash, at_ms, outcome }];
   }
   if (identity.source !== undefined) {
-    const { stream, incarnation, seq } = identity.source;
+    const { stream, seq } = identity.source;
     const others = Object.entries(marks).filter(([name]) => !name.startsWith(`${stream}@`));
-    const mark = `${stream}@${incarnation}`;
+    const mark = markOf(identity.source);
     marks = { ...Object.fromEntries(others), [mark]: Math.max(marks[mark] ?? 0, seq) };
+    if (!outcome.ok) {
+      const refusals = [...(seen.refusals ?? []), { source: sourceName(identity.source), error: outcome.error }].slice(-REFUSALS_KEPT_MAX);
+      return { ...seen, keys, marks, refusals };
+    }
   }
   return { ...seen, keys, marks };
 }

@@ -105,6 +105,8 @@ export class Member {
   /** Shards with something going on (M5), and whether to look again afterwards. */
   readonly #errands = new Map<number, { again: boolean }>();
   #draining: { readonly until_ms: number; readonly release: boolean } | undefined;
+  /** The lease as the leader can read it says that we drain. Before that, what we release would be given to us again at once. */
+  #drain_told = false;
 
   constructor(options: MemberOptions) {
     this.#options = options;
@@ -220,7 +222,7 @@ export class Member {
       if (!this.#draining.release) {
         const waiting = [...this.#table].some(([, { entry }]) => this.#isMine(entry) && entry.moving_to === undefined);
         const unled = waiting && now_ms >= began_ms + LEADER_PATIENCE_MS;
-        if (now_ms >= until_ms || unled || (await this.#alone())) {
+        if (this.#drain_told && (now_ms >= until_ms || unled || (await this.#alone()))) {
           this.#draining = { until_ms, release: true };
           for (const shard of this.#table.keys()) this.#look(shard);
         }
@@ -284,11 +286,13 @@ export class Member {
 
   async #acquire(): Promise<"held" | "taken" | "unavailable"> {
     const sent_ms = this.#options.world.monotonic_ms();
+    const draining = this.draining;
     const outcome = await this.#lease.acquire(this.#value());
     if (outcome.kind === "taken") this.#options.log.debug("another process of this name still holds the worker's lease", { worker: this.#options.id });
     if (outcome.kind !== "held") return outcome.kind;
     this.#renewed_ms = sent_ms;
     this.#longest_silence_ms = 0;
+    this.#drain_told = draining;
     return "held";
   }
 
@@ -296,11 +300,14 @@ export class Member {
     const now_ms = this.#options.world.monotonic_ms();
     if (now_ms - this.#renewed_ms < LEASE_RENEW_MS) return;
     const lease = this.#lease;
+    const draining = this.draining;
     const outcome = await lease.renew(this.#value());
     if (this.#lease !== lease || this.#stopped()) return;
     if (outcome.kind === "held") {
-      this.#renewed_ms = now_ms;
+      // A drain that began while this was under way is told with the next one, at once.
+      this.#renewed_ms = draining === this.draining ? now_ms : Number.NEGATIVE_INFINITY;
       this.#longest_silence_ms = 0;
+      this.#drain_told = draining;
     } else if (outcome.kind === "lost" && outcome.reason !== "expired") await this.#startOver(`the lease was ${outcome.reason}`);
     else if (outcome.kind === "lost") this.#expired();
   }

@@ -18,6 +18,7 @@ const { values } = parseArgs({
     "keep-going": { type: "boolean", default: false },
     "no-shrink": { type: "boolean", default: false },
     trace: { type: "string", default: "60" },
+    verbose: { type: "boolean", default: false },
   },
 });
 
@@ -35,6 +36,7 @@ process.on("SIGINT", () => (interrupted = true));
 process.on("SIGTERM", () => (interrupted = true));
 
 for (let seed = first; seed < first + count && !interrupted; seed++) {
+  if (values.verbose) console.log(`seed ${seed}`);
   const plan = drawPlan(seed, steps);
   const result = await runPlan(plan);
   runs++;

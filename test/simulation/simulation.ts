@@ -48,6 +48,7 @@ import { Watch } from "./watch.ts";
 export const SHARDS = 4;
 /** Idle actors leave memory sooner than in the product, so that a run sees it. */
 const PASSIVATE_AFTER_MS = 5_000;
+const OPERATIONS_IN_AN_INSTANT_MAX = 20_000;
 const OBSERVER = "observer";
 const TRACE_LINES_KEPT = 400;
 const SETTLE_PATIENCE_MS = 15 * 60_000;
@@ -156,6 +157,8 @@ class Simulation {
   #generation = 0;
   #healed = false;
   #over = false;
+  #instant = { at_ms: 0, operations: 0 };
+  #frozen = false;
   #pending = 0;
   #poisoned: boolean;
   #hung = false;
@@ -302,7 +305,7 @@ class Simulation {
       log,
       cores: simulationCores,
       restorer,
-      performers: this.#performers(slot, world, { load_configuration: loadConfiguration(directory), call_tool: callTool(world) }),
+      performers: this.#performers(slot, world, { load_configuration: loadConfiguration(directory, { world }), call_tool: callTool(world) }),
       worker: name,
       next_commit_id: () => `${slot.connection}.${commits++}`,
       may_act: () => member?.may_act() ?? false,
@@ -407,7 +410,19 @@ class Simulation {
     return undefined;
   }
 
+  /** What happens without end in one instant would never let the simulation look: from here on everything takes time. */
+  #livelocked(): boolean {
+    const now_ms = this.world.monotonic_ms();
+    if (this.#instant.at_ms !== now_ms) this.#instant = { at_ms: now_ms, operations: 0 };
+    if (++this.#instant.operations > OPERATIONS_IN_AN_INSTANT_MAX && !this.#frozen) {
+      this.#frozen = true;
+      this.fail(`liveness: more than ${OPERATIONS_IN_AN_INSTANT_MAX} operations in one instant`);
+    }
+    return this.#frozen;
+  }
+
   #before(operation: Operation): FaultBefore | undefined {
+    if (this.#livelocked()) return { kind: "delay", ms: 1_000_000 };
     const effect = this.#struck(operation, "before");
     const slot = this.#slotOf(operation.connection);
     if (effect === undefined || slot === undefined) return this.#late(operation);
@@ -434,7 +449,11 @@ class Simulation {
 
   #after(operation: Operation): FaultAfter | undefined {
     if (operation.kind === "append") this.watch.look();
-    if (operation.kind === "clear") this.watch.cleared(operation.subject);
+    if (operation.kind === "clear") {
+      this.trace(`${operation.connection} clears ${operation.subject}`);
+      this.watch.cleared(operation.subject);
+    }
+    if (operation.kind === "publish" && operation.subject.startsWith("resident.")) this.trace(`${operation.connection} marks ${operation.subject}`);
     if (operation.kind === "bucket_write" && operation.subject.startsWith(bucketSubject("PLACEMENT", ""))) this.watch.placed(operation.subject);
     if (operation.kind === "append") this.#oneOwner();
     const effect = this.#struck(operation, "after");

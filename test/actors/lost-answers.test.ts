@@ -1,0 +1,144 @@
+// Goal: an answer of the bus that gets lost, and a message that comes again because its acknowledgement did, change nothing that anybody was told.
+// Method: one host on the in-memory bus in virtual time; single operations lose their answers, acknowledgements, or come late.
+import { expect, test } from "vitest";
+import type { Performers } from "../../actors/performer.ts";
+import { createRestorer } from "../../actors/restore.ts";
+import { createShardHost } from "../../actors/shard-host.ts";
+import { Broker, type FaultAfter, type FaultBefore, type Operation } from "../../bus/memory.ts";
+import { HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO } from "../../protocol/commands.ts";
+import type { ActorAddress } from "../../protocol/ids.ts";
+import { decodeJournal, type Entry } from "../../protocol/journal.ts";
+import { silentLog } from "../../protocol/log.ts";
+import { decodeReply, type Reply } from "../../protocol/reply.ts";
+import { actorSubject, residentSubject } from "../../protocol/subjects.ts";
+import { cores } from "../../state-machines/kinds.ts";
+import { VirtualWorld } from "../simulation/virtual-world.ts";
+
+const session: ActorAddress = { tenant: "acme", kind: "session", id: "s1" };
+const MARK = residentSubject(0, session);
+
+function ground(faults: { before?(operation: Operation): FaultBefore | undefined; after?(operation: Operation): FaultAfter | undefined } = {}) {
+  const world = new VirtualWorld(1);
+  const broker = new Broker({ world, shards: 1, faults });
+  const service = broker.connect("service");
+  const replies: Reply[] = [];
+  service.subscribe("_INBOX.mine", (message) => void replies.push(decodeReply(message.data)));
+  const performers: Performers = {
+    load_configuration: (async () => ({
+      config: { model: "simulated/echo", instructions: "hear", tools: [], mode: "multi", max_loops: 4 },
+      hash: "h",
+      agent_version: 1,
+    })) as never,
+    call_model: (async (_: never, scope: { entries(seqs: readonly number[]): Promise<unknown> }) => {
+      await scope.entries([1, 2, 3]);
+      return new Promise(() => undefined);
+    }) as never,
+  };
+  const hostOn = (name: string) => {
+    let commits = 0;
+    const bus = broker.connect(name);
+    const restorer = createRestorer({ bus, cores, log: silentLog });
+    return createShardHost({
+      bus,
+      world,
+      log: silentLog,
+      cores,
+      restorer,
+      performers,
+      worker: name,
+      next_commit_id: () => `${name}.${commits++}`,
+      may_act: () => true,
+      on_conflict: async () => "mine",
+    });
+  };
+  const publish = async (type: string, body: object, key?: string): Promise<void> => {
+    const headers = { [HEADER_REPLY_TO]: "_INBOX.mine", ...(key === undefined ? {} : { [HEADER_IDEMPOTENCY_KEY]: key }) };
+    void service.publish(actorSubject(session, "command"), new TextEncoder().encode(typeof body === "string" ? body : JSON.stringify({ type, body })), {
+      headers,
+    });
+    await world.advance(100);
+  };
+  const entries = (): Entry[] => {
+    const found: Entry[] = [];
+    const events = broker.stream("EVENTS");
+    for (let sequence = 1; sequence <= events.last_sequence; sequence++) found.push(...decodeJournal(events.get(sequence)!.data).entries);
+    return found;
+  };
+  return { world, broker, hostOn, publish, entries, replies, mark: () => broker.stream("RESIDENT").last(MARK) };
+}
+
+test("C3: a mark whose clearing was done and not answered is set again before the next debt", async () => {
+  const { world, hostOn, publish, mark } = ground({ after: ({ kind }) => (kind === "clear" ? { kind: "lose_answer" } : undefined) });
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  expect(mark()).toBeDefined();
+  await world.until(() => mark() === undefined, 20_000);
+  expect(mark()).toBeUndefined();
+  await world.advance(6_000);
+  await publish("message.send", { content: "hello" });
+  expect(mark()).toBeDefined();
+});
+
+test("C3: a mark that is found after a command was faster is not believed when it is long cleared", async () => {
+  let slow = true;
+  const { world, hostOn, publish, mark } = ground({
+    before: ({ kind, subject }) => (slow && kind === "read" && subject === "resident.0.>" ? { kind: "delay", ms: 300 } : undefined),
+  });
+  slow = false;
+  const first = hostOn("w1");
+  await first.take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  await first.drop(0);
+  slow = true;
+  await hostOn("w2").take(0, 2, { worker: "w1", reason: "gone" });
+  await publish("session.resume", {});
+  // It leaves memory with its mark cleared, and comes back.
+  expect(await world.until(() => mark() === undefined, 120_000)).toBe(true);
+  await world.advance(120_000);
+  await publish("message.send", { content: "hello" });
+  expect(mark()).toBeDefined();
+});
+
+test("a message that was refused and comes again, its acknowledgement lost, is refused again in the same words and journaled once", async () => {
+  let losing = true;
+  const { world, hostOn, publish, entries, replies } = ground({ before: ({ kind }) => (losing && kind === "ack" ? { kind: "unavailable" } : undefined) });
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  await publish("message.send", { content: "hello" });
+  await publish("session.resume", {}); // nothing is paused
+  await publish("message.send", { content: "and me?", on_busy: "reject" }, "k1");
+  await publish("", "{" as never);
+  const told = replies.slice(2);
+  expect(told.map((reply) => (reply.ok ? "ok" : reply.error.code))).toEqual(["illegal_transition", "busy", "invalid"]);
+  losing = false;
+  await publish("turn.cancel", {}); // now the second message would be taken, if it were decided anew
+  replies.length = 0;
+  await world.advance(35_000);
+  expect(replies.filter((reply) => !reply.ok)).toEqual(told);
+  expect(entries().filter((entry) => entry.t === "refused")).toHaveLength(3);
+  expect(entries().filter((entry) => "key" in entry && entry.key === "k1")).toHaveLength(1);
+});
+
+test("a prompt that cannot be read because the broker is away is read when it is back, and the turn goes on", async () => {
+  let away = false;
+  let armed = false;
+  const { world, hostOn, publish, entries } = ground({
+    before: ({ kind, subject }) => (away && kind === "read" && subject.endsWith(".event") ? { kind: "unavailable" } : undefined),
+    after: ({ kind }) => {
+      if (kind === "append") away = armed; // the call has begun, its prompt is not read
+      return undefined;
+    },
+  });
+  const first = hostOn("w1");
+  await first.take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  await world.advance(70_000); // it leaves memory, and what it had read with it
+  expect(first.resident()).toEqual([]);
+  armed = true;
+  await publish("message.send", { content: "hello" });
+  expect(away).toBe(true);
+  await world.advance(12_000);
+  away = armed = false;
+  await world.advance(12_000);
+  expect(entries().filter((entry) => entry.t === "fail")).toEqual([]);
+});
