@@ -12,6 +12,7 @@ import { assumedCost } from "../actors/effects/assumed-cost.ts";
 import type { ModelAttempt } from "../actors/model-routing.ts";
 import type { EffectScope, Performers } from "../actors/performer.ts";
 import { createPerformers } from "../actors/performers.ts";
+import { watchPermissions } from "../actors/permission.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../actors/shard-host.ts";
 import { assert } from "../protocol/assert.ts";
@@ -127,6 +128,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
   const directory = createDirectory({ bus, restorer, world, log });
+  const permissions = watchPermissions({ directory, world });
   const standing = createBudgetStanding({ bus, restorer, world, log });
   const commands = createCommandClient({ bus, world });
   const providers = createProviders({ world, log, ...providerCredentials(settings) });
@@ -145,7 +147,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   let commits = 0;
   const teller = createResumedTeller({ bus, world, worker: id });
   // Host and member need each other: the host asks the member whether it may act, the member tells the host what it owns.
-  let member: Member | undefined;
+  const late: { member?: Member } = {};
   const host: ShardHost = createShardHost({
     bus,
     world,
@@ -163,8 +165,8 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     }))),
     worker: id,
     next_commit_id: () => `${nonce}.${commits++}`,
-    may_act: () => member?.may_act() ?? false,
-    on_conflict: (shard, epoch) => member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
+    may_act: () => late.member?.may_act() ?? false,
+    on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
     admit: createAdmission({ directory, providers, standing }),
     on_resumed(resumed) {
       teller.resumed(resumed);
@@ -178,9 +180,9 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     passivate_after_ms: settings.TROUPE_PASSIVATE_AFTER_MS,
   });
   const versions = Object.values(cores).map((core) => core.machine_name);
-  member = new Member({ bus, world, log, id, versions, host, ttl_ms: settings.TROUPE_LEASE_TTL_MS });
-  await member.start();
-  const me = member;
+  const me = new Member({ bus, world, log, id, versions, host, ttl_ms: settings.TROUPE_LEASE_TTL_MS });
+  late.member = me;
+  await me.start();
   const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining, may_act: () => me.may_act() });
 
   let ending = false;
@@ -194,7 +196,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     });
   };
   beat();
-  const http = await startStatusServer({ port: http_port, metrics, log, ready: () => ({ bus: { ok: bus.state === "connected" }, lease: { ok: me.phase === "present", detail: me.phase } }) });
+  const http = await startStatusServer({ port: http_port, metrics, log, ready: async () => ({ bus: { ok: bus.state === "connected" }, lease: { ok: me.phase === "present", detail: me.phase }, permissions: await permissions.status() }) });
   log.info("worker runs", { http: http.url, providers: [...providers.configured] });
 
   const how = await runtime.asked_to_end;

@@ -1086,7 +1086,7 @@ function waits(view: ActorView): string | undefined {
     case "terminated":
       return `ended${because}`;
     case "initializing":
-      return init?.failed == null
+      return init === null || init.failed === null
         ? undefined
         : `step '${init.step}' of its initialisation failed (${init.failed.code}); it is tried again${waiting(queue.length)}`;
     default:

@@ -1,7 +1,7 @@
 // call-tool: runs one tool that a model asked for. The arguments are read from the journal; the input only names where they stand.
 import type { Json, JsonObject } from "../../protocol/json.ts";
 import { pause, timestamp, type World } from "../../protocol/world.ts";
-import { BUILT_IN_TOOLS, WAIT_MS_MAX } from "../../state-machines/tools.ts";
+import { type BUILT_IN_TOOLS, WAIT_MS_MAX } from "../../state-machines/tools.ts";
 import { EffectFailure, type EffectScope, type Performer } from "../performer.ts";
 
 interface Input {
