@@ -16,11 +16,13 @@ import { connectJetStream } from "../bus/jetstream.ts";
 import type { Bus } from "../bus/port.ts";
 import { ensureNatsServer } from "../deploy/local/nats-server.ts";
 import { type LocalPostgres, startLocalPostgres } from "../deploy/local/postgres.ts";
+import { localSecrets } from "../deploy/local/secrets.ts";
 import { freePort, logTail, sendSignal, type ServerProcess, startServer, until } from "../deploy/local/server-process.ts";
 import { createKey } from "../protocol/api-key.ts";
 import { tenantActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { silentLog } from "../protocol/log.ts";
+import { prepareDatabase } from "../roles/database.ts";
 import { realWorld } from "../roles/real-world.ts";
 import { type ModelAnswer, type ModelServer, type ModelServerRequest, startModelServer } from "../test/contract/model-server.ts";
 import { type Brokers, startBrokers } from "./chaos-brokers.ts";
@@ -142,6 +144,7 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
     endings.push(() => brokers.stop());
     const postgres = options.postgres === true ? await startLocalPostgres({ home, say }) : undefined;
     if (postgres !== undefined) endings.push(() => postgres.stop());
+    const logins = postgres === undefined ? undefined : await prepareDatabase({ url: postgres.url, secret: (name) => localSecrets(home).of(name), log: silentLog });
     const bus = await connectJetStream({
       servers: brokers.url,
       user: brokers.operator.user,
@@ -174,8 +177,8 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
     const of_role: Record<Role, Record<string, string>> = {
       supervisor: { TROUPE_NATS_SYSTEM_USER: brokers.system.user, TROUPE_NATS_SYSTEM_PASSWORD: brokers.system.password, TROUPE_NATS_ACCOUNT: brokers.account },
       worker: { OPENAI_API_KEY: "sk-chaos", OPENAI_BASE_URL: `${model.url}/v1` },
-      gateway: postgres === undefined ? {} : { TROUPE_POSTGRES_URL: postgres.url },
-      projector: { TROUPE_POSTGRES_URL: postgres?.url ?? "" },
+      gateway: logins === undefined ? {} : { TROUPE_POSTGRES_URL: logins.app },
+      projector: { TROUPE_POSTGRES_URL: logins?.projector ?? "" },
     };
     const ports = await Promise.all(Array.from({ length: options.gateways ?? 1 }, () => freePort()));
     const logFile = (role: Role, id: string): string => join(home, "processes", `${role}-${id}.log`);
