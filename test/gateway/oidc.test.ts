@@ -53,7 +53,7 @@ beforeEach(async () => {
 });
 
 const CLAIMS = { org: { id: "acme" }, roles: ["sessions:read"] };
-async function token(claims: JWTPayload = CLAIMS, { key = served[0]!, more = {}, kid = key.kid }: { key?: Pair; more?: JWTPayload; kid?: string } = {}): Promise<string> {
+async function token(claims: JWTPayload = CLAIMS, { key = served[0]!, more = {}, kid = key.kid }: { key?: Pair; more?: Record<string, unknown>; kid?: string } = {}): Promise<string> {
   const seconds = Math.floor(now_ms / 1000);
   return new SignJWT({ iss: issuer, aud: "troupe", sub: "ann", iat: seconds, exp: seconds + 300, ...claims, ...more }).setProtectedHeader({ alg: "ES256", kid }).sign(key.privateKey);
 }

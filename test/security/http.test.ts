@@ -44,7 +44,7 @@ async function untilSilent(answer: Response): Promise<string> {
   const reader = answer.body!.getReader();
   let text = "";
   for (;;) {
-    const next = await Promise.race([reader.read(), new Promise<undefined>((resolve) => setTimeout(resolve, SILENCE_MS))]);
+    const next = await Promise.race([reader.read(), new Promise<undefined>((resolve) => void setTimeout(() => resolve(undefined), SILENCE_MS))]);
     if (next === undefined || next.done) break;
     text += new TextDecoder().decode(next.value);
   }
