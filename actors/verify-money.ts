@@ -6,6 +6,7 @@
 //                                                                          usage rows: Σ ┘
 //
 // Memory: one entry for each attempt that ended and whose budget has not decided it yet, and a few sums per tenant.
+import { HOLD_PATTERN } from "../protocol/commands.ts";
 import { parseActorPath } from "../protocol/ids.ts";
 import type { JournalMessage } from "../protocol/journal.ts";
 import type { Json } from "../protocol/json.ts";
@@ -82,11 +83,14 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
     for (const out of message.out) {
       if (out.type !== "budget.settle" || parseActorPath(out.to)?.kind !== "budget") continue;
       const { hold, cost_usd_micros } = out.body;
+      if (typeof hold !== "string" || !HOLD_PATTERN.test(hold)) continue; // The budget refuses it as invalid; no money is in it.
       const cost = typeof cost_usd_micros === "number" ? cost_usd_micros : null;
       const session = `${message.actor.tenant}/session/${message.actor.id}`;
-      if (books.awaited.has(String(hold)))
-        report({ actor: session, stream_sequence, seq: message.seq, what: `the hold ${String(hold)} is settled a second time` });
-      books.awaited.set(String(hold), { session, cost_usd_micros: cost, stream_sequence, seq: message.seq, at_ms: Date.parse(message.at) });
+      if (books.awaited.has(hold)) {
+        report({ actor: session, stream_sequence, seq: message.seq, what: `the hold ${hold} is settled a second time` });
+        continue;
+      }
+      books.awaited.set(hold, { session, cost_usd_micros: cost, stream_sequence, seq: message.seq, at_ms: Date.parse(message.at) });
       books.awaited_usd_micros += cost ?? 0;
     }
   }

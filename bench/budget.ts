@@ -33,7 +33,13 @@ async function pair(cluster: BenchCluster, tenant: string, caller: number): Prom
   const session = `s${caller}`;
   const hold = `${tenant}/session/${session}/${(calls += 1)}:model/1`;
   const ask = { model: "simulated/echo", amount_usd_micros: 5000, minimum_usd_micros: 20 };
-  const reserve_ms = await said(cluster, budgetActor(tenant), "budget.reserve", { hold, session, agent: "a", ...ask, rate: { provider: "simulated", tokens: 500 } }, hold);
+  const reserve_ms = await said(
+    cluster,
+    budgetActor(tenant),
+    "budget.reserve",
+    { hold, session, agent: "a", ...ask, rate: { provider: "simulated", tokens: 500 } },
+    hold,
+  );
   return { reserve_ms, settle_ms: await said(cluster, budgetActor(tenant), "budget.settle", { hold, cost_usd_micros: 700 }, `${hold}#1`) };
 }
 

@@ -6,8 +6,8 @@
 import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
 import { createCommandClient } from "../../actors/client.ts";
+import { callModel } from "../../actors/effects/call-model.ts";
 import { createModelMoney } from "../../actors/model-money.ts";
-import { createPerformers } from "../../actors/performers.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
 import { verifyAll, type Violation } from "../../actors/verify.ts";
@@ -92,10 +92,9 @@ async function run(seed: number): Promise<Met> {
       },
     };
     const client = createCommandClient({ bus, world });
-    const performers = createPerformers({
+    const call_model = callModel({
       world,
       providers: billing,
-      directory: undefined as never,
       breakers: createBreakerBoard({ world, log: silentLog, worker: name }),
       money: createModelMoney({ client, world, providers }),
     });
@@ -107,7 +106,7 @@ async function run(seed: number): Promise<Met> {
       cores,
       restorer: createRestorer({ bus, cores, log: silentLog }),
       performers: {
-        ...performers,
+        call_model,
         load_configuration: (async () => ({
           config: {
             model: "simulated/script",
