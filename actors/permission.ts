@@ -66,6 +66,39 @@ function frozenIn(entry: Entry | undefined): ConfigurationOutput | undefined {
   return entry?.t === "done" ? (entry.output as unknown as ConfigurationOutput) : undefined;
 }
 
+/** Permission data as a component of /readyz: red while it is being read, and while a tenant's cannot be. */
+export interface PermissionHealth {
+  status(): Promise<{ readonly ok: boolean; readonly detail: string }>;
+}
+
+const READ_RETRY_MS = 500;
+
+/** Reads what every tenant permits, until it could be read once; a process that does not know it is not ready. */
+export function watchPermissions({ directory, world }: { directory: Directory; world: World }): PermissionHealth {
+  let known = false;
+  const read = async (): Promise<void> => {
+    while (!known) {
+      known = await directory.readAll().then(
+        () => true,
+        () => false,
+      );
+      if (!known) await pause(world, READ_RETRY_MS);
+    }
+  };
+  void read();
+  return {
+    async status() {
+      if (!known) return { ok: false, detail: "what tenants permit has not been read yet" };
+      const [first, ...others] = await directory.unreadable();
+      if (first === undefined) return { ok: true, detail: "read" };
+      return {
+        ok: false,
+        detail: `what tenant '${first.tenant}' permits cannot be read${others.length === 0 ? "" : ` (and ${others.length} more)`}: ${first.reason}`,
+      };
+    },
+  };
+}
+
 export interface Gate {
   /** Passes, or throws the EffectFailure that the machine hears. */
   pass(declaration: Extract<EffectDeclaration, { kind: "actions" }>, input: JsonObject, scope: EffectScope): Promise<void>;

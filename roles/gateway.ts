@@ -1,6 +1,7 @@
 // gateway: HTTP, SSE and the replay service. Any gateway serves any session; it owns nothing that a restart loses.
 import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
+import { watchPermissions } from "../actors/permission.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { createOidc } from "../gateway/oidc.ts";
 import { type Readiness, startGateway } from "../gateway/server.ts";
@@ -26,9 +27,13 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
   const directory = createDirectory({ bus, restorer, world, log });
+  const permissions = watchPermissions({ directory, world });
   const locations = createLocations({ bus, world, log });
   const client = createCommandClient({ bus, world });
-  const database = settings.TROUPE_POSTGRES_URL === undefined ? undefined : createDatabase({ url: settings.TROUPE_POSTGRES_URL, application_name: `troupe-gateway-${id}`, log });
+  const database =
+    settings.TROUPE_POSTGRES_URL === undefined
+      ? undefined
+      : createDatabase({ url: settings.TROUPE_POSTGRES_URL, application_name: `troupe-gateway-${id}`, log });
   const queries = database === undefined ? undefined : createQueries(database);
 
   /** Sessions run without Postgres, so its absence is told and does not make the gateway unready; only lists need it. */
@@ -40,12 +45,15 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     if (database !== undefined) {
       try {
         // The queries bind themselves to one tenant all the same; a credential that could see all is one mistake away from showing it.
-        postgres = (await bypassesIsolation(database)) ? { ok: false, detail: "the credential is not bound by row-level security; connect as troupe_app" } : { ok: true };
+        postgres = (await bypassesIsolation(database))
+          ? { ok: false, detail: "the credential is not bound by row-level security; connect as troupe_app" }
+          : { ok: true };
       } catch (error) {
         postgres = { ok: false, detail: error instanceof Error ? error.name : "away" };
       }
     }
-    return { ready: bus_ok && shards.ok, components: { nats: { ok: bus_ok }, shards, postgres } };
+    const allowed = await permissions.status();
+    return { ready: bus_ok && shards.ok && allowed.ok, components: { nats: { ok: bus_ok }, shards, postgres, permissions: allowed } };
   }
 
   const oidc = settings.oidc.length === 0 ? undefined : createOidc({ issuers: settings.oidc, world, log, fetch });
