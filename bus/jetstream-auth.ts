@@ -84,9 +84,7 @@ const question = z.object({
     server_id: z.object({ id: z.string().min(1) }),
     user_nkey: z.string().min(1),
     client_info: z.object({ host: z.string().default("") }).default({ host: "" }),
-    connect_opts: z
-      .object({ user: z.string().optional(), pass: z.string().optional(), auth_token: z.string().optional() })
-      .default({}),
+    connect_opts: z.object({ user: z.string().optional(), pass: z.string().optional(), auth_token: z.string().optional() }).default({}),
   }),
 });
 
@@ -118,7 +116,15 @@ export async function answerAuth(options: AuthOptions, decide: (knock: Knock) =>
       admission = { kind: "refused", reason: "it cannot be decided now" };
     }
     const who = fromPublic(user_nkey);
-    const said = admission.kind === "refused" ? { error: admission.reason } : { jwt: await encodeUser(admission.name, who, issuer, permissionsOf(admission), { aud: admission.account, exp: Math.floor(admission.expires_at_ms / 1000) }) };
+    const said =
+      admission.kind === "refused"
+        ? { error: admission.reason }
+        : {
+            jwt: await encodeUser(admission.name, who, issuer, permissionsOf(admission), {
+              aud: admission.account,
+              exp: Math.floor(admission.expires_at_ms / 1000),
+            }),
+          };
     const response = await encodeAuthorizationResponse(who, fromPublic(server_id.id), issuer, said, {});
     link.send(reply, exchange.seal(encoder.encode(response), server_key));
   }
@@ -128,7 +134,8 @@ export async function answerAuth(options: AuthOptions, decide: (knock: Knock) =>
     (message) => {
       const { reply, data } = message;
       const server_key = message.headers?.get(EXCHANGE_KEY_HEADER) ?? "";
-      if (reply === undefined || server_key === "") return log.error("a question about a login is not sealed: the broker's configuration has no exchange key", {});
+      if (reply === undefined || server_key === "")
+        return log.error("a question about a login is not sealed: the broker's configuration has no exchange key", {});
       if (deciding >= QUESTIONS_AT_ONCE_MAX) return log.warn("too many logins at once; one was left to the broker's time limit", {}); // U3
       deciding += 1;
       guarded(log, "a login met a bug of ours", {}, () => answer(data, reply, server_key).finally(() => (deciding -= 1)));

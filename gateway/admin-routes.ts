@@ -55,7 +55,11 @@ export function declareAdminRoutes({ route, directory, client, world, random_byt
 
   async function makeKey(tenant: string, { scopes, label, expires_at }: JsonObject, key: string | undefined): Promise<JsonObject> {
     const made = createKey(tenant, random_bytes);
-    const asked = { ...(scopes === undefined ? {} : { scopes }), ...(label === undefined ? {} : { label }), ...(expires_at === undefined ? {} : { expires_at }) };
+    const asked = {
+      ...(scopes === undefined ? {} : { scopes }),
+      ...(label === undefined ? {} : { label }),
+      ...(expires_at === undefined ? {} : { expires_at }),
+    };
     await tell(tenant, "key.create", { key_id: made.key_id, hash: made.hash, ...asked }, key);
     return { key_id: made.key_id, key: made.key, ...asked }; // A1
   }
@@ -79,7 +83,9 @@ export function declareAdminRoutes({ route, directory, client, world, random_byt
     const old = Object.hasOwn(record.keys, key_id) ? record.keys[key_id] : undefined;
     if (old === undefined || old.revoked_at_ms !== null) throw noSuch("key");
     if (typeof grace_s !== "number" || !Number.isInteger(grace_s) || grace_s < 0 || grace_s > GRACE_S_MAX)
-      throw new TroupeError(errorBody("invalid", `/grace_s is a whole number from 0 to ${GRACE_S_MAX}`, { errors: [{ pointer: "/grace_s", message: "out of range" }] }));
+      throw new TroupeError(
+        errorBody("invalid", `/grace_s is a whole number from 0 to ${GRACE_S_MAX}`, { errors: [{ pointer: "/grace_s", message: "out of range" }] }),
+      );
     const made = await makeKey(principal.tenant, { scopes: [...old.scopes], ...(old.label === null ? {} : { label: old.label }) }, idempotencyKeyOf(request));
     const ends_at = timestamp(world.now_ms() + grace_s * 1000);
     await tell(principal.tenant, "key.expire", { key_id, expires_at: ends_at });
@@ -121,7 +127,9 @@ export function declareAdminRoutes({ route, directory, client, world, random_byt
   route("POST", "/v1/operator/tenants", "operator:write", async (request, reply) => {
     const { id, ...body } = bodyOf(request);
     if (!isId(id) || id === SYSTEM_TENANT)
-      throw new TroupeError(errorBody("invalid", "/id: 1 to 64 of A-Z a-z 0-9 _ -, and not the system's", { errors: [{ pointer: "/id", message: "no id of a tenant" }] }));
+      throw new TroupeError(
+        errorBody("invalid", "/id: 1 to 64 of A-Z a-z 0-9 _ -, and not the system's", { errors: [{ pointer: "/id", message: "no id of a tenant" }] }),
+      );
     const { state, result } = await tell(id, "tenant.create", body, idempotencyKeyOf(request));
     reply.code(result["created"] === true ? 201 : 200);
     return { id, state };

@@ -86,7 +86,8 @@ export async function authenticate(credential: string | undefined, deps: Authent
 async function byToken(token: string, { oidc, tenantOf }: AuthenticationDeps): Promise<Authentication> {
   if (oidc === undefined) return UNAUTHENTICATED;
   const verified = await oidc.verify(token);
-  if (verified.kind === "unavailable") return { kind: "refused", error: errorBody("unavailable", "the issuer's keys cannot be had now", { retry_after_ms: 1000 }) };
+  if (verified.kind === "unavailable")
+    return { kind: "refused", error: errorBody("unavailable", "the issuer's keys cannot be had now", { retry_after_ms: 1000 }) };
   if (verified.kind === "refused") return UNAUTHENTICATED;
   const { tenant, subject, roles, expires_at_ms } = verified;
   const record = await tenantOf(tenant);

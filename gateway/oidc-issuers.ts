@@ -17,14 +17,19 @@ const issuerShape = z.object({
 export type OidcIssuer = z.infer<typeof issuerShape>;
 
 /** Reads TROUPE_OIDC, or says what is wrong with it. */
-export function readOidc(text: string): { readonly kind: "issuers"; readonly issuers: readonly OidcIssuer[] } | { readonly kind: "invalid"; readonly fault: string } {
+export function readOidc(
+  text: string,
+): { readonly kind: "issuers"; readonly issuers: readonly OidcIssuer[] } | { readonly kind: "invalid"; readonly fault: string } {
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch {
     return { kind: "invalid", fault: "it is not JSON" };
   }
-  const parsed = z.array(issuerShape).min(1).safeParse(Array.isArray(value) ? value : [value]);
+  const parsed = z
+    .array(issuerShape)
+    .min(1)
+    .safeParse(Array.isArray(value) ? value : [value]);
   if (!parsed.success) return { kind: "invalid", fault: parsed.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`).join("; ") };
   const insecure = parsed.data.flatMap(({ issuer, jwks_uri }) => [issuer, jwks_uri ?? issuer]).find((url) => !isTrustworthy(new URL(url)));
   if (insecure !== undefined) return { kind: "invalid", fault: "keys are fetched over https only, or from this machine" };

@@ -46,7 +46,12 @@ export function createOidc({ issuers, world, log, fetch }: { issuers: readonly O
       url = document.jwks_uri;
       if (!isTrustworthy(new URL(url))) throw new Error("the issuer's discovery document names keys that are not behind https");
     }
-    return createRemoteJWKSet(new URL(url), { cooldownDuration: JWKS_COOLDOWN_MS, cacheMaxAge: JWKS_AGE_MAX_MS, timeoutDuration: FETCH_PATIENCE_MS, [customFetch]: fetch });
+    return createRemoteJWKSet(new URL(url), {
+      cooldownDuration: JWKS_COOLDOWN_MS,
+      cacheMaxAge: JWKS_AGE_MAX_MS,
+      timeoutDuration: FETCH_PATIENCE_MS,
+      [customFetch]: fetch,
+    });
   }
 
   function keysFor(issuer: OidcIssuer): Promise<JWTVerifyGetKey> {

@@ -29,7 +29,10 @@ export function parseKey(key: string): ParsedKey | undefined {
 }
 
 /** A fresh key, to be shown once. */
-export function createKey(tenant: string, randomBytes: (count: number) => Uint8Array): { readonly key: string; readonly key_id: string; readonly hash: string } {
+export function createKey(
+  tenant: string,
+  randomBytes: (count: number) => Uint8Array,
+): { readonly key: string; readonly key_id: string; readonly hash: string } {
   const key_id = Buffer.from(randomBytes(KEY_ID_BYTES)).toString("hex").slice(0, 12);
   const secret = Buffer.from(randomBytes(SECRET_BYTES)).toString("base64url");
   const key = `${PREFIX}.${tenant}.${key_id}.${secret}`;

@@ -15,7 +15,12 @@ export async function openEdge(
   { settings, world, metrics }: Runtime,
   { id, bus, directory, oidc, log }: { id: string; bus: Bus; directory: Directory; oidc: Oidc | undefined; log: Log },
 ): Promise<{ close(): Promise<void> } | undefined> {
-  const { TROUPE_NATS_AUTH_USER: user, TROUPE_NATS_AUTH_PASSWORD: password, TROUPE_NATS_AUTH_ISSUER_SEED: issuer_seed, TROUPE_NATS_AUTH_EXCHANGE_SEED: exchange_seed } = settings;
+  const {
+    TROUPE_NATS_AUTH_USER: user,
+    TROUPE_NATS_AUTH_PASSWORD: password,
+    TROUPE_NATS_AUTH_ISSUER_SEED: issuer_seed,
+    TROUPE_NATS_AUTH_EXCHANGE_SEED: exchange_seed,
+  } = settings;
   if (user === undefined || issuer_seed === undefined || exchange_seed === undefined) {
     log.info("the broker is not configured to ask about logins: tenants have no way onto the bus but their own");
     return undefined;
@@ -33,14 +38,22 @@ export async function openEdge(
     ...(oidc === undefined ? {} : { oidc }),
     ...(stand_in_secret === undefined ? {} : { stand_in_secret }),
   });
-  const answering = await answerAuth({ ...broker, user, ...(password === undefined ? {} : { password }), issuer_seed, exchange_seed, name: `gateway-${id}-auth` }, decide);
+  const answering = await answerAuth(
+    { ...broker, user, ...(password === undefined ? {} : { password }), issuer_seed, exchange_seed, name: `gateway-${id}-auth` },
+    decide,
+  );
 
   let warden: Warden | undefined;
   let keeping: Subscription | undefined;
   const { TROUPE_NATS_WARDEN_USER: warden_user, TROUPE_NATS_WARDEN_PASSWORD: warden_password } = settings;
   if (warden_user === undefined) log.warn("no login of the broker's system account: a revoked key keeps its connections until their token ends");
   else {
-    warden = await openWarden({ ...broker, user: warden_user, ...(warden_password === undefined ? {} : { password: warden_password }), name: `gateway-${id}-warden` });
+    warden = await openWarden({
+      ...broker,
+      user: warden_user,
+      ...(warden_password === undefined ? {} : { password: warden_password }),
+      name: `gateway-${id}-warden`,
+    });
     keeping = keepOutWhoMayNotStay({ bus, tenantOf, accounts, warden, world, metrics, log });
   }
   return {

@@ -21,7 +21,10 @@ const asked = (tenant: string, record: TenantRecord | undefined, authorization =
   authenticate(bearerOf(authorization), { tenantOf: async () => record, now_ms: () => NOW_MS });
 
 test("a key that its tenant has names the tenant, the key and its scopes", async () => {
-  expect(await asked("acme", recordOf("acme"))).toMatchObject({ kind: "principal", principal: { kind: "tenant", tenant: "acme", name: "key:k1", scopes: new Set(["sessions:read"]), expires_at_ms: null } });
+  expect(await asked("acme", recordOf("acme"))).toMatchObject({
+    kind: "principal",
+    principal: { kind: "tenant", tenant: "acme", name: "key:k1", scopes: new Set(["sessions:read"]), expires_at_ms: null },
+  });
   expect(await asked("acme", recordOf("acme"), `bearer   ${keyOf("acme")}`)).toMatchObject({ kind: "principal" });
 });
 

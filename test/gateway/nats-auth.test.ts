@@ -19,10 +19,14 @@ describe("accounts of the edge", () => {
     const broker = brokerWith();
     const gateways = ["a", "b", "c"].map((name) => createEdgeAccounts({ bus: broker.connect(name), count: 40 }));
     const tenants = Array.from({ length: 30 }, (_, index) => `t${index}`);
-    const given = await Promise.all(gateways.flatMap((gateway, nth) => tenants.map(async (_, index) => {
-      const tenant = tenants[(index + nth * 11) % tenants.length]!;
-      return { tenant, account: await gateway.accountOf(tenant) };
-    })));
+    const given = await Promise.all(
+      gateways.flatMap((gateway, nth) =>
+        tenants.map(async (_, index) => {
+          const tenant = tenants[(index + nth * 11) % tenants.length]!;
+          return { tenant, account: await gateway.accountOf(tenant) };
+        }),
+      ),
+    );
     const byTenant = new Map<string, Set<string>>();
     for (const { tenant, account } of given) {
       expect(account.kind).toBe("account");
@@ -35,7 +39,10 @@ describe("accounts of the edge", () => {
   test("a gateway that starts later knows what was given; when all are given the next tenant gets none", async () => {
     const broker = brokerWith();
     const first = createEdgeAccounts({ bus: broker.connect("a"), count: 2 });
-    expect([await first.accountOf("x"), await first.accountOf("y")]).toEqual([{ kind: "account", name: "EDGE_0" }, { kind: "account", name: "EDGE_1" }]);
+    expect([await first.accountOf("x"), await first.accountOf("y")]).toEqual([
+      { kind: "account", name: "EDGE_0" },
+      { kind: "account", name: "EDGE_1" },
+    ]);
     const later = createEdgeAccounts({ bus: broker.connect("b"), count: 2 });
     expect(await later.givenAccountOf("y")).toBe("EDGE_1");
     expect(await later.givenAccountOf("z")).toBe(undefined);
@@ -47,7 +54,12 @@ describe("accounts of the edge", () => {
 describe("a login", () => {
   const NOW_MS = 5_000_000;
   const record = (tenant: string, more: object = {}): TenantRecord =>
-    ({ state: "active", name: null, agents: {}, keys: { k1: { hash: hashKey(keyOf(tenant)), scopes: [], label: null, created_at_ms: 1, revoked_at_ms: null, ...more } } }) as unknown as TenantRecord;
+    ({
+      state: "active",
+      name: null,
+      agents: {},
+      keys: { k1: { hash: hashKey(keyOf(tenant)), scopes: [], label: null, created_at_ms: 1, revoked_at_ms: null, ...more } },
+    }) as unknown as TenantRecord;
   const login = (records: Record<string, TenantRecord>) =>
     createNatsAuth({
       accounts: createEdgeAccounts({ bus: brokerWith().connect("g"), count: 4 }),
@@ -77,7 +89,12 @@ describe("a login", () => {
   test("as a stand-in is worth the stand-in's own tenant", async () => {
     const decide = login({ acme: record("acme") });
     expect(await decide({ user: "tenant-acme", password: standInPassword("secret", "acme"), host: "h" })).toMatchObject({ kind: "admitted", name: "stand-in" });
-    for (const [user, password] of [["tenant-acme", standInPassword("secret", "rival")], ["tenant-acme", standInPassword("other", "acme")], ["tenant-rival", standInPassword("secret", "rival")], ["tenant-", ""]] as const)
+    for (const [user, password] of [
+      ["tenant-acme", standInPassword("secret", "rival")],
+      ["tenant-acme", standInPassword("other", "acme")],
+      ["tenant-rival", standInPassword("secret", "rival")],
+      ["tenant-", ""],
+    ] as const)
       expect(await decide({ user, password, host: "h" })).toMatchObject({ kind: "refused" });
   });
 
@@ -87,12 +104,23 @@ describe("a login", () => {
     ["a user's name alone", { user: "tenant-acme" }],
     ["an operator's key", { token: keyOf("system") }],
   ])("with %s is refused", async (_, shown: object) => {
-    expect(await login({ acme: record("acme"), system: record("system", { scopes: ["operator:write"] }) })({ ...shown, host: "h" })).toMatchObject({ kind: "refused" });
+    expect(await login({ acme: record("acme"), system: record("system", { scopes: ["operator:write"] }) })({ ...shown, host: "h" })).toMatchObject({
+      kind: "refused",
+    });
   });
 
   test("of a suspended tenant, or when nothing can be read, is refused", async () => {
-    expect(await login({ acme: { ...record("acme"), state: "suspended" } })({ token: keyOf("acme"), host: "h" })).toEqual({ kind: "refused", reason: "forbidden" });
-    const away = createNatsAuth({ accounts: createEdgeAccounts({ bus: brokerWith().connect("g"), count: 1 }), tenantOf: () => Promise.reject(new Error("away")), now_ms: () => NOW_MS, metrics: silentMetrics, log: silentLog });
+    expect(await login({ acme: { ...record("acme"), state: "suspended" } })({ token: keyOf("acme"), host: "h" })).toEqual({
+      kind: "refused",
+      reason: "forbidden",
+    });
+    const away = createNatsAuth({
+      accounts: createEdgeAccounts({ bus: brokerWith().connect("g"), count: 1 }),
+      tenantOf: () => Promise.reject(new Error("away")),
+      now_ms: () => NOW_MS,
+      metrics: silentMetrics,
+      log: silentLog,
+    });
     expect(await away({ token: keyOf("acme"), host: "h" })).toEqual({ kind: "refused", reason: "unavailable" });
   });
 });

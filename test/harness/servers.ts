@@ -28,6 +28,9 @@ export async function freshNats(options: { tenants?: readonly string[] } = {}): 
   return { ...nats, user: nats.operator.user, password: nats.operator.password };
 }
 
+/** The program of the run. */
+export const natsServerProgram = (): Promise<string> => ask("/nats-server");
+
 export interface FreshDatabase {
   /** Of the superuser, as `npm start` hands it out. */
   readonly url: string;

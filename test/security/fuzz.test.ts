@@ -16,7 +16,22 @@ const ANSWER_PATIENCE_MS = 5_000;
 const types = fc.constantFrom(...Object.values(COMMANDS).flatMap((known) => Object.keys(known)));
 const hostileText = fc.oneof(
   fc.string({ unit: "binary", maxLength: 64 }),
-  fc.constantFrom("", "\u0000", "\ud800", "__proto__", "constructor", "toString", "../../etc/passwd", "'; drop table sessions; --", "${jndi:ldap://x}", "\r\nSet-Cookie: a=b", "*", ">", "tenant.rival.session.s.command", "a".repeat(70_000)),
+  fc.constantFrom(
+    "",
+    "\u0000",
+    "\ud800",
+    "__proto__",
+    "constructor",
+    "toString",
+    "../../etc/passwd",
+    "'; drop table sessions; --",
+    "${jndi:ldap://x}",
+    "\r\nSet-Cookie: a=b",
+    "*",
+    ">",
+    "tenant.rival.session.s.command",
+    "a".repeat(70_000),
+  ),
 );
 const hostileValue = fc.oneof(
   { weight: 3, arbitrary: hostileText },
@@ -24,13 +39,53 @@ const hostileValue = fc.oneof(
   { weight: 1, arbitrary: fc.constantFrom(null, true, -0, 1e308, -1, 2 ** 53, 0.1, [], {}, [[[[]]]]) },
   { weight: 1, arbitrary: fc.integer({ min: 1, max: 400 }).map((depth) => Array.from({ length: depth }).reduce<unknown>((inner) => [inner], "deep")) },
 );
-const fields = fc.constantFrom("agent", "external_id", "user", "mode", "overrides", "metadata", "content", "on_busy", "reason", "id", "key_id", "hash", "scopes", "expires_at", "config", "type", "body", "__proto__", "constructor", "tenant");
-const hostileBody = fc.array(fc.tuple(fields, hostileValue), { maxLength: 8 }).map((pairs) => Object.defineProperties({}, Object.fromEntries(pairs.map(([name, value]) => [name, { value, enumerable: true, configurable: true }]))) as object);
+const fields = fc.constantFrom(
+  "agent",
+  "external_id",
+  "user",
+  "mode",
+  "overrides",
+  "metadata",
+  "content",
+  "on_busy",
+  "reason",
+  "id",
+  "key_id",
+  "hash",
+  "scopes",
+  "expires_at",
+  "config",
+  "type",
+  "body",
+  "__proto__",
+  "constructor",
+  "tenant",
+);
+const hostileBody = fc
+  .array(fc.tuple(fields, hostileValue), { maxLength: 8 })
+  .map(
+    (pairs) => Object.defineProperties({}, Object.fromEntries(pairs.map(([name, value]) => [name, { value, enumerable: true, configurable: true }]))) as object,
+  );
 const plausibleBody = fc.record(
-  { agent: fc.constantFrom("assistant", "nobody", 7), content: fc.oneof(fc.constant("hello"), hostileValue, fc.array(fc.record({ type: fc.constant("text"), text: hostileText }), { maxLength: 4 })), metadata: fc.dictionary(hostileText, hostileText, { maxKeys: 90 }), reason: hostileText },
+  {
+    agent: fc.constantFrom("assistant", "nobody", 7),
+    content: fc.oneof(fc.constant("hello"), hostileValue, fc.array(fc.record({ type: fc.constant("text"), text: hostileText }), { maxLength: 4 })),
+    metadata: fc.dictionary(hostileText, hostileText, { maxKeys: 90 }),
+    reason: hostileText,
+  },
   { requiredKeys: [] },
 );
-const headerText = fc.oneof(fc.constantFrom("application/json", "application/msgpack", "text/plain", "application/json; charset=utf-16", "", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), fc.string({ maxLength: 300 }));
+const headerText = fc.oneof(
+  fc.constantFrom(
+    "application/json",
+    "application/msgpack",
+    "text/plain",
+    "application/json; charset=utf-16",
+    "",
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+  ),
+  fc.string({ maxLength: 300 }),
+);
 const commandHeaders = fc.record({ "Content-Type": headerText, "Idempotency-Key": headerText, traceparent: headerText }, { requiredKeys: [] });
 const headerOf = (headers: Partial<Record<string, string>>) => (name: string) => headers[name];
 
@@ -55,24 +110,38 @@ test("a command of any shape is read or refused", () => {
     { weight: 1, arbitrary: hostileValue },
   );
   fc.assert(
-    fc.property(fc.constantFrom(...ACTOR_KINDS), fc.constantFrom("command", "control"), envelope, fc.boolean(), commandHeaders, (kind, channel, value, packed, headers) => {
-      const data = packed ? pack(value) : new TextEncoder().encode(JSON.stringify(value) ?? "");
-      expectReadable(kind, channel, new Uint8Array(data), { ...(packed ? { "Content-Type": "application/msgpack" } : {}), ...(packed ? {} : headers) });
-    }),
+    fc.property(
+      fc.constantFrom(...ACTOR_KINDS),
+      fc.constantFrom("command", "control"),
+      envelope,
+      fc.boolean(),
+      commandHeaders,
+      (kind, channel, value, packed, headers) => {
+        const data = packed ? pack(value) : new TextEncoder().encode(JSON.stringify(value) ?? "");
+        expectReadable(kind, channel, new Uint8Array(data), { ...(packed ? { "Content-Type": "application/msgpack" } : {}), ...(packed ? {} : headers) });
+      },
+    ),
     { numRuns: RUNS.shapes },
   );
 }, 120_000);
 
 test("bytes that are no command, and commands with some bytes changed, are read or refused", () => {
-  const mangled = fc.tuple(fc.record({ type: types, body: plausibleBody }), fc.boolean(), fc.array(fc.tuple(fc.nat(), fc.nat(255)), { maxLength: 6 })).map(([value, packed, changes]) => {
-    const data = new Uint8Array(packed ? pack(value) : new TextEncoder().encode(JSON.stringify(value)));
-    for (const [at, byte] of changes) data[at % Math.max(data.length, 1)] = byte;
-    return data;
-  });
+  const mangled = fc
+    .tuple(fc.record({ type: types, body: plausibleBody }), fc.boolean(), fc.array(fc.tuple(fc.nat(), fc.nat(255)), { maxLength: 6 }))
+    .map(([value, packed, changes]) => {
+      const data = new Uint8Array(packed ? pack(value) : new TextEncoder().encode(JSON.stringify(value)));
+      for (const [at, byte] of changes) data[at % Math.max(data.length, 1)] = byte;
+      return data;
+    });
   fc.assert(
-    fc.property(fc.constantFrom(...ACTOR_KINDS), fc.oneof(fc.uint8Array({ maxLength: 200 }), mangled), fc.constantFrom("application/json", "application/msgpack"), (kind, data, type) => {
-      expectReadable(kind, "command", data, { "Content-Type": type });
-    }),
+    fc.property(
+      fc.constantFrom(...ACTOR_KINDS),
+      fc.oneof(fc.uint8Array({ maxLength: 200 }), mangled),
+      fc.constantFrom("application/json", "application/msgpack"),
+      (kind, data, type) => {
+        expectReadable(kind, "command", data, { "Content-Type": type });
+      },
+    ),
     { numRuns: RUNS.bytes },
   );
 }, 120_000);
@@ -85,18 +154,39 @@ beforeAll(async () => {
   const made = createKey("acme", (count) => new Uint8Array(count).fill(7));
   await cell.tell("acme", "key.create", { key_id: made.key_id, hash: made.hash, scopes: ["admin"] });
   admin = made.key;
-  for (const id of ["s1", "s2"]) await fetch(`${cell.gateway.url}/v1/sessions`, { method: "POST", headers: { authorization: `Bearer ${admin}`, "content-type": "application/json" }, body: JSON.stringify({ id, agent: "assistant" }) });
+  for (const id of ["s1", "s2"])
+    await fetch(`${cell.gateway.url}/v1/sessions`, {
+      method: "POST",
+      headers: { authorization: `Bearer ${admin}`, "content-type": "application/json" },
+      body: JSON.stringify({ id, agent: "assistant" }),
+    });
 });
 afterAll(() => cell.end());
 
 test("a request of any shape to any route is answered below 500 and within its time, and the gateway goes on", async () => {
   const asciiHeader = (text: string): string => text.replaceAll(/[^\x20-\x7e]/g, "?").trim();
-  const segment = fc.oneof(fc.constantFrom("s1", "s2", "none", "..", ".", "%00", "%ff", "a%2fb", "constructor", "__proto__"), fc.webSegment(), hostileText.map((text) => encodeURIComponent(text.isWellFormed() ? text.slice(0, 2_000) : "x")));
+  const segment = fc.oneof(
+    fc.constantFrom("s1", "s2", "none", "..", ".", "%00", "%ff", "a%2fb", "constructor", "__proto__"),
+    fc.webSegment(),
+    hostileText.map((text) => encodeURIComponent(text.isWellFormed() ? text.slice(0, 2_000) : "x")),
+  );
   const query = fc.oneof(
     fc.constant(""),
-    fc.array(fc.tuple(fc.constantFrom("limit", "cursor", "state", "agent", "after", "x", "__proto__"), fc.oneof(fc.webQueryParameters(), fc.constantFrom("0", "-1", "1e9", "99999999999", "", "%", "%00"))), { maxLength: 4 }).map((pairs) => `?${pairs.map(([name, value]) => `${name}=${value}`).join("&")}`),
+    fc
+      .array(
+        fc.tuple(
+          fc.constantFrom("limit", "cursor", "state", "agent", "after", "x", "__proto__"),
+          fc.oneof(fc.webQueryParameters(), fc.constantFrom("0", "-1", "1e9", "99999999999", "", "%", "%00")),
+        ),
+        { maxLength: 4 },
+      )
+      .map((pairs) => `?${pairs.map(([name, value]) => `${name}=${value}`).join("&")}`),
   );
-  const credential = fc.oneof({ weight: 5, arbitrary: fc.constant("admin") }, { weight: 1, arbitrary: fc.constant("plain") }, { weight: 1, arbitrary: hostileText });
+  const credential = fc.oneof(
+    { weight: 5, arbitrary: fc.constant("admin") },
+    { weight: 1, arbitrary: fc.constant("plain") },
+    { weight: 1, arbitrary: hostileText },
+  );
   const body = fc.oneof(
     { weight: 2, arbitrary: plausibleBody.map((value) => JSON.stringify(value)) },
     { weight: 2, arbitrary: hostileBody.map((value) => JSON.stringify(value)) },
@@ -105,7 +195,10 @@ test("a request of any shape to any route is answered below 500 and within its t
   );
   const request = fc.record({
     route: fc.nat(),
-    method: fc.oneof({ weight: 6, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary: fc.constantFrom("DELETE", "PATCH", "OPTIONS", "HEAD", "PUT", "GET", "POST") }),
+    method: fc.oneof(
+      { weight: 6, arbitrary: fc.constant(undefined) },
+      { weight: 1, arbitrary: fc.constantFrom("DELETE", "PATCH", "OPTIONS", "HEAD", "PUT", "GET", "POST") },
+    ),
     segment,
     query,
     credential,
@@ -122,7 +215,13 @@ test("a request of any shape to any route is answered below 500 and within its t
       const method = other ?? own;
       const bearer = shown === "admin" ? admin : shown === "plain" ? keyOf("acme") : asciiHeader(shown);
       const headers: Record<string, string> = { authorization: `Bearer ${bearer}`.slice(0, 4_000), accept: "application/json" };
-      for (const [name, value] of [["content-type", type], ["idempotency-key", key], ["traceparent", trace], ["last-event-id", last]] as const) if (value !== undefined) headers[name] = asciiHeader(value);
+      for (const [name, value] of [
+        ["content-type", type],
+        ["idempotency-key", key],
+        ["traceparent", trace],
+        ["last-event-id", last],
+      ] as const)
+        if (value !== undefined) headers[name] = asciiHeader(value);
       const bare = method === "GET" || method === "HEAD";
       const answer = await fetch(cell.gateway.url + url.replace(/:[a-z_]+/, id || "x") + asked, {
         method,

@@ -14,7 +14,10 @@ import { canaryOf, otherOf, SESSION, TENANTS, type TenantName } from "./two-tena
 let cell: SmallCell;
 const admins = {} as Record<TenantName, string>;
 let random = 0;
-const counted = (count: number): Uint8Array => createHash("shake256", { outputLength: count }).update(String((random += 1))).digest();
+const counted = (count: number): Uint8Array =>
+  createHash("shake256", { outputLength: count })
+    .update(String((random += 1)))
+    .digest();
 
 async function keyWith(tenant: string, more: { scopes?: string[]; expires_at?: string }): Promise<string> {
   const { key, key_id, hash } = createKey(tenant, counted);
@@ -28,7 +31,12 @@ interface Asked {
   readonly text: string;
   readonly body: Record<string, unknown>;
 }
-async function ask(method: string, path: string, key: string | null, { body, accept = "application/json", more = {} }: { body?: unknown; accept?: string; more?: Record<string, string> } = {}): Promise<Asked> {
+async function ask(
+  method: string,
+  path: string,
+  key: string | null,
+  { body, accept = "application/json", more = {} }: { body?: unknown; accept?: string; more?: Record<string, string> } = {},
+): Promise<Asked> {
   const answer = await fetch(cell.gateway.url + path, {
     method,
     headers: { ...(key === null ? {} : bearer(key)), accept, ...(body === undefined ? {} : { "content-type": "application/json" }), ...more },
@@ -62,8 +70,15 @@ beforeAll(async () => {
     await cell.tell(tenant, "agent.put", { agent: "assistant", config: { model: "simulated/echo", instructions: word } });
     admins[tenant] = await keyWith(tenant, { scopes: ["admin"] });
     await cell.tell(tenant, "key.create", { key_id: "spare", hash: hashKey(keyOf(tenant, "spare")), label: word });
-    await ask("POST", "/v1/sessions", admins[tenant], { body: { id: SESSION, agent: "assistant", external_id: "same", user: word, metadata: { word } }, more: { "idempotency-key": "same-key" } });
-    const said = await ask("POST", `/v1/sessions/${SESSION}/messages`, admins[tenant], { body: { content: `say ${word}` }, accept: "text/event-stream", more: { "idempotency-key": "same-message" } });
+    await ask("POST", "/v1/sessions", admins[tenant], {
+      body: { id: SESSION, agent: "assistant", external_id: "same", user: word, metadata: { word } },
+      more: { "idempotency-key": "same-key" },
+    });
+    const said = await ask("POST", `/v1/sessions/${SESSION}/messages`, admins[tenant], {
+      body: { content: `say ${word}` },
+      accept: "text/event-stream",
+      more: { "idempotency-key": "same-message" },
+    });
     expect(said.text).toContain(word);
   }
 });
@@ -84,7 +99,12 @@ function bodies({ method, url }: RouteInfo, other: TenantName): readonly (Record
   if (method === "GET") return [undefined];
   const word = { tenant: other, id: SESSION, actor: { tenant: other, kind: "session", id: SESSION }, session: `${other}/session/${SESSION}` };
   if (url.endsWith("/messages")) return [{ content: "again" }, { content: "again", ...word }];
-  if (url === "/v1/sessions") return [{ id: SESSION, agent: "assistant" }, { agent: "assistant", external_id: "same" }, { agent: "assistant", ...word }];
+  if (url === "/v1/sessions")
+    return [
+      { id: SESSION, agent: "assistant" },
+      { agent: "assistant", external_id: "same" },
+      { agent: "assistant", ...word },
+    ];
   if (url.startsWith("/v1/agents")) return [{ model: "simulated/echo", instructions: "mine", ...word }];
   return [{}, { ...word }];
 }
@@ -105,7 +125,12 @@ describe("a tenant sees no byte of its twin", () => {
         for (const key of keys) {
           for (const body of bodies(route, other)) {
             for (const accept of ["application/json", "text/event-stream"]) {
-              const more = { "x-tenant": other, "x-forwarded-for": other, "troupe-tenant": other, ...(route.method === "GET" ? {} : { "idempotency-key": `twin ${(asks += 1)}` }) };
+              const more = {
+                "x-tenant": other,
+                "x-forwarded-for": other,
+                "troupe-tenant": other,
+                ...(route.method === "GET" ? {} : { "idempotency-key": `twin ${(asks += 1)}` }),
+              };
               for (const suffix of route.method === "GET" ? ["", `?tenant=${other}`] : [""]) {
                 const asked = await ask(route.method, concrete(route.url) + suffix, key, { ...(body === undefined ? {} : { body }), accept, more });
                 expect(asked.status, `${route.method} ${route.url}`).toBeLessThan(500);
@@ -125,7 +150,12 @@ describe("a tenant sees no byte of its twin", () => {
   test("while both stream at once, each hears its own words alone", async () => {
     for (const tenant of TENANTS) await ask("POST", "/v1/sessions", keyOf(tenant), { body: { id: "duet", agent: "assistant" } });
     const streams = await Promise.all(
-      TENANTS.flatMap((tenant) => [1, 2].map(async (n) => ({ tenant, ...(await ask("POST", "/v1/sessions/duet/messages", keyOf(tenant), { body: { content: `${n} ${canaryOf(tenant)}` }, accept: "text/event-stream" })) }))),
+      TENANTS.flatMap((tenant) =>
+        [1, 2].map(async (n) => ({
+          tenant,
+          ...(await ask("POST", "/v1/sessions/duet/messages", keyOf(tenant), { body: { content: `${n} ${canaryOf(tenant)}` }, accept: "text/event-stream" })),
+        })),
+      ),
     );
     for (const { tenant, text } of streams) {
       expect(text).toContain(canaryOf(tenant));
@@ -156,7 +186,11 @@ describe("scopes", () => {
   test("each route refuses every credential that lacks its scope, before it reads the body, and says which scope it is", async () => {
     const grants: { key: string; has: readonly string[] }[] = [];
     for (const scopes of MADE) {
-      const implied = scopes.includes("admin") ? ["sessions:read", "sessions:write", "admin"] : scopes.some((one) => one.startsWith("operator")) ? [] : [...scopes];
+      const implied = scopes.includes("admin")
+        ? ["sessions:read", "sessions:write", "admin"]
+        : scopes.some((one) => one.startsWith("operator"))
+          ? []
+          : [...scopes];
       grants.push({ key: await keyWith("acme", { scopes: [...scopes] }), has: implied });
     }
     grants.push({ key: await keyWith("acme", { scopes: ["*", "sessions", "SESSIONS:READ"] }), has: [] });
@@ -187,7 +221,9 @@ describe("a tenant's keys, made by its administrators", () => {
     expect((await ask("GET", `/v1/sessions/${SESSION}`, key)).status).toBe(200);
     expect((await ask("POST", `/v1/sessions/${SESSION}/pause`, key, { body: {} })).status).toBe(403);
     const listed = await ask("GET", "/v1/keys", admins.acme);
-    expect(listed.body["items"]).toContainEqual(expect.objectContaining({ key_id, label: "ci", scopes: ["sessions:read"], revoked_at: null, expires_at: null }));
+    expect(listed.body["items"]).toContainEqual(
+      expect.objectContaining({ key_id, label: "ci", scopes: ["sessions:read"], revoked_at: null, expires_at: null }),
+    );
     expect(listed.text).not.toContain(key);
     expect(listed.text).not.toContain(hashKey(key));
 
@@ -208,7 +244,13 @@ describe("a tenant's keys, made by its administrators", () => {
     const { body } = await ask("POST", "/v1/keys", admins.acme, { body: { expires_at: new Date(Date.now() + 3_600_000).toISOString() } });
     const { key, key_id } = body as { key: string; key_id: string };
     await cell.tell("acme", "key.expire", { key_id, expires_at: new Date(Date.now() + 7_200_000).toISOString() });
-    const listed = async (): Promise<number> => Date.parse(String(((await ask("GET", "/v1/keys", admins.acme)).body["items"] as { key_id: string; expires_at: string }[]).find((one) => one.key_id === key_id)?.expires_at));
+    const listed = async (): Promise<number> =>
+      Date.parse(
+        String(
+          ((await ask("GET", "/v1/keys", admins.acme)).body["items"] as { key_id: string; expires_at: string }[]).find((one) => one.key_id === key_id)
+            ?.expires_at,
+        ),
+      );
     expect((await listed()) - Date.now()).toBeLessThan(3_700_000);
     expect((await ask("GET", "/v1/agents", key)).status).toBe(200);
   });

@@ -30,7 +30,12 @@ const bytes = (value: unknown): Uint8Array => text.encode(JSON.stringify(value))
 const pauseMs = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** What the broker said of a publish: an answer, or the refusal. */
-async function ask(connection: NatsConnection, subject: string, data: Uint8Array, more: Record<string, string> = {}): Promise<{ answer?: string; refused?: string }> {
+async function ask(
+  connection: NatsConnection,
+  subject: string,
+  data: Uint8Array,
+  more: Record<string, string> = {},
+): Promise<{ answer?: string; refused?: string }> {
   const head = headers();
   for (const [name, value] of Object.entries(more)) head.set(name, value);
   try {
@@ -59,10 +64,14 @@ describe("the way in", () => {
   test("a key opens the bus as token and as password of any user, and a command by plain JetStream publish is acknowledged and decided", async () => {
     for (const as of ["token", "password"] as const) {
       const client = await ground.client(ground.keys.acme, "acme", { as });
-      const reply = new Promise<string>((resolve) => client.subscribe(`_INBOX_acme.decided.${as}`, { max: 1, callback: (_error, message) => resolve(text.decode(message.data)) }));
+      const reply = new Promise<string>((resolve) =>
+        client.subscribe(`_INBOX_acme.decided.${as}`, { max: 1, callback: (_error, message) => resolve(text.decode(message.data)) }),
+      );
       const head = headers();
       head.set("Troupe-Reply-To", `_INBOX_acme.decided.${as}`);
-      const ack = await client.jetstream().publish(`tenant.acme.session.by-${as}.command`, bytes({ type: "session.create", body: { agent: "assistant" } }), { headers: head });
+      const ack = await client
+        .jetstream()
+        .publish(`tenant.acme.session.by-${as}.command`, bytes({ type: "session.create", body: { agent: "assistant" } }), { headers: head });
       expect(ack).toMatchObject({ stream: "COMMANDS", seq: expect.any(Number) });
       expect(JSON.parse(await reply)).toMatchObject({ ok: true, actor: `acme/session/by-${as}`, result: { created: true } });
     }
@@ -72,7 +81,9 @@ describe("the way in", () => {
     const { nats_url, tenants } = ground.troupe.dev();
     const login = tenants.find(({ id }) => id === "demo")?.nats;
     const stand_in = await connect({ servers: nats_url, user: login?.user ?? "", pass: login?.password ?? "", inboxPrefix: "_INBOX_demo", reconnect: false });
-    expect(await ask(stand_in, "tenant.demo.session.x.command", bytes({ type: "turn.cancel", body: {} }))).toMatchObject({ answer: expect.stringContaining("COMMANDS") });
+    expect(await ask(stand_in, "tenant.demo.session.x.command", bytes({ type: "turn.cancel", body: {} }))).toMatchObject({
+      answer: expect.stringContaining("COMMANDS"),
+    });
     expect((await ask(stand_in, COMMAND, pause_of(0))).refused).toMatch(/permission/i);
     await stand_in.close();
     const stranger = connect({ servers: nats_url, user: "tenant-acme", pass: login?.password ?? "", reconnect: false });
@@ -88,7 +99,9 @@ describe("the way in", () => {
     ["the authenticator's name", { user: "authenticator", pass: "guess" }],
   ])("refused by the broker, and told to the operator: %s", async (_, shown: { token?: string; user?: string; pass?: string }) => {
     const token = shown.token === "rename" ? ground.keys.rival.replace(".rival.", ".acme.") : shown.token;
-    await expect(connect({ servers: ground.troupe.dev().nats_url, ...shown, ...(token === undefined ? {} : { token }), reconnect: false })).rejects.toThrow(/authorization/i);
+    await expect(connect({ servers: ground.troupe.dev().nats_url, ...shown, ...(token === undefined ? {} : { token }), reconnect: false })).rejects.toThrow(
+      /authorization/i,
+    );
   });
 
   test("who was refused stands in the gateway's metrics and the broker's log, without what they showed", async () => {
@@ -187,7 +200,8 @@ describe("what the broker itself refuses a tenant", () => {
 
   test("each attempt stands in the broker's log with who made it and where it was aimed", async () => {
     const log = readFileSync(join(ground.troupe.home, "nats", "nats-server.log"), "utf8");
-    for (const subject of [...FOREIGN_PUBLISH, ...FOREIGN_SUBSCRIBE].filter((one) => !one.startsWith("$JS.ACK"))) expect(log).toMatch(new RegExp(`EDGE_\\d+/user:key:.*Violation.*"${subject.replace(/[.$*>]/g, "\\$&")}"`));
+    for (const subject of [...FOREIGN_PUBLISH, ...FOREIGN_SUBSCRIBE].filter((one) => !one.startsWith("$JS.ACK")))
+      expect(log).toMatch(new RegExp(`EDGE_\\d+/user:key:.*Violation.*"${subject.replace(/[.$*>]/g, "\\$&")}"`));
   });
 
   test("a wide subscription to one's own live subjects does not bring the tenant's own actor, whose journal has keys in it", async () => {
@@ -209,7 +223,10 @@ describe("what the broker itself refuses a tenant", () => {
 describe("what a message says gives no power over what is another's", () => {
   const soon = (): string => new Date(Date.now() + 300).toISOString();
   const WEAPONS: readonly [string, (n: number) => Record<string, string>][] = [
-    ["a schedule aimed at the rival's command", () => ({ "Nats-Schedule": `@at ${soon()}`, "Nats-Schedule-Target": `tenant.rival.session.${SESSION}.command` })],
+    [
+      "a schedule aimed at the rival's command",
+      () => ({ "Nats-Schedule": `@at ${soon()}`, "Nats-Schedule-Target": `tenant.rival.session.${SESSION}.command` }),
+    ],
     ["a schedule aimed at the rival's journal", () => ({ "Nats-Schedule": `@at ${soon()}`, "Nats-Schedule-Target": `tenant.rival.session.${SESSION}.event` })],
     ["a repeating schedule", () => ({ "Nats-Schedule": "@every 1s", "Nats-Schedule-Target": COMMAND, "Nats-Schedule-TTL": "1s" })],
     ["rollup of all", () => ({ "Nats-Rollup": "all" })],
@@ -218,7 +235,10 @@ describe("what a message says gives no power over what is another's", () => {
     ["a batch that commits", (n) => ({ "Nats-Batch-Id": `c${n}`, "Nats-Batch-Sequence": "1", "Nats-Batch-Commit": "1" })],
     ["a time to live", () => ({ "Nats-TTL": "1s" })],
     ["a counter", () => ({ "Nats-Incr": "+1" })],
-    ["an expected last sequence on the rival's subject", () => ({ "Nats-Expected-Last-Subject-Sequence": "1", "Nats-Expected-Last-Subject-Sequence-Subject": `tenant.rival.session.${SESSION}.event` })],
+    [
+      "an expected last sequence on the rival's subject",
+      () => ({ "Nats-Expected-Last-Subject-Sequence": "1", "Nats-Expected-Last-Subject-Sequence-Subject": `tenant.rival.session.${SESSION}.event` }),
+    ],
     ["an expected stream", () => ({ "Nats-Expected-Stream": "EVENTS" })],
     ["a marker of deletion", () => ({ "Nats-Marker-Reason": "Purge", "KV-Operation": "PURGE" })],
     ["a trace sent to the rival's inbox", () => ({ "Nats-Trace-Dest": "_INBOX_rival.trace" })],
@@ -267,7 +287,9 @@ describe("what a message says gives no power over what is another's", () => {
     const before = await storedOfOthers();
     const bus = await ground.troupe.bus();
     const heard: string[] = [];
-    const spies = [reply, `tenant.acme.session.${SESSION}.event`].map((subject) => bus.subscribe(subject, (message) => void heard.push(new TextDecoder().decode(message.data))));
+    const spies = [reply, `tenant.acme.session.${SESSION}.event`].map((subject) =>
+      bus.subscribe(subject, (message) => void heard.push(new TextDecoder().decode(message.data))),
+    );
     await bus.flush();
     heard_by_rival.length = 0;
     acme.publish(COMMAND, bytes({ type: "message.send", body: { content: "" } }), { reply }); // refused as invalid, so that the journal does not move for other reasons
@@ -332,8 +354,15 @@ describe("history and live text", () => {
   });
 
   test("two connections of one tenant live in one account, of two tenants in two", async () => {
-    const accounts = (await (await fetch(`${ground.troupe.dev().nats_monitor_url}/connz?auth=1&limit=1000`)).json()) as { connections: { account: string; authorized_user?: string }[] };
-    const of = (tenant: string): Set<string> => new Set(accounts.connections.filter(({ authorized_user }) => authorized_user?.includes(ground.keys[tenant as "acme"].split(".")[2] ?? "?")).map(({ account }) => account));
+    const accounts = (await (await fetch(`${ground.troupe.dev().nats_monitor_url}/connz?auth=1&limit=1000`)).json()) as {
+      connections: { account: string; authorized_user?: string }[];
+    };
+    const of = (tenant: string): Set<string> =>
+      new Set(
+        accounts.connections
+          .filter(({ authorized_user }) => authorized_user?.includes(ground.keys[tenant as "acme"].split(".")[2] ?? "?"))
+          .map(({ account }) => account),
+      );
     expect([of("acme").size, of("rival").size]).toEqual([1, 1]);
     expect([...of("acme")][0]).not.toBe([...of("rival")][0]);
   });
@@ -346,7 +375,9 @@ describe("scopes and ends", () => {
     const writer = await ground.client((await ground.key("acme", { scopes: ["sessions:write"] })).key, "acme");
     expect((await ask(writer, COMMAND, pause_of(2))).answer).toContain("COMMANDS");
     expect((await ask(writer, "tenant.acme.replay", bytes({}))).refused).toMatch(/permission/i);
-    const refused = new Promise<string>((resolve) => writer.subscribe("live.tenant.acme.>", { callback: (error) => resolve(error === null ? "heard" : error.message) }));
+    const refused = new Promise<string>((resolve) =>
+      writer.subscribe("live.tenant.acme.>", { callback: (error) => resolve(error === null ? "heard" : error.message) }),
+    );
     await writer.flush();
     expect(await refused).toMatch(/permission/i);
   });
@@ -362,7 +393,7 @@ describe("scopes and ends", () => {
     expect(await endsWithin(gone, 5_000)).toBe(true);
     await expect(ground.client(key, "acme")).rejects.toThrow(/authorization/i);
     expect((await ask(acme, COMMAND, pause_of(3))).answer).toContain("COMMANDS");
-    expect((await (await ground.troupe.api("/metrics", { key: null })).text())).toMatch(/troupe_nats_connections_ended_total\{[^}]*\} [1-9]/);
+    expect(await (await ground.troupe.api("/metrics", { key: null })).text()).toMatch(/troupe_nats_connections_ended_total\{[^}]*\} [1-9]/);
   });
 
   test("a key ends when it was said to: its connection is closed, HTTP and bus refuse it", async () => {
@@ -383,7 +414,15 @@ describe("scopes and ends", () => {
     expect(await endsWithin(client, 5_000)).toBe(true);
     await expect(ground.client(key, "third")).rejects.toThrow(/authorization/i);
     await ground.tell("third", "tenant.resume", {});
-    const back = await until(() => ground.client(key, "third").then(() => true, () => false), 5_000, 100);
+    const back = await until(
+      () =>
+        ground.client(key, "third").then(
+          () => true,
+          () => false,
+        ),
+      5_000,
+      100,
+    );
     expect(back).toBe(true);
     await ground.tell("system", "tenant.create", {});
     await expect(ground.client((await ground.key("system", { scopes: ["operator:write"] })).key, "system")).rejects.toThrow(/authorization/i);

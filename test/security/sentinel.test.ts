@@ -21,7 +21,15 @@ const SENTINELS = {
 };
 const SHOWN = "SENTINEL";
 /** The word as it may be written by something that encodes it: base64 at its three places, and hex. */
-const WRITTEN = [SHOWN, ...["", "x", "xx"].map((before) => Buffer.from(before + SHOWN).toString("base64").slice(before === "" ? 0 : 4, before === "" ? 10 : 12)), Buffer.from(SHOWN).toString("hex")];
+const WRITTEN = [
+  SHOWN,
+  ...["", "x", "xx"].map((before) =>
+    Buffer.from(before + SHOWN)
+      .toString("base64")
+      .slice(before === "" ? 0 : 4, before === "" ? 10 : 12),
+  ),
+  Buffer.from(SHOWN).toString("hex"),
+];
 
 let provider: Server;
 let ground: TwoTenants;
@@ -31,15 +39,22 @@ const answers: string[] = [];
 /** Repeats the key in what it answers, in the way that the model's name asks for. */
 function repeat(request: IncomingMessage, response: ServerResponse, body: string): void {
   const url = request.url ?? "";
-  const key = `${String(request.headers["authorization"] ?? "")} ${String(request.headers["x-api-key"] ?? "")} ${String(request.headers["x-goog-api-key"] ?? "")} ${url.includes("key=") ? url : ""}`.trim();
+  const key =
+    `${String(request.headers["authorization"] ?? "")} ${String(request.headers["x-api-key"] ?? "")} ${String(request.headers["x-goog-api-key"] ?? "")} ${url.includes("key=") ? url : ""}`.trim();
   if (key.includes(SHOWN)) shown_keys += 1;
   const how = /(auth|broken|limit|html|stream)-please/.exec(url + body)?.[1] ?? "auth";
-  const error = JSON.stringify({ type: "error", error: { type: "authentication_error", code: "invalid_api_key", status: "UNAUTHENTICATED", message: `Incorrect API key provided: ${key}` } });
+  const error = JSON.stringify({
+    type: "error",
+    error: { type: "authentication_error", code: "invalid_api_key", status: "UNAUTHENTICATED", message: `Incorrect API key provided: ${key}` },
+  });
   if (how === "auth") response.writeHead(401, { "content-type": "application/json", "x-key": key }).end(error);
   else if (how === "broken") response.writeHead(500, { "content-type": "application/json" }).end(error);
   else if (how === "limit") response.writeHead(429, { "content-type": "application/json", "retry-after": "1" }).end(error);
   else if (how === "html") response.writeHead(502, { "content-type": "text/html" }).end(`<html>Bad gateway for ${key}</html>`);
-  else response.writeHead(200, { "content-type": "text/event-stream" }).end(`data: {"error":{"message":"the key ${key} is not welcome","code":"invalid_api_key"}}\n\n`);
+  else
+    response
+      .writeHead(200, { "content-type": "text/event-stream" })
+      .end(`data: {"error":{"message":"the key ${key} is not welcome","code":"invalid_api_key"}}\n\n`);
 }
 
 beforeAll(async () => {
@@ -51,7 +66,14 @@ beforeAll(async () => {
   await new Promise<void>((resolve) => provider.listen(0, "127.0.0.1", resolve));
   const url = `http://127.0.0.1:${(provider.address() as AddressInfo).port}`;
   ground = await startTwoTenants({
-    env: { ...SENTINELS, ANTHROPIC_BASE_URL: url, OPENAI_BASE_URL: `${url}/v1`, GOOGLE_GEMINI_BASE_URL: url, TROUPE_OPENAI_COMPATIBLE: `local=${url}/v1`, TROUPE_LOG_LEVEL: "debug" },
+    env: {
+      ...SENTINELS,
+      ANTHROPIC_BASE_URL: url,
+      OPENAI_BASE_URL: `${url}/v1`,
+      GOOGLE_GEMINI_BASE_URL: url,
+      TROUPE_OPENAI_COMPATIBLE: `local=${url}/v1`,
+      TROUPE_LOG_LEVEL: "debug",
+    },
   });
   const { troupe, keys } = ground;
   const models = ["anthropic/claude-sonnet-5", "openai/gpt-5.6-luna", "google/gemini-3.5-flash", "local/some-model"];
@@ -65,7 +87,12 @@ beforeAll(async () => {
         const end = new AbortController();
         const patience = setTimeout(() => end.abort(), 12_000);
         try {
-          const said = await troupe.api(`/v1/sessions/${id}/messages`, { key: keys.acme, json: { content: `${how}-please` }, headers: { accept: "text/event-stream" }, signal: end.signal });
+          const said = await troupe.api(`/v1/sessions/${id}/messages`, {
+            key: keys.acme,
+            json: { content: `${how}-please` },
+            headers: { accept: "text/event-stream" },
+            signal: end.signal,
+          });
           answers.push(await said.text());
         } catch (error) {
           if (!end.signal.aborted) throw error; // a turn that is still being retried is cut off: what it left is searched all the same
@@ -75,7 +102,13 @@ beforeAll(async () => {
       }),
     ),
   );
-  for (const args of [["show", "acme/session/m0-auth"], ["explain", "acme/session/m0-auth"], ["doctor"], ["models"], ["keys", "list", "--tenant", "acme", "--json"]]) {
+  for (const args of [
+    ["show", "acme/session/m0-auth"],
+    ["explain", "acme/session/m0-auth"],
+    ["doctor"],
+    ["models"],
+    ["keys", "list", "--tenant", "acme", "--json"],
+  ]) {
     const { stdout, stderr } = await troupe.cli(args);
     answers.push(stdout, stderr);
   }
@@ -97,7 +130,12 @@ test("the providers were shown the keys and repeated them, and turns told of fai
 
 test("the search finds a key as it is and as it may be encoded", () => {
   const key = SENTINELS.OPENAI_API_KEY;
-  const hidden = [key, Buffer.from(key).toString("hex"), ...["", "a", "ab"].map((before) => Buffer.from(`${before}${key}`).toString("base64")), `x${ground.keys.acme}x`];
+  const hidden = [
+    key,
+    Buffer.from(key).toString("hex"),
+    ...["", "a", "ab"].map((before) => Buffer.from(`${before}${key}`).toString("base64")),
+    `x${ground.keys.acme}x`,
+  ];
   for (const text of hidden) expect(() => expectClean("planted", `before ${text} after`)).toThrow();
 });
 
@@ -113,7 +151,8 @@ test("no stream and no bucket has a key in it", async () => {
       messages += 1;
       expectClean(`${stream} ${subject}`, `${JSON.stringify(headers)} ${Buffer.from(data).toString("latin1")}`);
     }
-  for (const name of BUCKETS) for (const { key, value } of await bus.bucket(name).all()) expectClean(`${name} ${key}`, `${key} ${Buffer.from(value).toString("latin1")}`);
+  for (const name of BUCKETS)
+    for (const { key, value } of await bus.bucket(name).all()) expectClean(`${name} ${key}`, `${key} ${Buffer.from(value).toString("latin1")}`);
   expect(messages).toBeGreaterThan(50);
 });
 
@@ -121,7 +160,9 @@ test("no table has a key in it", async () => {
   const client = new pg.Client({ connectionString: ground.troupe.dev().postgres_url });
   await client.connect();
   try {
-    const { rows: tables } = await client.query<{ name: string }>(`select format('%I.%I', schemaname, tablename) as name from pg_tables where schemaname not in ('pg_catalog', 'information_schema')`);
+    const { rows: tables } = await client.query<{ name: string }>(
+      `select format('%I.%I', schemaname, tablename) as name from pg_tables where schemaname not in ('pg_catalog', 'information_schema')`,
+    );
     expect(tables.length).toBeGreaterThan(4);
     for (const { name } of tables) {
       const { rows } = await client.query<{ row: string }>(`select t::text as row from ${name} t`);
@@ -134,7 +175,9 @@ test("no table has a key in it", async () => {
 
 test("no metric of any process has a key in it", async () => {
   const logs = join(ground.troupe.home, "logs");
-  const urls = readdirSync(logs).flatMap((name) => [...readFileSync(join(logs, name), "utf8").matchAll(/"(?:http|url)":"(http:[^"]+)"/g)].map((match) => match[1]!));
+  const urls = readdirSync(logs).flatMap((name) =>
+    [...readFileSync(join(logs, name), "utf8").matchAll(/"(?:http|url)":"(http:[^"]+)"/g)].map((match) => match[1]!),
+  );
   expect(urls.length).toBeGreaterThan(3);
   for (const url of urls) for (const path of ["/metrics", "/readyz", "/healthz"]) expectClean(url + path, await (await fetch(url + path)).text());
 });
