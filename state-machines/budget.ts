@@ -451,7 +451,7 @@ class Books {
         : this.#judge(keys, degraded);
     const takes_cheaper = cheaper !== undefined && cheaper.decision.kind !== "terminate";
     if (wanted.decision.kind === "terminate" && !takes_cheaper) {
-      this.#refuseMoney(hold, wanted, body);
+      this.#refuseMoney(hold, wanted, body, open?.amount_usd_micros ?? 0);
       return;
     }
     if (open === undefined && !this.#roomForOne(hold)) return;
@@ -508,7 +508,7 @@ class Books {
     };
   }
 
-  #refuseMoney(hold: string, { inputs, key }: Verdict, { minimum_usd_micros, amount_usd_micros }: Ask): void {
+  #refuseMoney(hold: string, { inputs, key }: Verdict, { minimum_usd_micros, amount_usd_micros }: Ask, own_usd_micros: number): void {
     const { limit_usd_micros, settled_usd_micros, reserved_usd_micros } = inputs;
     const remaining_usd_micros = headroom(inputs);
     const { level, id } = levelName(key);
@@ -521,8 +521,8 @@ class Books {
       remaining_usd_micros,
       asked_usd_micros: amount_usd_micros,
       minimum_usd_micros,
-      // Others hold what is missing, and may give some of it back.
-      may_return: limit_usd_micros !== null && limit_usd_micros > 0 && settled_usd_micros + minimum_usd_micros <= limit_usd_micros,
+      // Others hold what is missing, and may give some of it back. What the asker holds itself will not come while it waits.
+      may_return: limit_usd_micros !== null && limit_usd_micros > 0 && settled_usd_micros + own_usd_micros + minimum_usd_micros <= limit_usd_micros,
     });
   }
 

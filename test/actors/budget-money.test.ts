@@ -1,0 +1,214 @@
+// Goal: no provider is called before the budget said yes, and what is asked of a model is what is held for it: MM1 to MM3.
+// Method: model-money over the real budget machine, without a bus: the client below applies commands to a core, and may be told to be away.
+import { describe, expect, test } from "vitest";
+import type { CommandClient, CommandOutcome } from "../../actors/client.ts";
+import { createModelMoney } from "../../actors/model-money.ts";
+import { EffectFailure, type EffectScope } from "../../actors/performer.ts";
+import { agentConfig, checkCommand } from "../../protocol/commands.ts";
+import { errorBody } from "../../protocol/errors.ts";
+import type { JsonObject } from "../../protocol/json.ts";
+import { silentLog } from "../../protocol/log.ts";
+import { createProviders } from "../../providers/registry.ts";
+import { budgetContextOf, budgetDefinition, TENANT_LEVEL } from "../../state-machines/budget.ts";
+import { tableGet } from "../../state-machines/budget-table.ts";
+import { coreOf } from "../../state-machines/step.ts";
+import { VirtualWorld } from "../simulation/virtual-world.ts";
+import { Drive } from "../state-machines/drive.ts";
+
+const core = coreOf(budgetDefinition);
+const REQUEST = { instructions: "one two", messages: [{ role: "user", text: "three four" }], tools: [], max_output_tokens: 50, idempotency_key: "k" } as const;
+
+function ground(limit: number | null) {
+  const world = new VirtualWorld(1);
+  const drive = new Drive(core, { tenant: "acme", kind: "budget", id: "main" });
+  const said: { type: string; key: string | undefined; body: JsonObject }[] = [];
+  let exists = limit !== null;
+  let away: CommandOutcome | undefined;
+  drive.at_ms = world.now_ms();
+  if (limit !== null) drive.create({}).tell("budget.configure", { level: "tenant", limit_usd_micros: limit });
+  const client: CommandClient = {
+    async command(actor, { type, body, key }) {
+      said.push({ type, key, body });
+      if (away !== undefined) return away;
+      const checked = checkCommand("budget", "control", type, body);
+      if (checked.kind === "refused") return { kind: "decided", reply: { ok: false, actor: "", error: checked.error } };
+      drive.at_ms = world.now_ms();
+      if (!exists) {
+        if (type !== "budget.create")
+          return { kind: "decided", reply: { ok: false, actor: "", error: errorBody("not_found", `there is no budget '${actor.id}'`) } };
+        exists = true;
+        drive.create({});
+        return { kind: "decided", reply: { ok: true, actor: "", seq: 1, state: "healthy", result: {} } };
+      }
+      return { kind: "decided", reply: { ok: true, actor: "", seq: drive.seq, state: drive.at, result: drive.tell(type, body as JsonObject) } };
+    },
+    stop: () => Promise.resolve(),
+  };
+  const abort = new AbortController();
+  const scope = (attempt = 1): EffectScope =>
+    ({
+      actor: { tenant: "acme", kind: "session", id: "s1" },
+      inst: "5:model",
+      attempt,
+      signal: abort.signal,
+      trace: undefined,
+      entries: () => Promise.resolve(new Map([[1, { t: "init", type: "session.create", body: { agent: "a", user: "u" }, channel: "command" }]])),
+    }) as unknown as EffectScope;
+  const money = createModelMoney({ client, world, providers: createProviders({ world, log: silentLog }) });
+  const config = (more: JsonObject = {}) => agentConfig.parse({ model: "simulated/echo", ...more });
+  /** What becomes of it while time passes. */
+  async function passing<T>(work: Promise<T>): Promise<T> {
+    let over = false;
+    const settled = work.then(
+      () => (over = true),
+      () => (over = true),
+    );
+    await world.until(() => over, 200_000);
+    await settled;
+    return work;
+  }
+  const begin = (more: JsonObject = {}, attempt = 1) => passing(money.begin({ scope: scope(attempt), config: config(more), request: REQUEST as never }));
+  const reserved = () => tableGet(budgetContextOf(drive.view).levels, TENANT_LEVEL)?.reserved_usd_micros;
+  return { world, drive, said, begin, passing, reserved, abort, goAway: (outcome: CommandOutcome | undefined) => void (away = outcome) };
+}
+
+const failureOf = async (work: Promise<unknown>): Promise<EffectFailure["effect_error"]> => {
+  const error: unknown = await work.then(
+    () => undefined,
+    (thrown: unknown) => thrown,
+  );
+  if (!(error instanceof EffectFailure)) throw new Error(`not refused: ${String(error)}`);
+  return error.effect_error;
+};
+
+describe("before a call", () => {
+  test("its words in and all the words out it may have are held, under the name of the attempt", async () => {
+    const { begin, said, reserved } = ground(10_000);
+    const call = await begin();
+    expect(said).toMatchObject([
+      {
+        type: "budget.reserve",
+        key: "acme/session/s1/5:model/1",
+        body: { session: "s1", agent: "a", user: "u", amount_usd_micros: 504, minimum_usd_micros: 14 },
+      },
+    ]);
+    expect(await call.pay("simulated/echo", [])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect([reserved(), said.length]).toEqual([504, 1]);
+  });
+
+  test("MM2: with less left, the model is asked for as many words as are paid for", async () => {
+    const { begin } = ground(104);
+    const call = await begin();
+    expect(await call.pay("simulated/echo", [])).toEqual({ kind: "paid", max_output_tokens: 10 });
+    expect(call.decision).toMatchObject({ kind: "degrade", reason: "projected_overrun", applied: false });
+  });
+
+  test("too little for one word is refused with the numbers, and the failure says that nothing was called", async () => {
+    const failure = await failureOf(ground(13).begin());
+    expect(failure).toMatchObject({
+      code: "budget_exceeded",
+      details: { attempts: [], cost_usd_micros: 0, refusal: { limit_usd_micros: 13, minimum_usd_micros: 14, may_return: false } },
+    });
+  });
+
+  test("the plan for hard times is asked for beside, and followed", async () => {
+    const { begin, reserved } = ground(100);
+    const call = await begin({ degrade: { model: "simulated/script", max_output_tokens: 5 } });
+    expect(call).toMatchObject({ model: "simulated/script", request: { max_output_tokens: 5 }, decision: { kind: "degrade", applied: true } });
+    expect(await call.pay("simulated/script", [])).toEqual({ kind: "paid", max_output_tokens: 5 });
+    expect(reserved()).toBe(54);
+  });
+
+  test("a model without a price is refused under a limit, and called without one", async () => {
+    const more = { model: "openai/no-such-model" };
+    expect(await failureOf(ground(1_000_000).begin(more))).toMatchObject({ code: "price_unknown" });
+    const { begin } = ground(null);
+    expect(await (await begin(more)).pay("openai/no-such-model", [])).toEqual({ kind: "paid", max_output_tokens: 50 });
+  });
+
+  test("a budget that is not there yet is made, once", async () => {
+    const { begin, said } = ground(null);
+    await begin();
+    expect(said.map(({ type }) => type)).toEqual(["budget.reserve", "budget.create", "budget.reserve"]);
+  });
+
+  test("MM1: a budget that does not answer refuses in the end, and is believed when it answers in time", async () => {
+    const gone = ground(10_000);
+    gone.goAway({ kind: "refused", error: errorBody("unavailable", "the bus cannot take it now") });
+    const began_ms = gone.world.monotonic_ms();
+    expect(await failureOf(gone.begin())).toMatchObject({ code: "unavailable" });
+    expect(gone.world.monotonic_ms() - began_ms).toBeGreaterThan(50_000);
+    expect(gone.world.monotonic_ms() - began_ms).toBeLessThan(62_000);
+
+    const back = ground(10_000);
+    back.goAway({ kind: "refused", error: errorBody("unavailable", "the bus cannot take it now") });
+    back.world.after(5_000, () => back.goAway(undefined));
+    expect(await (await back.begin()).pay("simulated/echo", [])).toMatchObject({ kind: "paid" });
+    expect(new Set(back.said.map(({ body }) => body["hold"])).size).toBe(1);
+  });
+
+  test("MM3: money that others hold is waited for, and had when it comes back", async () => {
+    const { begin, drive, world } = ground(510);
+    drive.tell("budget.reserve", {
+      hold: "acme/session/s2/5:model/1",
+      session: "s2",
+      agent: "a",
+      model: "simulated/echo",
+      amount_usd_micros: 500,
+      minimum_usd_micros: 500,
+    });
+    world.after(3_000, () => {
+      drive.at_ms = world.now_ms();
+      drive.tell("budget.settle", { hold: "acme/session/s2/5:model/1", cost_usd_micros: 6 });
+    });
+    const call = await begin();
+    expect(await call.pay("simulated/echo", [])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    const never = ground(510);
+    never.drive.tell("budget.reserve", {
+      hold: "acme/session/s2/5:model/1",
+      session: "s2",
+      agent: "a",
+      model: "simulated/echo",
+      amount_usd_micros: 500,
+      minimum_usd_micros: 500,
+    });
+    expect(await failureOf(never.begin())).toMatchObject({ code: "budget_exceeded", details: { refusal: { may_return: true } } });
+    expect(never.world.monotonic_ms()).toBeLessThan(31_000);
+  });
+
+  test("a call that is called off while it waits is not made", async () => {
+    const { begin, abort, goAway, world } = ground(510);
+    goAway({ kind: "refused", error: errorBody("unavailable", "away") });
+    world.after(1_000, () => abort.abort());
+    expect(await failureOf(begin())).toMatchObject({ code: "cancelled" });
+  });
+});
+
+describe("a further try", () => {
+  test("after one that cost nothing is paid from what is held", async () => {
+    const { begin, said } = ground(10_000);
+    const call = await begin();
+    expect(await call.pay("simulated/echo", [{ cost_usd_micros: 0 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(said).toHaveLength(1);
+  });
+
+  test("after one that cost something asks for what is missing, as one more part of the same hold", async () => {
+    const { begin, said, reserved } = ground(10_000);
+    const call = await begin();
+    expect(await call.pay("simulated/echo", [{ cost_usd_micros: 100 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(said[1]).toMatchObject({ type: "budget.reserve", body: { hold: "acme/session/s1/5:model/1", part: 2, amount_usd_micros: 100 } });
+    expect(reserved()).toBe(604);
+    expect(await call.pay("simulated/script", [{ cost_usd_micros: 100 }, { cost_usd_micros: 504 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(reserved()).toBe(1108);
+  });
+
+  test("that nothing is left for is refused, and the first tries are still settled", async () => {
+    const { begin, passing, drive, world } = ground(504);
+    const call = await begin();
+    expect(await passing(call.pay("simulated/echo", [{ cost_usd_micros: 504 }]))).toMatchObject({ kind: "refused", code: "budget_exceeded" });
+    expect(call.refusal).toMatchObject({ limit_usd_micros: 504, may_return: false });
+    expect(world.monotonic_ms(), "it does not wait for what it holds itself").toBe(0);
+    drive.tell("budget.settle", { hold: "acme/session/s1/5:model/1", cost_usd_micros: 504 });
+    expect(drive.outcome).toMatchObject({ ok: true, result: { settled: true } });
+  });
+});
