@@ -20,6 +20,7 @@ import { doctor } from "./doctor.ts";
 import { explain, unpark } from "./explain.ts";
 import { show } from "./look.ts";
 import { compareModels, listBreakers, listModels, recommendModels, refreshModels, showModel } from "./models.ts";
+import { grantPermissions, refreshAgents, setPermissions, showPermissions } from "./permissions.ts";
 import { type CliPorts, EXIT } from "./ports.ts";
 import { createPrinter, type Printer } from "./printer.ts";
 import { auditExport, auditVerify } from "./audit.ts";
@@ -361,14 +362,67 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     summary: "create an agent, or a new version of it, from a file",
     about:
       "FILE is a JSON object: the id under `agent`, `id` or `name`; the configuration beside it or under `config`: `model` (required), `instructions` (or\n" +
-      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `fallbacks`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
+      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `fallbacks`, `guardrails`, `roles`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
       "Every fault is named with its JSON pointer. Sessions that run keep the version they began with. `-` reads from stdin.",
     json: "document",
     examples: ["troupe agents put --tenant acme helper.json", `echo '{"agent":"echo","model":"simulated/echo"}' | troupe agents put --tenant acme -`],
     work: putAgent,
   })
     .argument("<file>", "a JSON file, or - for stdin")
-    .addOption(tenantOption());
+    .addOption(tenantOption())
+    .option("--critical", "running sessions take it up at their next turn, sleeping ones on waking");
+  add(agents, {
+    name: "refresh",
+    summary: "let running sessions take their agent's present version up at their next turn",
+    about: "Sessions keep the version they began with until they are told. What is permitted reaches them without this.",
+    json: "document",
+    examples: ["troupe agents refresh --tenant acme helper --reason 'the old instructions were wrong'", "troupe agents refresh --tenant acme"],
+    work: ((context: Context, options: Parameters<typeof refreshAgents>[1], agent: string | undefined) => refreshAgents(context, options, agent)) as Work,
+  })
+    .argument("[agent]", "its id; all agents by default", idArgument)
+    .addOption(tenantOption())
+    .option("--reason <text>", "why, for the audit");
+  const permissions = program.command("permissions").summary("show and set what a tenant's agents may do").description("Permissions of a tenant.");
+  const RULES =
+    "A rule is `model:NAME`, `tool:NAME` or `memory:NAME`, or the beginning of a name and `*`: `model:openai/*`, `tool:*`. A denial wins over every allowance.\n" +
+    "Running sessions feel a denial at their next action, and take the rest up at their next turn.";
+  add(permissions, {
+    name: "show",
+    summary: "show the default, what is denied to all, and the grants by role",
+    json: "document",
+    examples: ["troupe permissions show --tenant acme"],
+    work: showPermissions,
+  }).addOption(tenantOption());
+  add(permissions, {
+    name: "set",
+    summary: "set the default and what is denied to all agents",
+    about: `${RULES} What is not given stays as it is.`,
+    json: "document",
+    examples: [
+      "troupe permissions set --tenant acme --default deny",
+      "troupe permissions set --tenant acme --deny tool:pay --deny 'model:openai/*'",
+      "troupe permissions set --tenant acme --deny none",
+    ],
+    work: setPermissions,
+  })
+    .addOption(tenantOption())
+    .addOption(new Option("--default <what>", "what holds where no rule speaks").choices(["allow", "deny"]))
+    .addOption(new Option("--deny <rule...>", "the whole list of what is denied, or none").argParser(collected));
+  add(permissions, {
+    name: "grant",
+    summary: "set what agents with a role may and may not",
+    about: `${RULES} The grant replaces the role's former one; one without rules takes it away. An agent's roles stand in its configuration.`,
+    json: "document",
+    examples: [
+      "troupe permissions grant --tenant acme --role reader --allow tool:now --allow 'model:simulated/*'",
+      "troupe permissions grant --tenant acme --role reader",
+    ],
+    work: grantPermissions,
+  })
+    .addOption(tenantOption())
+    .addOption(new Option("--role <id>", "the role").argParser(idArgument).makeOptionMandatory())
+    .addOption(new Option("--allow <rule...>", "what it may").argParser(collected))
+    .addOption(new Option("--deny <rule...>", "what it may not, whoever allows it").argParser(collected));
 
   // ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
   program.commandsGroup("Models:");

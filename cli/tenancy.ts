@@ -15,14 +15,14 @@ import type { Context } from "./context.ts";
 import { EXIT } from "./ports.ts";
 
 /** Says a command to the tenant's actor. Throws what it refuses. */
-async function tell(context: Context, tenant: string, type: string, body: JsonObject): Promise<Reply & { ok: true }> {
+export async function tell(context: Context, tenant: string, type: string, body: JsonObject): Promise<Reply & { ok: true }> {
   const outcome = await (await context.commands()).command(tenantActor(tenant), { type, body, channel: "control" });
   if (outcome.kind === "refused") throw new TroupeError(outcome.error);
   if (!outcome.reply.ok) throw new TroupeError(outcome.reply.error);
   return outcome.reply;
 }
 
-async function recordOf(context: Context, tenant: string): Promise<TenantRecord> {
+export async function recordOf(context: Context, tenant: string): Promise<TenantRecord> {
   const record = await (await context.directory()).tenant(tenant);
   if (record === undefined) throw new TroupeError(errorBody("not_found", `there is no tenant '${tenant}'`));
   return record;
@@ -189,7 +189,7 @@ export function readAgent(text: string): AgentFile {
   return { kind: "agent", agent: agent as string, config: checked.data as unknown as JsonObject };
 }
 
-export async function putAgent(context: Context, { tenant }: { tenant: string }, file: string): Promise<number> {
+export async function putAgent(context: Context, { tenant, critical }: { tenant: string; critical?: boolean }, file: string): Promise<number> {
   const { printer, ports } = context;
   let text: string;
   try {
@@ -199,7 +199,7 @@ export async function putAgent(context: Context, { tenant }: { tenant: string },
   }
   const read = readAgent(text);
   if (read.kind === "invalid") throw new TroupeError(read.error);
-  const reply = await tell(context, tenant, "agent.put", { agent: read.agent, config: read.config });
+  const reply = await tell(context, tenant, "agent.put", { agent: read.agent, config: read.config, ...(critical === true ? { critical } : {}) });
   if (printer.json) printer.document({ tenant, agent: read.agent, ...reply.result });
   else printer.line(`agent ${read.agent} of ${tenant}${reply.result["version"] === undefined ? "" : `, version ${JSON.stringify(reply.result["version"])}`}`);
   return EXIT.done;
