@@ -57,6 +57,14 @@ async function storedOfOthers(): Promise<Record<string, number>> {
   return found;
 }
 
+/** What the rival heard since it was last asked; and it was there to hear, for a word of the runtime's own came through. */
+async function heardByRival(): Promise<string[]> {
+  const bus = await ground.troupe.bus();
+  bus.send("reply._INBOX_rival.still-here", text.encode("?"));
+  expect(await until(() => heard_by_rival.includes("_INBOX_rival.still-here ?"), 2_000)).toBe(true);
+  return heard_by_rival.splice(0).filter((one) => !one.startsWith("_INBOX_rival.still-here"));
+}
+
 const COMMAND = `tenant.acme.session.${SESSION}.command`;
 const pause_of = (n: number): Uint8Array => bytes({ type: "turn.cancel", body: { reason: `attack ${n}` } });
 
@@ -263,7 +271,7 @@ describe("what a message says gives no power over what is another's", () => {
     await ask(acme, COMMAND, pause_of(index), head(index));
     await pauseMs(index < 3 ? 700 : 60);
     expect(await storedOfOthers()).toEqual(before);
-    expect(heard_by_rival).toEqual([]);
+    expect(await heardByRival()).toEqual([]);
   });
 
   test("a command whose reply subject may not be is refused, and the refusal stands in the sender's own journal", async () => {
@@ -297,7 +305,7 @@ describe("what a message says gives no power over what is another's", () => {
     await acme.flush();
     await pauseMs(250);
     for (const spy of spies) await spy.stop();
-    expect(heard_by_rival).toEqual([]);
+    expect(await heardByRival()).toEqual([]);
     // The refusal itself is an append of our own to the sender's journal; an acknowledgement or somebody's history would be other bytes.
     expect(heard.filter((one) => one.startsWith('{"stream":') || !one.includes('"t":"refused"'))).toEqual([]);
     expect(await storedOfOthers()).toEqual(before);
@@ -426,6 +434,23 @@ describe("scopes and ends", () => {
     expect(back).toBe(true);
     await ground.tell("system", "tenant.create", {});
     await expect(ground.client((await ground.key("system", { scopes: ["operator:write"] })).key, "system")).rejects.toThrow(/authorization/i);
+  });
+
+  test("the command line with a tenant's key speaks in the tenant's own twin of a session, and shows nothing of the other's", async () => {
+    for (const [tenant, other] of [
+      ["acme", "rival"],
+      ["rival", "acme"],
+    ] as const) {
+      const { code, stdout, stderr } = await ground.troupe.cli(["chat", "--session", SESSION, "--key", ground.keys[tenant]], {
+        stdin: `words of ${canaryOf(tenant)}\n`,
+      });
+      expect(code).toBe(0);
+      expect(stdout).toContain(canaryOf(tenant));
+      expect(stdout + stderr).not.toContain(canaryOf(other));
+    }
+    const refused = await ground.troupe.cli(["chat", "--session", SESSION, "--key", ground.keys.rival.replace(".rival.", ".acme.")], { stdin: "x\n" });
+    expect(refused.code).toBe(1);
+    expect(refused.stdout + refused.stderr).not.toMatch(new RegExp(`${canaryOf("acme")}|${canaryOf("rival")}`));
   });
 
   test("nothing that was tried broke a promise of the journals", async () => {
