@@ -79,7 +79,8 @@ export async function auditLoad(ground: Ground, load: Load, options: { readonly 
       model_calls_again += Math.max(0, made.length - 1);
       const late = made.filter(({ at_wall_ms }) => at_wall_ms > stored_at_ms + CLOCK_SLACK_MS);
       if (late.length > 0) repeated.push(`${session}: the model was asked for ${answerTag(tag, step)} ${late.length} times after its answer was journaled`);
-      if (made.length > calls_allowed) repeated.push(`${session}: the model was asked ${made.length} times for ${answerTag(tag, step)}, the journal counts ${calls_allowed}`);
+      if (made.length > calls_allowed)
+        repeated.push(`${session}: the model was asked ${made.length} times for ${answerTag(tag, step)}, the journal counts ${calls_allowed}`);
     }
   }
 

@@ -132,10 +132,11 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
     const calls: ModelCall[] = [];
     const call_listeners = new Set<(call: ModelCall) => void>();
     const model = await startModelServer({
-      answer: (request) => answerTo(request, (call) => {
-        calls.push(call);
-        for (const listener of [...call_listeners]) listener(call);
-      }),
+      answer: (request) =>
+        answerTo(request, (call) => {
+          calls.push(call);
+          for (const listener of [...call_listeners]) listener(call);
+        }),
       requests_kept_max: 0,
     });
     endings.push(() => model.close());
@@ -144,7 +145,8 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
     endings.push(() => brokers.stop());
     const postgres = options.postgres === true ? await startLocalPostgres({ home, say }) : undefined;
     if (postgres !== undefined) endings.push(() => postgres.stop());
-    const logins = postgres === undefined ? undefined : await prepareDatabase({ url: postgres.url, secret: (name) => localSecrets(home).of(name), log: silentLog });
+    const logins =
+      postgres === undefined ? undefined : await prepareDatabase({ url: postgres.url, secret: (name) => localSecrets(home).of(name), log: silentLog });
     const bus = await connectJetStream({
       servers: brokers.url,
       user: brokers.operator.user,
@@ -182,7 +184,11 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
     };
     const ports = await Promise.all(Array.from({ length: options.gateways ?? 1 }, () => freePort()));
     const logFile = (role: Role, id: string): string => join(home, "processes", `${role}-${id}.log`);
-    const launch = (role: Role, id: string, { args = [], env = {}, imports = [] }: { args?: string[]; env?: Record<string, string>; imports?: string[] } = {}): void => {
+    const launch = (
+      role: Role,
+      id: string,
+      { args = [], env = {}, imports = [] }: { args?: string[]; env?: Record<string, string>; imports?: string[] } = {},
+    ): void => {
       processes.set(
         `${role}-${id}`,
         startServer({
@@ -264,7 +270,8 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
     if (!ready) throw new Error(`the ground did not become ready:\n${tails()}`);
     const serving = await until(async () => (await Promise.all(gateway_urls.map(isReady))).every(Boolean), READY_PATIENCE_MS, 100);
     if (!serving) throw new Error(`the gateways did not become ready:\n${tails()}`);
-    if (!(await until(() => ground.workers().every((id) => watch.shardsOf(id).length > 0), READY_PATIENCE_MS))) throw new Error(`not every worker owns shards:\n${tails()}`);
+    if (!(await until(() => ground.workers().every((id) => watch.shardsOf(id).length > 0), READY_PATIENCE_MS)))
+      throw new Error(`not every worker owns shards:\n${tails()}`);
     return ground;
   } catch (error) {
     await stop();

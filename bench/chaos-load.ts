@@ -55,8 +55,8 @@ export interface Load {
   waiting(): { session: string; tag: string; since_ms: number }[];
   onToken(listener: (token: EarToken) => void): () => void;
   onEvent(listener: (session: string, type: string, data: Readonly<Record<string, unknown>>, at_ms: number) => void): () => void;
-  /** Says one more command as a service and writes it down; answers how. */
-  say(way: Way, session: string, type: string, body: JsonObject, key: string): Promise<"acknowledged" | string>;
+  /** Says one more command as a service and writes it down; answers `acknowledged`, or how it was refused. */
+  say(way: Way, session: string, type: string, body: JsonObject, key: string): Promise<string>;
   /** No new turns; resolves when those that run have ended, and answers what has not within the patience. */
   finish(patience_ms: number): Promise<string[]>;
   stop(): Promise<void>;
@@ -96,7 +96,7 @@ export async function startLoad(ground: Ground, options: LoadOptions): Promise<L
     return code;
   }
 
-  async function sayOnce(way: Way, session: string, type: string, body: JsonObject, key: string): Promise<"acknowledged" | string> {
+  async function sayOnce(way: Way, session: string, type: string, body: JsonObject, key: string): Promise<string> {
     if (way === "nats") {
       const head = headers();
       head.set("Idempotency-Key", key);
@@ -117,7 +117,11 @@ export async function startLoad(ground: Ground, options: LoadOptions): Promise<L
       return "acknowledged";
     }
     const [path, json] =
-      type === "session.create" ? ["/v1/sessions", { id: session, ...body }] : type === "message.send" ? [`/v1/sessions/${session}/messages`, body] : [`/v1/sessions/${session}/${type.slice("session.".length)}`, body];
+      type === "session.create"
+        ? ["/v1/sessions", { id: session, ...body }]
+        : type === "message.send"
+          ? [`/v1/sessions/${session}/messages`, body]
+          : [`/v1/sessions/${session}/${type.slice("session.".length)}`, body];
     const url = ground.gateway_urls[Math.floor(Math.random() * ground.gateway_urls.length)]!;
     try {
       const answer = await fetch(`${url}${path}`, {

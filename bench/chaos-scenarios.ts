@@ -72,7 +72,11 @@ export interface RunOptions {
 }
 
 /** Runs one scenario on a ground that stands, and audits what it left. */
-export async function runScenario(ground: Ground, scenario: Scenario, { trials, random, load: more, away_ms, say = () => undefined }: RunOptions): Promise<ScenarioResult> {
+export async function runScenario(
+  ground: Ground,
+  scenario: Scenario,
+  { trials, random, load: more, away_ms, say = () => undefined }: RunOptions,
+): Promise<ScenarioResult> {
   const phases = new Map<string, number[]>();
   const faults: string[] = [];
   const notes: string[] = [];
@@ -99,7 +103,15 @@ export async function runScenario(ground: Ground, scenario: Scenario, { trials, 
   const times = load.ack_times.map(({ ms }) => ms);
   const { p50_ms, p99_ms } = quantiles(times);
   for (const [refusal, count] of load.refusals) notes.push(`${count} × ${refusal}`);
-  return { scenario: scenario.name, trials, phases, faults, notes, audit, acknowledgement_ms: { p50: p50_ms, p99: p99_ms, max: Math.max(0, ...times), count: times.length } };
+  return {
+    scenario: scenario.name,
+    trials,
+    phases,
+    faults,
+    notes,
+    audit,
+    acknowledgement_ms: { p50: p50_ms, p99: p99_ms, max: Math.max(0, ...times), count: times.length },
+  };
 }
 
 // ── what scenarios are made of ───────────────────────────────────────────────────────────────────────────────────────
@@ -209,7 +221,8 @@ function watchMoves({ ground }: Trouble): { readonly dead: string[]; readonly cl
   const claims: string[] = [];
   const stop = ground.watch.onJournal(({ actor, message }) => {
     if (actor.kind === "worker" && message.state === "dead" && message.events.some(({ type }) => type === "worker.state")) dead.push(actor.id);
-    if (actor.kind === "session") for (const entry of message.entries) if (entry.t === "claim" && entry.lost.length > 0) claims.push(`${actor.id} from ${entry.from}: ${entry.reason}`);
+    if (actor.kind === "session")
+      for (const entry of message.entries) if (entry.t === "claim" && entry.lost.length > 0) claims.push(`${actor.id} from ${entry.from}: ${entry.reason}`);
   });
   return { dead, claims, stop };
 }
@@ -224,7 +237,10 @@ async function streaming(trouble: Trouble): Promise<{ worker: string; sessions: 
     await wait(20);
   }
   const { load, ground } = trouble;
-  const told = load.waiting().slice(0, 5).map(({ tag, since_ms }) => `${tag} for ${Math.round(now() - since_ms)} ms`);
+  const told = load
+    .waiting()
+    .slice(0, 5)
+    .map(({ tag, since_ms }) => `${tag} for ${Math.round(now() - since_ms)} ms`);
   const stuck = `${load.waiting().length} lanes wait (${told.join(", ")}); ${ground.model.open_streams} streams at the provider; refusals ${JSON.stringify([...load.refusals])}`;
   throw new Error(`no model call runs: ${stuck}`);
 }
@@ -274,7 +290,10 @@ function watchZombie(trouble: Trouble, worker: string): { readonly stored: strin
   const stored: string[] = [];
   let tried = 0;
   const stops = [
-    watch.onTry((message) => void (message.worker === worker && message.epoch <= highest && held.get(shardOfSession(trouble, message.actor.id)) === message.epoch && (tried += 1))),
+    watch.onTry(
+      (message) =>
+        void (message.worker === worker && message.epoch <= highest && held.get(shardOfSession(trouble, message.actor.id)) === message.epoch && (tried += 1)),
+    ),
     watch.onJournal(({ actor, message, sequence }) => {
       if (actor.kind !== "session" || message.worker !== worker || held.get(shardOfSession(trouble, actor.id)) !== message.epoch) return;
       stored.push(`${actor.id} at ${sequence} under epoch ${message.epoch}`);
@@ -315,7 +334,8 @@ async function stopLong(trouble: Trouble): Promise<void> {
     tried += zombie_of.tried;
     trouble.say(`trial ${trial}: ${worker} stood still under ${sessions.size} calls; woken it stored ${zombie_of.stored.length - stored_before}`);
     await recovery.ended();
-    if (!(await until(() => ground.watch.stateOf(worker) === "ready", SETTLE_PATIENCE_MS, 50))) trouble.fault(`trial ${trial}: the woken ${worker} did not come back`);
+    if (!(await until(() => ground.watch.stateOf(worker) === "ready", SETTLE_PATIENCE_MS, 50)))
+      trouble.fault(`trial ${trial}: the woken ${worker} did not come back`);
     // A name that dies again and again is given nothing: it leaves in good order, and another takes its place.
     ground.startWorker();
     ground.signal("worker", worker, "SIGTERM");
@@ -438,9 +458,11 @@ async function killSupervisors(trouble: Trouble): Promise<void> {
     const blow_ms = ground.signal("supervisor", leader, "SIGKILL");
     if (both) ground.signal("worker", worker, "SIGKILL");
     const recovery = both ? watching.blow(blow_ms) : undefined;
-    if (await until(() => ground.watch.leader() !== undefined && ground.watch.leader() !== leader, RECOVERY_PATIENCE_MS, 5)) trouble.measured("new leader", now() - blow_ms);
+    if (await until(() => ground.watch.leader() !== undefined && ground.watch.leader() !== leader, RECOVERY_PATIENCE_MS, 5))
+      trouble.measured("new leader", now() - blow_ms);
     else trouble.fault(`trial ${trial}: nobody leads after ${leader} was killed`);
-    if (recovery !== undefined) for (const one of await recovery.over()) trouble.fault(`trial ${trial}: ${one} did not go on after supervisor and worker were killed`);
+    if (recovery !== undefined)
+      for (const one of await recovery.over()) trouble.fault(`trial ${trial}: ${one} did not go on after supervisor and worker were killed`);
     ground.start("supervisor", leader);
     if (both) ground.startWorker();
     await wait(2_000);
@@ -469,7 +491,13 @@ async function killGateways(trouble: Trouble): Promise<void> {
       // The others hang on the other gateway, and felt nothing.
       if (now_connected > (connections.get(session) ?? 0)) trouble.measured("token", at_ms - blow_ms);
     });
-    if (!(await until(() => [...waiting].every((session) => heard.has(session) || !load.waiting().some((one) => one.session === session)), RECOVERY_PATIENCE_MS, 10)))
+    if (
+      !(await until(
+        () => [...waiting].every((session) => heard.has(session) || !load.waiting().some((one) => one.session === session)),
+        RECOVERY_PATIENCE_MS,
+        10,
+      ))
+    )
       trouble.fault(`trial ${trial}: some streams heard nothing more after ${id} was killed`);
     stop();
     ground.start("gateway", id);
@@ -584,16 +612,23 @@ async function fillStream(trouble: Trouble): Promise<void> {
   const { ground, load } = trouble;
   const { config } = await streamInfo(ground, "COMMANDS");
   const limit = async (max_bytes: number): Promise<void> => {
-    const answer = await ground.bus.request("$JS.API.STREAM.UPDATE.COMMANDS", new TextEncoder().encode(JSON.stringify({ ...(config as JsonObject), max_bytes })), { patience_ms: 5_000 });
+    const answer = await ground.bus.request(
+      "$JS.API.STREAM.UPDATE.COMMANDS",
+      new TextEncoder().encode(JSON.stringify({ ...(config as JsonObject), max_bytes })),
+      { patience_ms: 5_000 },
+    );
     const text = answer === undefined ? "no answer" : new TextDecoder().decode(answer.data);
     if ((JSON.parse(text) as { error?: unknown }).error !== undefined) throw new Error(`the limit could not be set: ${text}`);
   };
   const before = Number((config as JsonObject)["max_bytes"]);
-  const body = (tag: string): JsonObject => ({ content: JSON.stringify({ tag, tokens: 1, token_ms: 0, first_token_ms: 0, tool: false, fill: "x".repeat(8_000) }) });
+  const body = (tag: string): JsonObject => ({
+    content: JSON.stringify({ tag, tokens: 1, token_ms: 0, first_token_ms: 0, tool: false, fill: "x".repeat(8_000) }),
+  });
   for (let trial = 1; trial <= trouble.trials; trial++) {
     await settled(trouble);
     const session = `full-${Math.floor(trouble.random() * 1e9)}`;
-    if ((await load.say("client", session, "session.create", { agent: "a" }, `${session}-create`)) !== "acknowledged") throw new Error("a session could not be created");
+    if ((await load.say("client", session, "session.create", { agent: "a" }, `${session}-create`)) !== "acknowledged")
+      throw new Error("a session could not be created");
     await limit(128 * 1024);
     for (const id of ground.workers()) ground.signal("worker", id, "SIGSTOP");
     let taken = 0;
@@ -604,13 +639,21 @@ async function fillStream(trouble: Trouble): Promise<void> {
       if (answer === "acknowledged") taken += 1;
       else refused.push(answer);
     }
-    const asked = await ground.client.command({ tenant: "bench", kind: "session", id: session }, { type: "message.send", body: body(`${session}/ours`) }, { patience_ms: 1_000 });
+    const asked = await ground.client.command(
+      { tenant: "bench", kind: "session", id: session },
+      { type: "message.send", body: body(`${session}/ours`) },
+      { patience_ms: 1_000 },
+    );
     const code = asked.kind === "refused" ? asked.error.code : "decided";
     for (const id of ground.workers()) ground.signal("worker", id, "SIGCONT");
     if (taken === 0 || refused.length === 0) trouble.fault(`trial ${trial}: ${taken} were taken and ${refused.length} refused: the stream was not filled`);
     if (code !== "overloaded") trouble.fault(`trial ${trial}: a sender of ours heard '${code}', not 'overloaded'`);
     const began_ms = now();
-    const again = await until(async () => (await load.say("nats", session, "message.send", body(`${session}/again`), `${session}-again`)) === "acknowledged", RECOVERY_PATIENCE_MS, 50);
+    const again = await until(
+      async () => (await load.say("nats", session, "message.send", body(`${session}/again`), `${session}-again`)) === "acknowledged",
+      RECOVERY_PATIENCE_MS,
+      50,
+    );
     if (again) trouble.measured("takes again", now() - began_ms);
     else trouble.fault(`trial ${trial}: it never took commands again`);
     trouble.say(`trial ${trial}: ${taken} taken, ${refused.length} refused (${refused[0]}), ours ${code}`);
@@ -682,16 +725,80 @@ async function withProjections({ ground, load, fault }: Trouble): Promise<AuditR
 const CALL = { tokens: 25, token_ms: 100, first_token_ms: 20 };
 
 export const SCENARIOS: readonly Scenario[] = [
-  { name: "kill9_worker", what: "the worker that streams most is killed with kill -9", ground: {}, load: { lanes: 50, wish: CALL }, trials: 20, run: killWorkers },
+  {
+    name: "kill9_worker",
+    what: "the worker that streams most is killed with kill -9",
+    ground: {},
+    load: { lanes: 50, wish: CALL },
+    trials: 20,
+    run: killWorkers,
+  },
   { name: "sigstop_2s", what: "a worker stands still for 2 s: nobody moves", ground: {}, load: { lanes: 50, wish: CALL }, trials: 5, run: stopBriefly },
-  { name: "sigstop_10s", what: "a worker stands still for 10 s: its work moves, and woken it appends nothing", ground: {}, load: { lanes: 50, wish: CALL }, trials: 3, run: stopLong },
-  { name: "worker_connection_cut", what: "one of a worker's connections is cut and comes back; then both, for long", ground: {}, load: { lanes: 20, wish: CALL }, trials: 4, run: cutConnections },
-  { name: "kill_supervisor", what: "the leading supervisor is killed, every second time with a worker", ground: { supervisors: 2 }, load: { lanes: 20, wish: CALL }, trials: 2, run: killSupervisors },
-  { name: "kill_gateway", what: "a gateway is killed; its clients go on at another", ground: { gateways: 2 }, load: { lanes: 20, wish: CALL }, trials: 4, run: killGateways },
-  { name: "broker_kill_restart", what: "the only broker is killed and started again", ground: {}, load: { lanes: 20, wish: CALL }, away_ms: 300, trials: 3, run: killBroker },
-  { name: "broker_leader_kill", what: "of three brokers the one that leads EVENTS is killed, and comes back", ground: { brokers: 3 }, load: { lanes: 20, wish: CALL }, trials: 3, run: killStreamLeader },
-  { name: "stream_full", what: "COMMANDS is full: publishers hear it, and it takes again", ground: {}, load: { lanes: 10, wish: CALL }, trials: 2, run: fillStream },
-  { name: "clock_jump", what: "the wall clock of one worker jumps by hours, forward and back", ground: {}, load: { lanes: 20, wish: CALL }, trials: 4, run: jumpClock },
+  {
+    name: "sigstop_10s",
+    what: "a worker stands still for 10 s: its work moves, and woken it appends nothing",
+    ground: {},
+    load: { lanes: 50, wish: CALL },
+    trials: 3,
+    run: stopLong,
+  },
+  {
+    name: "worker_connection_cut",
+    what: "one of a worker's connections is cut and comes back; then both, for long",
+    ground: {},
+    load: { lanes: 20, wish: CALL },
+    trials: 4,
+    run: cutConnections,
+  },
+  {
+    name: "kill_supervisor",
+    what: "the leading supervisor is killed, every second time with a worker",
+    ground: { supervisors: 2 },
+    load: { lanes: 20, wish: CALL },
+    trials: 2,
+    run: killSupervisors,
+  },
+  {
+    name: "kill_gateway",
+    what: "a gateway is killed; its clients go on at another",
+    ground: { gateways: 2 },
+    load: { lanes: 20, wish: CALL },
+    trials: 4,
+    run: killGateways,
+  },
+  {
+    name: "broker_kill_restart",
+    what: "the only broker is killed and started again",
+    ground: {},
+    load: { lanes: 20, wish: CALL },
+    away_ms: 300,
+    trials: 3,
+    run: killBroker,
+  },
+  {
+    name: "broker_leader_kill",
+    what: "of three brokers the one that leads EVENTS is killed, and comes back",
+    ground: { brokers: 3 },
+    load: { lanes: 20, wish: CALL },
+    trials: 3,
+    run: killStreamLeader,
+  },
+  {
+    name: "stream_full",
+    what: "COMMANDS is full: publishers hear it, and it takes again",
+    ground: {},
+    load: { lanes: 10, wish: CALL },
+    trials: 2,
+    run: fillStream,
+  },
+  {
+    name: "clock_jump",
+    what: "the wall clock of one worker jumps by hours, forward and back",
+    ground: {},
+    load: { lanes: 20, wish: CALL },
+    trials: 4,
+    run: jumpClock,
+  },
   {
     name: "rolling_restart",
     what: "every worker is replaced under model calls of 20 s",

@@ -60,7 +60,11 @@ async function main(): Promise<number> {
   const scenarios = names.length === 0 ? SCENARIOS : names.map(scenarioNamed);
   const seed = Number(values.seed ?? Date.now() % 1_000_000);
   const say = (line: string): void => void process.stderr.write(`${line}\n`);
-  say(`seed ${seed}; ${cpus().length} × ${cpus()[0]?.model ?? "?"}, ${Math.round(totalmem() / 2 ** 30)} GiB; node ${process.version}; load before ${loadavg().map((one) => one.toFixed(1)).join(" ")}`);
+  say(
+    `seed ${seed}; ${cpus().length} × ${cpus()[0]?.model ?? "?"}, ${Math.round(totalmem() / 2 ** 30)} GiB; node ${process.version}; load before ${loadavg()
+      .map((one) => one.toFixed(1))
+      .join(" ")}`,
+  );
   const results: ScenarioResult[] = [];
   let broken = false;
   for (const scenario of scenarios) {
@@ -80,7 +84,9 @@ async function main(): Promise<number> {
       const problems = [...faults, ...audit.lost, ...audit.repeated, ...audit.stream_faults, ...audit.violations];
       for (const problem of problems.slice(0, 40)) say(`   ✗ ${problem}`);
       for (const note of notes) say(`   · ${note}`);
-      say(`   ${audit.acknowledged} commands, ${audit.sessions} sessions, ${audit.messages} journal messages, ${audit.model_calls} model calls (${audit.model_calls_again} again after a loss), ${audit.ears_whole} streams heard whole; load ${loadavg()[0]?.toFixed(1)}`);
+      say(
+        `   ${audit.acknowledged} commands, ${audit.sessions} sessions, ${audit.messages} journal messages, ${audit.model_calls} model calls (${audit.model_calls_again} again after a loss), ${audit.ears_whole} streams heard whole; load ${loadavg()[0]?.toFixed(1)}`,
+      );
       if (problems.length > 0) broken = true;
       if (values.json) process.stdout.write(`${JSON.stringify({ ...result, phases: Object.fromEntries(result.phases) })}\n`);
     } finally {

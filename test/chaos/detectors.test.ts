@@ -91,7 +91,10 @@ describe("an ear", () => {
 
   test("puts chunks together, and begins again after superseded", async () => {
     const superseded = frame("c", "superseded", { type: "superseded", turn: 1, step: 0, attempt: 1, seq: 5 });
-    expect(await faultsOf(token("a", 1, 0, "He"), token("b", 1, 1, "l"), superseded, token("d", 2, 0, "Hel"), token("e", 2, 1, "lo"))).toEqual({ faults: [], text: "Hello" });
+    expect(await faultsOf(token("a", 1, 0, "He"), token("b", 1, 1, "l"), superseded, token("d", 2, 0, "Hel"), token("e", 2, 1, "lo"))).toEqual({
+      faults: [],
+      text: "Hello",
+    });
   });
 
   test("names a chunk that is missing, one that comes twice, and a cursor that comes twice", async () => {
@@ -103,6 +106,8 @@ describe("an ear", () => {
   test("names an attempt that began though the one before was not void, and a chunk of a void one", async () => {
     expect((await faultsOf(token("a", 1, 0), token("b", 2, 0))).faults).toEqual([expect.stringMatching(/attempt 2 began though attempt 1/)]);
     const superseded = frame("c", "superseded", { type: "superseded", turn: 1, step: 0, attempt: 1, seq: 5 });
-    expect((await faultsOf(token("a", 1, 0), superseded, token("d", 1, 1))).faults).toContainEqual(expect.stringMatching(/a chunk of attempt 1 after it was void/));
+    expect((await faultsOf(token("a", 1, 0), superseded, token("d", 1, 1))).faults).toContainEqual(
+      expect.stringMatching(/a chunk of attempt 1 after it was void/),
+    );
   });
 });

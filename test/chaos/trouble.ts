@@ -17,7 +17,11 @@ export async function calmGround(options: GroundOptions): Promise<Ground> {
 }
 
 /** Runs it and holds it to every promise: nothing lost, nothing repeated, every stream whole, `verify` content, nothing out of order. */
-export async function survives(ground: Ground, name: string, { trials = 1, lanes = 10, wish = CALL, ...more }: { trials?: number; lanes?: number; wish?: typeof CALL; away_ms?: number } = {}): Promise<ScenarioResult> {
+export async function survives(
+  ground: Ground,
+  name: string,
+  { trials = 1, lanes = 10, wish = CALL, ...more }: { trials?: number; lanes?: number; wish?: typeof CALL; away_ms?: number } = {},
+): Promise<ScenarioResult> {
   let drawn = 0;
   const result = await runScenario(ground, scenarioNamed(name), {
     trials,
