@@ -334,8 +334,9 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     work: createKey,
   })
     .addOption(tenantOption())
-    .addOption(new Option("--scope <scope...>", "what it may do; everything of the tenant when none is given").argParser(collected))
-    .option("--label <text>", "what people call it");
+    .addOption(new Option("--scope <scope...>", "what it may do (sessions:read, sessions:write, admin); reading and writing sessions when none is given").argParser(collected))
+    .option("--label <text>", "what people call it")
+    .option("--expires-at <time>", "when it ends, as 2027-01-31T00:00:00Z; never when not given");
   add(keys, { name: "revoke", summary: "revoke a key", json: "document", examples: ["troupe keys revoke --tenant acme 3f9a0c21d4e8"], work: revokeKey })
     .argument("<key_id>", "as `keys list` names it", idArgument)
     .addOption(tenantOption())

@@ -75,12 +75,12 @@ export async function createTenant(context: Context, { name }: { name?: string }
 
 export async function createKey(
   context: Context,
-  { tenant, scope = [], label }: { tenant: string; scope?: readonly string[]; label?: string },
+  { tenant, scope = [], label, expiresAt }: { tenant: string; scope?: readonly string[]; label?: string; expiresAt?: string },
 ): Promise<number> {
   const { printer, ports } = context;
   const { key_id, key, hash } = freshKey(tenant, ports.random_bytes);
-  await tell(context, tenant, "key.create", { key_id, hash, scopes: scope, ...(label === undefined ? {} : { label }) });
-  if (printer.json) printer.document({ tenant, key_id, key, scopes: scope, label: label ?? null });
+  await tell(context, tenant, "key.create", { key_id, hash, scopes: scope, ...(label === undefined ? {} : { label }), ...(expiresAt === undefined ? {} : { expires_at: expiresAt }) });
+  if (printer.json) printer.document({ tenant, key_id, key, scopes: scope, label: label ?? null, expires_at: expiresAt ?? null });
   else {
     // The key alone on stdout, so that KEY=$(troupe keys create …) works.
     printer.line(key);
@@ -98,13 +98,14 @@ export async function listKeys(context: Context, { tenant }: { tenant: string })
     label: key.label,
     scopes: key.scopes,
     created_at: timestamp(key.created_at_ms),
+    expires_at: key.expires_at_ms === undefined ? null : timestamp(key.expires_at_ms),
     revoked_at: key.revoked_at_ms === null ? null : timestamp(key.revoked_at_ms),
   }));
   if (printer.json) printer.document({ tenant, keys });
   else
     printer.table(
-      ["key", "label", "scopes", "created", "revoked"],
-      keys.map((key) => [key.key_id, key.label, key.scopes.length === 0 ? "all" : key.scopes.join(" "), key.created_at, key.revoked_at]),
+      ["key", "label", "scopes", "created", "expires", "revoked"],
+      keys.map((key) => [key.key_id, key.label, key.scopes.length === 0 ? "sessions:read sessions:write" : key.scopes.join(" "), key.created_at, key.expires_at, key.revoked_at]),
     );
   if (keys.length === 0) printer.note(`'${tenant}' has no key: troupe keys create --tenant ${tenant}`);
   return EXIT.done;
