@@ -18,7 +18,19 @@ import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import { PASSIVATE_AFTER_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { encodeReply } from "../protocol/reply.ts";
-import { fastLaneSubject, isReplyAllowed, parseActorSubject, parseDueSubject, parseResidentSubject, replyRoute, residentSubject, RUNTIME_INBOX_PREFIX, shardCommandFilters, shardDueFilter, shardOf } from "../protocol/subjects.ts";
+import {
+  fastLaneSubject,
+  isReplyAllowed,
+  parseActorSubject,
+  parseDueSubject,
+  parseResidentSubject,
+  replyRoute,
+  residentSubject,
+  RUNTIME_INBOX_PREFIX,
+  shardCommandFilters,
+  shardDueFilter,
+  shardOf,
+} from "../protocol/subjects.ts";
 import { pause, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
 import { ActorCell, type CellDeps, type CellObserver, type Decide, type MailItem } from "./cell.ts";
@@ -183,15 +195,24 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       conflict: () => deps.on_conflict(shard.number, shard.epoch),
       mark: () => ensureMark(shard, resident),
       claim_reason: shard.from.reason,
-      resumed: (resumed) => deps.on_resumed?.({ ...resumed, shard: shard.number, epoch: shard.epoch, from: shard.from.worker, reason: shard.from.reason, replay_ms: world.monotonic_ms() - began_ms }),
+      resumed: (resumed) =>
+        deps.on_resumed?.({
+          ...resumed,
+          shard: shard.number,
+          epoch: shard.epoch,
+          from: shard.from.worker,
+          reason: shard.from.reason,
+          replay_ms: world.monotonic_ms() - began_ms,
+        }),
       ...(admit === undefined ? {} : { admit: (command, view) => admit(actor, command, view) }),
       ...(deps.observer === undefined ? {} : { observer: deps.observer }),
       ...(deps.assume_cost === undefined ? {} : { assume_cost: deps.assume_cost }),
       quarantine,
     });
+    // The owner before us may have asked for it to be cleared, and the asking may still arrive: what we owe needs a mark of our own.
     const found = shard.found_marks.get(path);
     shard.found_marks.delete(path);
-    const resident: Resident = { cell, mark: found === undefined ? { kind: "none" } : { kind: "set", sequence: found } };
+    const resident: Resident = { cell, mark: found === undefined ? { kind: "none" } : { kind: "doubtful", sequence: found } };
     shard.residents.set(path, resident);
     return resident;
   }
@@ -246,7 +267,14 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
     const item: MailItem =
       reply.kind === "forbidden"
-        ? { kind: "refused", error: errorBody("forbidden", `${HEADER_REPLY_TO} must lie under the sender's own inbox prefix`), type: "?", channel, source, decided }
+        ? {
+            kind: "refused",
+            error: errorBody("forbidden", `${HEADER_REPLY_TO} must lie under the sender's own inbox prefix`),
+            type: "?",
+            channel,
+            source,
+            decided,
+          }
         : decoding.kind === "command"
           ? { kind: "command", command: decoding.command, source, decided }
           : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, source, decided };
@@ -260,13 +288,21 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     if (parsed.kind === "malformed" || (parsed.channel !== "command" && parsed.channel !== "control")) return;
     const { actor, channel } = parsed;
     // Without a key it could not be told from its durable twin; at the wrong shard it is not ours to decide.
-    if (reply === undefined || !reply.startsWith(RUNTIME_INBOX_PREFIX) || headerOf(message.headers, HEADER_IDEMPOTENCY_KEY) === undefined || shardOf(actor, bus.shards) !== shard.number) return;
+    if (
+      reply === undefined ||
+      !reply.startsWith(RUNTIME_INBOX_PREFIX) ||
+      headerOf(message.headers, HEADER_IDEMPOTENCY_KEY) === undefined ||
+      shardOf(actor, bus.shards) !== shard.number
+    )
+      return;
     const resident = residentOf(shard, actor);
     if (resident === undefined || resident.cell.waiting >= FAST_WAITING_MAX) return; // the durable way has the bound and the refusal
     const decided: Decide = (outcome, after_sequence) => bus.send(reply, answerOf(actor, outcome, after_sequence));
     const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
     resident.cell.push(
-      decoding.kind === "command" ? { kind: "command", command: decoding.command, decided } : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided },
+      decoding.kind === "command"
+        ? { kind: "command", command: decoding.command, decided }
+        : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided },
     );
   }
 
@@ -402,7 +438,9 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   function restLater(): void {
     void world.after(Math.min(REST_EVERY_MS, passivateAfterMs), () => {
       if (stopped) return;
-      const due = [...shards.values()].flatMap((shard) => (shard.phase === "owning" ? [...shard.residents].map(([path, resident]) => ({ shard, path, resident })) : []));
+      const due = [...shards.values()].flatMap((shard) =>
+        shard.phase === "owning" ? [...shard.residents].map(([path, resident]) => ({ shard, path, resident })) : [],
+      );
       const next = async (): Promise<void> => {
         for (let one = due.pop(); one !== undefined; one = due.pop()) await restOnce(one.shard, one.path, one.resident);
       };
@@ -421,7 +459,16 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       const before = shards.get(number);
       if (before !== undefined && before.epoch >= epoch) return;
       if (before !== undefined) await end(before);
-      const shard: Shard = { number, epoch, from, phase: "taking", taken_ms: world.monotonic_ms(), residents: new Map(), subscriptions: [], found_marks: new Map() };
+      const shard: Shard = {
+        number,
+        epoch,
+        from,
+        phase: "taking",
+        taken_ms: world.monotonic_ms(),
+        residents: new Map(),
+        subscriptions: [],
+        found_marks: new Map(),
+      };
       shards.set(number, shard);
       // Who was cut off in the middle of something goes on first: the broker answers one connection's questions in their order.
       const restored = marksOf(shard).then(() => restoreMarked(shard));
@@ -455,7 +502,15 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       [...shards.values()].flatMap((shard) =>
         shard.phase === "gone"
           ? []
-          : [{ shard: shard.number, epoch: shard.epoch, phase: shard.phase, resident: shard.residents.size, running: [...shard.residents.values()].filter(({ cell }) => cell.working > 0).length }],
+          : [
+              {
+                shard: shard.number,
+                epoch: shard.epoch,
+                phase: shard.phase,
+                resident: shard.residents.size,
+                running: [...shard.residents.values()].filter(({ cell }) => cell.working > 0).length,
+              },
+            ],
       ),
 
     resident: () => [...shards.values()].flatMap((shard) => [...shard.residents.values()].map(({ cell }) => cell.actor)),

@@ -99,8 +99,8 @@ export class Broker implements MemoryBroker {
   readonly core: MemoryCore;
   #streams = new Map<string, MemoryStream>();
   #connections = new Set<Connection>();
-  /** The reader that each durable has now; a later one takes over. */
-  readonly readers = new Map<string, object>();
+  /** The readers that each durable has; the latest has taken over, and when it ends the one before it goes on. */
+  readonly #readers = new Map<string, MemoryInbox[]>();
   #waiters = new Map<string, Set<() => void>>();
 
   constructor(options: MemoryBrokerOptions) {
@@ -136,6 +136,20 @@ export class Broker implements MemoryBroker {
   }
   forget(connection: Connection): void {
     this.#connections.delete(connection);
+  }
+
+  addReader(durable: string, inbox: MemoryInbox): void {
+    this.#readers.set(durable, [...(this.#readers.get(durable) ?? []), inbox]);
+  }
+  reads(durable: string, inbox: MemoryInbox): boolean {
+    return this.#readers.get(durable)?.at(-1) === inbox;
+  }
+  removeReader(durable: string, inbox: MemoryInbox): void {
+    const had = this.reads(durable, inbox);
+    const left = (this.#readers.get(durable) ?? []).filter((other) => other !== inbox);
+    if (left.length === 0) this.#readers.delete(durable);
+    else this.#readers.set(durable, left);
+    if (had) left.at(-1)?.missed();
   }
 
   stream(name: string): MemoryStream {
@@ -585,6 +599,7 @@ class MemoryInbox implements Subscription {
   /** Delivered and not acknowledged, and when. In order of delivery. */
   #unacknowledged = new Map<number, number>();
   #must_reset = false;
+  #reading = false;
   #wake = (): void => {};
   #cancel_ack_wait: (() => void) | undefined;
   #forget: () => void;
@@ -594,7 +609,7 @@ class MemoryInbox implements Subscription {
     this.#spec = spec;
     this.#handlers = handlers;
     this.#key = `${spec.stream} ${spec.durable}`;
-    connection.broker.readers.set(this.#key, this);
+    connection.broker.addReader(this.#key, this);
     const states = connection.on_state((state) => {
       if (state === "disconnected") this.#must_reset = true;
       this.#wake();
@@ -612,10 +627,20 @@ class MemoryInbox implements Subscription {
   }
 
   #stop(): void {
+    if (this.#stopped) return;
     this.#stopped = true;
+    this.#connection.broker.removeReader(this.#key, this);
     this.#cancel_ack_wait?.();
     this.#forget();
     this.#wake();
+  }
+
+  /** Another reader had the durable meanwhile: the next heartbeat shows it. */
+  missed(): void {
+    this.#connection.broker.world.after(HEARTBEAT_MS, () => {
+      this.#reset();
+      if (!this.#reading) void this.#live();
+    });
   }
 
   #reset(): void {
@@ -626,9 +651,10 @@ class MemoryInbox implements Subscription {
   async #live(): Promise<void> {
     const { broker } = this.#connection;
     const { stream: name, filters } = this.#spec;
-    while (!this.#stopped && broker.readers.get(this.#key) === this) {
+    this.#reading = true;
+    while (!this.#stopped && broker.reads(this.#key, this)) {
       if (this.#must_reset) await this.#openAgain();
-      if (this.#stopped) return;
+      if (this.#stopped) break;
       const message = this.#unacknowledged.size < ACK_PENDING_MAX ? broker.stream(name).next(filters, this.#cursor) : undefined;
       if (message === undefined || this.#must_reset) {
         if (!this.#must_reset) await this.#idle(name);
@@ -644,9 +670,10 @@ class MemoryInbox implements Subscription {
       }
       if (fault?.kind === "delay") await pause(broker.world, fault.ms);
       else await Promise.resolve();
-      if (this.#stopped || this.#must_reset || broker.readers.get(this.#key) !== this) continue;
+      if (this.#stopped || this.#must_reset || !broker.reads(this.#key, this)) continue;
       this.#deliver(message);
     }
+    this.#reading = false;
   }
 
   async #idle(name: string): Promise<void> {
@@ -660,7 +687,7 @@ class MemoryInbox implements Subscription {
     const { broker } = this.#connection;
     await pause(broker.world, REOPEN_MS);
     while (!this.#stopped && this.#connection.state === "disconnected") await this.#connection.connectedWithin(REQUEST_PATIENCE_MS);
-    if (this.#stopped || broker.readers.get(this.#key) !== this) return;
+    if (this.#stopped || !broker.reads(this.#key, this)) return;
     this.#must_reset = false;
     this.#cursor = 1;
     this.#unacknowledged.clear();

@@ -15,8 +15,8 @@
 // Invariants:
 //   M1. Nothing may act (append, start an effect, publish) unless the lease is valid by our own clock.
 //   M2. The lease is renewed in tick() alone, and tick() is called by the worker's own loop.
-//   M3. A shard is taken only under an entry that names this worker, this incarnation and that epoch; an epoch that was left
-//       is never taken again.
+//   M3. A shard is taken only with a valid lease, under an entry that names this worker, this incarnation and that epoch; an
+//       epoch that was left is never taken again.
 //   M4. After an outage nothing acts before the placement was read from the leader.
 //   M5. One thing at a time happens to one shard; a lost ownership interrupts it.
 import type { Bucket, BucketChange, BucketEntry, Bus, Subscription } from "../bus/port.ts";
@@ -433,7 +433,8 @@ export class Member {
     const going = entry.moving_to !== undefined || this.#draining?.release === true;
     if (held !== undefined) return going ? { kind: "leave", epoch: entry.epoch } : { kind: "rest" };
     if (going || this.#left.get(shard) === entry.epoch) return { kind: "hand_over", placed }; // M3
-    return { kind: "take", entry };
+    // Who slept may hear only now of what it was given and lost again: its tick will say what its lease is worth, and looks again.
+    return this.#lease.is_valid() ? { kind: "take", entry } : { kind: "rest" };
   }
 
   /** Starts what must happen to a shard, or makes what is going on look again (M5). */

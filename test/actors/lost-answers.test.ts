@@ -142,3 +142,25 @@ test("a prompt that cannot be read because the broker is away is read when it is
   await world.advance(12_000);
   expect(entries().filter((entry) => entry.t === "fail")).toEqual([]);
 });
+
+test("H3: the clearing that an owner asked for before it was cut off, and that arrives at last, takes no mark of the next owner's", async () => {
+  let asked = false;
+  const { world, broker, hostOn, publish, mark } = ground({
+    before({ kind, connection }) {
+      if (kind !== "clear" || connection !== "w1") return undefined;
+      asked = true;
+      return { kind: "delay", ms: 3_000 };
+    },
+  });
+  const first = hostOn("w1");
+  await first.take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  expect(await world.until(() => asked, 20_000)).toBe(true);
+  broker.kill("w1");
+  await hostOn("w2").take(0, 2, { worker: "w1", reason: "gone" });
+  await publish("message.send", { content: "hello" });
+  for (let waited = 0; waited < 6; waited++) {
+    await world.advance(1_000);
+    expect(mark()).toBeDefined();
+  }
+});

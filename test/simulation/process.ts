@@ -17,6 +17,7 @@ import type {
   Bus,
   ConnectionState,
   CoreMessage,
+  Delivery,
   InboxHandlers,
   InboxSpec,
   StoredMessage,
@@ -30,6 +31,7 @@ export type ProcessState = "running" | "stopped" | "dead";
 /** What the simulation wants to know of a process's words to the bus, at the moment they are said. */
 export interface Overheard {
   sent?(subject: string, data: Uint8Array): void;
+  acknowledged?(delivery: Delivery): void;
 }
 
 export class SimulatedProcess {
@@ -147,7 +149,16 @@ export class SimulatedProcess {
       consume: (spec: InboxSpec, handlers: InboxHandlers) =>
         answer(
           inner.consume(spec, {
-            on_delivery: (delivery) => this.pass(() => handlers.on_delivery(delivery)),
+            on_delivery: (delivery) =>
+              this.pass(() =>
+                handlers.on_delivery({
+                  ...delivery,
+                  ack: () => {
+                    overheard.acknowledged?.(delivery);
+                    delivery.ack();
+                  },
+                }),
+              ),
             on_reset: () => this.pass(() => handlers.on_reset()),
           }),
         ),

@@ -264,7 +264,10 @@ class Simulation {
     const process = new SimulatedProcess(connection, this.world);
     const bus = process.bus(this.broker.connect(connection), {
       sent: (subject, data) => {
-        if (role === "worker" && subject.startsWith("_INBOX")) this.watch.replied(connection, decodeReply(data));
+        if (role === "worker" && subject.startsWith("_INBOX")) this.watch.replied(connection, subject, decodeReply(data));
+      },
+      acknowledged: (delivery) => {
+        if (role === "worker") this.watch.acknowledged(connection, delivery);
       },
     });
     const broken = this.options.break_bus?.(bus, name) ?? bus;
@@ -305,7 +308,7 @@ class Simulation {
       log,
       cores: simulationCores,
       restorer,
-      performers: this.#performers(slot, world, { load_configuration: loadConfiguration(directory, { world }), call_tool: callTool(world) }),
+      performers: this.#performers(slot, world, { load_configuration: loadConfiguration(directory, world), call_tool: callTool(world) }),
       worker: name,
       next_commit_id: () => `${slot.connection}.${commits++}`,
       may_act: () => member?.may_act() ?? false,
@@ -318,7 +321,15 @@ class Simulation {
       assume_cost: (effect) => Promise.resolve(effect.src === "call_model" ? 40 : undefined),
       passivate_after_ms: PASSIVATE_AFTER_MS,
     });
-    const host = this.options.break_host?.(made) ?? made;
+    const broken = this.options.break_host?.(made) ?? made;
+    const host: ShardHost = {
+      ...broken,
+      take: (shard, epoch, from) => {
+        if (process.state === "running" && member?.may_act() !== true)
+          this.fail(`M3: ${slot.connection} takes shard ${shard} under epoch ${epoch} without a valid lease`);
+        return broken.take(shard, epoch, from);
+      },
+    };
     member = new Member({
       bus,
       world,
@@ -682,7 +693,7 @@ class Simulation {
     const { world } = process;
     const { hub, bus } = parts;
     if (hub === undefined || process.state === "dead") return;
-    const mine = (): boolean => !abort.signal.aborted && process.state === "running";
+    const mine = (): boolean => !abort.signal.aborted && process.state !== "dead";
     const read = async (): Promise<void> => {
       const feed = await sessionFeed({ bus, hub, world, log: this.#log(process) }, reader.deps.actor, reader.cursor, abort.signal);
       for await (const item of feed) {

@@ -3,7 +3,8 @@
 // It keeps its own replay of every journal, so that at each moment it can be asked what an actor's journal says: what a worker, a service or
 // a reader believes is compared with that, never with another worker.
 import { type Broker } from "../../bus/memory.ts";
-import { headerOf } from "../../bus/port.ts";
+import { type Delivery, headerOf } from "../../bus/port.ts";
+import { HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO } from "../../protocol/commands.ts";
 import { HEADER_SCHEDULE } from "../../bus/memory-stream.ts";
 import { bucketStream } from "../../bus/streams.ts";
 import { replayMessage } from "../../actors/verify.ts";
@@ -68,6 +69,8 @@ export class Watch {
   readonly #started = new Map<string, Start>();
   readonly #inputs = new Map<string, string>();
   readonly #placed = new Map<string, number>();
+  /** Where a refusal was sent to. */
+  readonly #refused = new Set<string>();
   #through = 0;
 
   constructor(deps: WatchDeps) {
@@ -238,8 +241,23 @@ export class Watch {
     this.starts.push(start);
   }
 
+  /** A1: a worker says that a command of COMMANDS is done with. Decided it is by its place, by its key, or by a refusal that was told. */
+  acknowledged(worker: string, { message, source }: Delivery): void {
+    const parsed = parseActorSubject(message.subject);
+    if (source.stream !== "COMMANDS" || parsed.kind === "malformed") return;
+    const inbox = headerOf(message.headers, HEADER_REPLY_TO);
+    if (inbox === undefined || this.#refused.has(inbox)) return;
+    const key = headerOf(message.headers, HEADER_IDEMPOTENCY_KEY);
+    const decided = this.journals.get(actorPath(parsed.actor))?.decided ?? [];
+    const known = decided.some(({ entry }) => entry.source?.seq === source.seq || (key !== undefined && entry.key === key));
+    // Creating again what exists is answered and not journaled.
+    const again = decided.length > 0 && new TextDecoder().decode(message.data).includes("session.create");
+    if (!known && !again) this.#deps.fail(`A1: ${worker} acknowledges message ${source.seq} of COMMANDS to ${actorPath(parsed.actor)}, which no journal has`);
+  }
+
   /** A1: a worker says that a command has been decided. */
-  replied(worker: string, reply: Reply): void {
+  replied(worker: string, inbox: string, reply: Reply): void {
+    if (!reply.ok) this.#refused.add(inbox);
     if (!reply.ok) return;
     const seq = this.journals.get(reply.actor)?.head?.seq ?? 0;
     if (reply.seq > seq) this.#deps.fail(`A1: ${worker} says that ${reply.actor} is at ${reply.seq}, and the journal is at ${seq}`);
