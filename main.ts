@@ -86,7 +86,15 @@ async function commandLineSettings(): Promise<Settings> {
 }
 
 const log = createLog({ level: "warn", fields: { role: "cli" }, for_people: process.stderr.isTTY });
-const commandLine = async (): Promise<Runtime> => ({ world, log, settings: await commandLineSettings(), tracing: noTracing, metrics: createMetrics("all"), asked_to_end: new Promise(() => undefined), random_bytes: (count) => randomBytes(count) });
+const commandLine = async (): Promise<Runtime> => ({
+  world,
+  log,
+  settings: await commandLineSettings(),
+  tracing: noTracing,
+  metrics: createMetrics("all"),
+  asked_to_end: new Promise(() => undefined),
+  random_bytes: (count) => randomBytes(count),
+});
 
 const ports: CliPorts = {
   world,
@@ -126,7 +134,10 @@ const ports: CliPorts = {
     async up({ port, workers, shards }) {
       const { runUp } = await import("./roles/up.ts");
       const say = (line: string): void => void process.stdout.write(`${line}\n`);
-      return runUp({ ...runtimeOf("all", "up"), log }, { port, workers, shards, program: process.execPath, main: fileURLToPath(import.meta.url), env: process.env, say });
+      return runUp(
+        { ...runtimeOf("all", "up"), log },
+        { port, workers, shards, program: process.execPath, main: fileURLToPath(import.meta.url), env: process.env, say },
+      );
     },
     async worker({ id = `w-${fresh()}`, http_port }) {
       const { runWorker } = await import("./roles/worker.ts");

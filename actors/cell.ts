@@ -23,7 +23,15 @@ import { type ActorAddress, actorPath, parseActorPath } from "../protocol/ids.ts
 import type { ActorEvent, CommandSource, Entry, JournalMessage, OutMessage } from "../protocol/journal.ts";
 import { encodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
-import { APPEND_BYTES_TARGET, APPEND_ENTRIES_MAX, PAYLOAD_BYTES_MAX, SNAPSHOT_ENTRIES_MAX, SNAPSHOT_EVERY_ENTRIES, SNAPSHOT_EVERY_MS, TIMER_IN_PROCESS_MS } from "../protocol/limits.ts";
+import {
+  APPEND_BYTES_TARGET,
+  APPEND_ENTRIES_MAX,
+  PAYLOAD_BYTES_MAX,
+  SNAPSHOT_ENTRIES_MAX,
+  SNAPSHOT_EVERY_ENTRIES,
+  SNAPSHOT_EVERY_MS,
+  TIMER_IN_PROCESS_MS,
+} from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import { pause, timestamp, type World } from "../protocol/world.ts";
@@ -47,7 +55,14 @@ export type MailItem =
       /** Told exactly once when the command has been decided and that is durable. */
       readonly decided: Decide;
     }
-  | { readonly kind: "refused"; readonly error: ErrorBody; readonly type: string; readonly channel: Command["channel"]; readonly source?: CommandSource; readonly decided: Decide }
+  | {
+      readonly kind: "refused";
+      readonly error: ErrorBody;
+      readonly type: string;
+      readonly channel: Command["channel"];
+      readonly source?: CommandSource;
+      readonly decided: Decide;
+    }
   | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" | "claim" }> };
 
 export interface CellObserver {
@@ -173,7 +188,8 @@ export class ActorCell {
       signal,
       trace: this.#trace,
       entries: (seqs) => this.#entriesOf(seqs, signal),
-      tokens: (place) => createTokenWriter(actor, { ...place, attempt: effect.attempt, epoch }, { bus, world, log, on_first: () => observer?.first_token?.(actor) }),
+      tokens: (place) =>
+        createTokenWriter(actor, { ...place, attempt: effect.attempt, epoch }, { bus, world, log, on_first: () => observer?.first_token?.(actor) }),
     };
   }
 
@@ -435,12 +451,18 @@ export class ActorCell {
       return { entry: { t: "refused", type: item.type, hash, error: item.error, channel: item.channel, ...(item.source ? { source: item.source } : {}) } };
     }
     const { command, source } = item;
-    const identity = { channel: command.channel, ...(command.key === undefined ? {} : { key: command.key }), ...(source === undefined ? {} : { source }), ...(command.trace === undefined ? {} : { trace: command.trace }) };
+    const identity = {
+      channel: command.channel,
+      ...(command.key === undefined ? {} : { key: command.key }),
+      ...(source === undefined ? {} : { source }),
+      ...(command.trace === undefined ? {} : { trace: command.trace }),
+    };
     const hash = commandHash(command.type, command.body);
     if (state !== undefined) {
       const known = recognise(state, { ...identity, type: command.type, hash });
       if (known.kind === "conflict") return no(known.error);
-      if (known.kind === "repeat") return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
+      if (known.kind === "repeat")
+        return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
     }
     const refused = await this.#deps.admit?.(command, state === undefined ? undefined : viewOf(state));
     if (refused !== undefined) return no(refused);
@@ -485,7 +507,11 @@ export class ActorCell {
     try {
       const fold = this.#fold(state, entry, at_ms);
       if (fold.bytes <= PAYLOAD_BYTES_MAX - APPEND_BYTES_TARGET || entry.t !== "done") return fold;
-      return this.#fold(state, { t: "fail", inst: entry.inst, error: { code: "too_large", message: `the result is larger than a journal takes (${fold.bytes} bytes)` } }, at_ms);
+      return this.#fold(
+        state,
+        { t: "fail", inst: entry.inst, error: { code: "too_large", message: `the result is larger than a journal takes (${fold.bytes} bytes)` } },
+        at_ms,
+      );
     } catch (error) {
       this.#deps.log.error("a machine broke on an entry", { actor: actorPath(this.actor), entry: entry.t, ...errorFields(error) });
       const internal = errorBody("internal", "the actor could not take this");
@@ -510,7 +536,8 @@ export class ActorCell {
     const live = this.#effects.live();
     const held = hold ? Object.values(state.running).flatMap((effect) => (live.has(effect.inst) ? [] : [effect.inst])) : [];
     const out = folds.flatMap((fold) => fold.out);
-    for (const message of out) assert(message.to.startsWith(`${actor.tenant}/`) || message.to.startsWith("system/"), "A4: no message leaves with another tenant");
+    for (const message of out)
+      assert(message.to.startsWith(`${actor.tenant}/`) || message.to.startsWith("system/"), "A4: no message leaves with another tenant");
     const message: JournalMessage = {
       v: 1,
       actor,
@@ -631,7 +658,8 @@ export class ActorCell {
   due(): void {
     this.#armed_due_ms = undefined;
     const now_ms = this.#deps.world.now_ms();
-    for (const timer of Object.values(this.#state?.timers ?? {})) if (timer.due_ms <= now_ms && !this.#clocks.has(timer.inst)) this.push({ kind: "entry", entry: { t: "timer", inst: timer.inst } });
+    for (const timer of Object.values(this.#state?.timers ?? {}))
+      if (timer.due_ms <= now_ms && !this.#clocks.has(timer.inst)) this.push({ kind: "entry", entry: { t: "timer", inst: timer.inst } });
     this.#touched_at_ms = this.#deps.world.monotonic_ms();
     this.#wake();
   }
@@ -676,7 +704,8 @@ export class ActorCell {
     this.#snapshot_seq = state.seq;
     this.#snapshot_at_ms = world.monotonic_ms();
     const outcome = await bus.publish(actorSubject(actor, "snapshot"), data);
-    if (outcome.kind !== "stored") log.warn("snapshot not stored; the journal is replayed from the one before", { actor: actorPath(actor), outcome: outcome.kind });
+    if (outcome.kind !== "stored")
+      log.warn("snapshot not stored; the journal is replayed from the one before", { actor: actorPath(actor), outcome: outcome.kind });
   }
 
   #holding(): boolean {

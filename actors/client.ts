@@ -74,7 +74,11 @@ export function createCommandClient({ bus, world, fast_lane = true }: { bus: Bus
   return {
     async command(actor, { type, body, key, trace, channel = "command" }, { patience_ms = PATIENCE_MS } = {}) {
       const data = new TextEncoder().encode(JSON.stringify({ type, body }));
-      if (data.byteLength > COMMAND_BYTES_MAX) return { kind: "refused", error: errorBody("too_large", `a command is at most ${COMMAND_BYTES_MAX} bytes`, { bytes: data.byteLength, bytes_max: COMMAND_BYTES_MAX }) };
+      if (data.byteLength > COMMAND_BYTES_MAX)
+        return {
+          kind: "refused",
+          error: errorBody("too_large", `a command is at most ${COMMAND_BYTES_MAX} bytes`, { bytes: data.byteLength, bytes_max: COMMAND_BYTES_MAX }),
+        };
       const token = (count++).toString(36);
       let got: Reply | undefined;
       const answered = new Promise<Reply | undefined>((resolve) => {

@@ -58,8 +58,10 @@ export function createEffectRunner({ performers, log, scope, post, observe }: Ef
     Promise.try(() => perform(effect.input as never, scope(effect, abort.signal))).then(
       (output: Json) => settle({ t: "done", inst: effect.inst, output }),
       (error: unknown) => {
-        if (!(error instanceof EffectFailure) && !abort.signal.aborted) log.error("effect broke", { inst: effect.inst, src: effect.src, ...errorFields(error) });
-        const told: EffectError = error instanceof EffectFailure ? error.effect_error : { code: "internal", message: error instanceof Error ? error.message : String(error) };
+        if (!(error instanceof EffectFailure) && !abort.signal.aborted)
+          log.error("effect broke", { inst: effect.inst, src: effect.src, ...errorFields(error) });
+        const told: EffectError =
+          error instanceof EffectFailure ? error.effect_error : { code: "internal", message: error instanceof Error ? error.message : String(error) };
         settle({ t: "fail", inst: effect.inst, error: told });
       },
     );

@@ -26,7 +26,8 @@ export interface EntryCache {
 }
 
 /** Only sessions have messages; of their entries only these are read again. */
-const bearsText = (actor: ActorAddress, entry: Entry): boolean => actor.kind === "session" && (entry.t === "done" || (entry.t === "command" && entry.type === "message.send"));
+const bearsText = (actor: ActorAddress, entry: Entry): boolean =>
+  actor.kind === "session" && (entry.t === "done" || (entry.t === "command" && entry.type === "message.send"));
 
 export function createEntryCache(bus: Bus, bytes_max = ENTRY_CACHE_BYTES_MAX): EntryCache {
   const actors = new Map<string, Kept>();
@@ -76,7 +77,10 @@ export function createEntryCache(bus: Bus, bytes_max = ENTRY_CACHE_BYTES_MAX): E
           if (wanted.has(entrySeq(message, index))) found.set(entrySeq(message, index), entry);
         });
       }
-      assert(seqs.every((seq) => found.has(seq)), "positions in a state name entries of its journal");
+      assert(
+        seqs.every((seq) => found.has(seq)),
+        "positions in a state name entries of its journal",
+      );
       return found;
     },
     forget(actor) {

@@ -105,7 +105,11 @@ export function backoffMs(tries: number, random: number): number {
 }
 
 /** What to do about a trouble with the model at a place of a chain. Pure. */
-export type Next = { readonly kind: "again"; readonly wait_ms: number } | { readonly kind: "other_chain"; readonly chain: "context_overflow" | "content_policy" } | { readonly kind: "next" } | { readonly kind: "give_up" };
+export type Next =
+  | { readonly kind: "again"; readonly wait_ms: number }
+  | { readonly kind: "other_chain"; readonly chain: "context_overflow" | "content_policy" }
+  | { readonly kind: "next" }
+  | { readonly kind: "give_up" };
 
 export interface Trouble {
   readonly code: string;
@@ -121,7 +125,8 @@ export function nextAfter(
   random: number,
 ): Next {
   if (trouble.code === "cancelled" || trouble.code === "script_failed" || place.left_ms <= 0) return { kind: "give_up" };
-  if ((trouble.code === "context_overflow" || trouble.code === "content_policy") && place.other_chains.has(trouble.code)) return { kind: "other_chain", chain: trouble.code };
+  if ((trouble.code === "context_overflow" || trouble.code === "content_policy") && place.other_chains.has(trouble.code))
+    return { kind: "other_chain", chain: trouble.code };
   if (trouble.transient && place.tries < TRIES_MAX) {
     const wait_ms = Math.max(backoffMs(Math.max(place.tries, 1), random), trouble.retry_after_ms ?? 0);
     // MR4, MR5: with another model at hand nobody waits longer than a back-off would, nor for a breaker at all.
@@ -154,7 +159,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
   };
 
   /** One place's turn: called, or passed over. */
-  const ask = async (model: string): Promise<{ outcome: ModelOutcome; delivered: boolean } | Trouble & { readonly message: string }> => {
+  const ask = async (model: string): Promise<{ outcome: ModelOutcome; delivered: boolean } | (Trouble & { readonly message: string })> => {
     const resolved = providers.resolve(model);
     if (resolved.kind === "refused") {
       const { code, message } = resolved.error;
@@ -201,7 +206,8 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
     let trouble: Trouble & { readonly message: string };
     if ("outcome" in asked) {
       const { outcome, delivered } = asked;
-      const blocked = outcome.kind === "completed" && !delivered && (outcome.stop === "content_filter" || outcome.stop === "refusal") && other_chains.has("content_policy");
+      const blocked =
+        outcome.kind === "completed" && !delivered && (outcome.stop === "content_filter" || outcome.stop === "refusal") && other_chains.has("content_policy");
       if (outcome.kind === "completed" && !blocked) return { kind: "completed", outcome, attempts, skipped, model };
       const error: ModelError =
         outcome.kind === "failed" ? outcome.error : { code: "content_policy", message: `the answer was withheld: ${outcome.stop}`, transient: false };

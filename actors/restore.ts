@@ -65,7 +65,12 @@ export function replayMessage(core: Core, state: ActorState | undefined, message
   let current = state;
   const first = firstSeq(message);
   message.entries.forEach((entry, index) => {
-    current = core.apply(current, message.actor, entry, { seq: first + index, at_ms: Date.parse(message.at), epoch: message.epoch, worker: message.worker }).state;
+    current = core.apply(current, message.actor, entry, {
+      seq: first + index,
+      at_ms: Date.parse(message.at),
+      epoch: message.epoch,
+      worker: message.worker,
+    }).state;
   });
   assert(current !== undefined, "a journal message has entries");
   assert(outerState(current.snapshot) === message.state, `A5: replaying ${actorPath(message.actor)} to ${message.seq} gives its state ${message.state}`);

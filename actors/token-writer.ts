@@ -30,7 +30,11 @@ export interface TokenWriterDeps {
 /** Repeats of a chunk that was not acknowledged: together about four seconds, the time of a broker's restart. */
 const PUBLISH_ATTEMPTS_MAX = 5;
 
-export function createTokenWriter(actor: ActorAddress, place: { turn: number; step: number; attempt: number; epoch: number }, { bus, world, log, on_first }: TokenWriterDeps): TokenWriter {
+export function createTokenWriter(
+  actor: ActorAddress,
+  place: { turn: number; step: number; attempt: number; epoch: number },
+  { bus, world, log, on_first }: TokenWriterDeps,
+): TokenWriter {
   const subject = actorSubject(actor, "token");
   let index = 0;
   let waiting: { channel: TokenChannel; text: string } | undefined;

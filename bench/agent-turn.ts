@@ -31,7 +31,11 @@ async function readStream(response: Response, began_ms: number, isText: (event: 
 async function directTurn(url: string): Promise<Times> {
   const began_ms = performance.now();
   const body = JSON.stringify({ model: "m", stream: true, stream_options: { include_usage: true }, messages: [{ role: "user", content: "go" }] });
-  const response = await fetch(`${url}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json", authorization: "Bearer x" }, body });
+  const response = await fetch(`${url}/v1/chat/completions`, {
+    method: "POST",
+    headers: { "content-type": "application/json", authorization: "Bearer x" },
+    body,
+  });
   return readStream(response, began_ms, (_event, data) => /"content":"[^"]/.test(data));
 }
 
@@ -88,7 +92,12 @@ export async function benchAgentTurn(): Promise<TurnRow[]> {
   const rows: TurnRow[] = [];
   for (const token_ms of [0, 5]) {
     const server = await startModelServer({ answer: { tokens: TOKENS, token_ms }, requests_kept_max: 0 });
-    const cluster = await startCluster({ workers: 2, gateway: true, agent: { model: "openai/m" }, env: { OPENAI_API_KEY: "x", OPENAI_BASE_URL: `${server.url}/v1` } });
+    const cluster = await startCluster({
+      workers: 2,
+      gateway: true,
+      agent: { model: "openai/m" },
+      env: { OPENAI_API_KEY: "x", OPENAI_BASE_URL: `${server.url}/v1` },
+    });
     try {
       // A fresh session a turn, made before the clock runs, so that prompts stay as long as the direct call's.
       const ids = Array.from({ length: TURNS + 5 }, (_, n) => `t${n}`);

@@ -25,6 +25,7 @@ const RECOVERY_PATIENCE_MS = 30_000;
 const SETTLE_PATIENCE_MS = 60_000;
 /** Nobody is judged within one lease of a beginning or an outage. */
 export const CALM_MS = 5_500;
+const NOISE_EVERY_MS = 20;
 
 export interface Trouble {
   readonly ground: Ground;
@@ -59,6 +60,8 @@ export interface ScenarioResult {
   readonly faults: readonly string[];
   readonly notes: readonly string[];
   readonly audit: AuditReport;
+  /** How late timers of the measuring process were: what the machine itself adds to every time here. */
+  readonly timer_late_ms: readonly number[];
   /** Of sessions that nothing was done to. */
   readonly acknowledgement_ms: { readonly p50: number; readonly p99: number; readonly max: number; readonly count: number };
 }
@@ -92,11 +95,18 @@ export async function runScenario(
     note: (what) => void notes.push(what),
     say,
   };
+  const timer_late_ms: number[] = [];
+  let due_ms = now() + NOISE_EVERY_MS;
+  const noise = setInterval(() => {
+    timer_late_ms.push(Math.max(0, now() - due_ms));
+    due_ms = now() + NOISE_EVERY_MS;
+  }, NOISE_EVERY_MS);
   try {
     await settled(trouble);
     await scenario.run(trouble);
     faults.push(...(await load.finish(SETTLE_PATIENCE_MS)));
   } finally {
+    clearInterval(noise);
     await load.stop();
   }
   const audit = scenario.projections === true ? await withProjections(trouble) : await auditLoad(ground, load);
@@ -110,6 +120,7 @@ export async function runScenario(
     faults,
     notes,
     audit,
+    timer_late_ms,
     acknowledgement_ms: { p50: p50_ms, p99: p99_ms, max: Math.max(0, ...times), count: times.length },
   };
 }

@@ -30,12 +30,13 @@ export function phaseLine(times: readonly number[]): string {
 }
 
 /** The rows of one scenario in a table of Markdown. */
-export function rowsOf({ scenario, trials, phases, faults, audit, acknowledgement_ms }: ScenarioResult): string[] {
+export function rowsOf({ scenario, trials, phases, faults, audit, acknowledgement_ms, timer_late_ms }: ScenarioResult): string[] {
   const problems = faults.length + audit.violations.length + audit.stream_faults.length;
   const head = `| ${scenario} | ${trials} | ${audit.acknowledged} | ${audit.lost.length} | ${audit.repeated.length} | ${problems} |`;
   const rows = [...phases].map(([phase, times]) => `${phase} (${times.length}) | ${phaseLine(times)} |`);
   const { p50, p99, max } = acknowledgement_ms;
   rows.push(`neighbours' acknowledgements (${acknowledgement_ms.count}), p50 / p99 / max | ${Math.round(p50)} / ${Math.round(p99)} / ${Math.round(max)} |`);
+  rows.push(`how late a timer of the measuring process was (${timer_late_ms.length}) | ${phaseLine(timer_late_ms)} |`);
   return rows.map((row, index) => `${index === 0 ? head : "| | | | | | |"} ${row}`);
 }
 

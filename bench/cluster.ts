@@ -50,7 +50,16 @@ export async function startCluster({ workers, gateway = false, agent, env = {} }
   const program = await ensureNatsServer({ env: process.env, say });
   const nats = await startLocalNats({ home, binary: program.path, tenants: ["bench"], say });
   const processes = new Map<string, ChildProcess>();
-  const bus = await connectJetStream({ servers: nats.url, user: nats.operator.user, password: nats.operator.password, name: "bench", shards: 16, replicas: 1, log: silentLog, world });
+  const bus = await connectJetStream({
+    servers: nats.url,
+    user: nats.operator.user,
+    password: nats.operator.password,
+    name: "bench",
+    shards: 16,
+    replicas: 1,
+    log: silentLog,
+    world,
+  });
   const client = createCommandClient({ bus, world });
   const port = await freePort();
   const start = (role: string, id: string, ...args: string[]): void => {
@@ -71,7 +80,11 @@ export async function startCluster({ workers, gateway = false, agent, env = {} }
   };
   const stop = async (): Promise<void> => {
     for (const child of processes.values()) child.kill("SIGINT");
-    await Promise.all([...processes.values()].map((child) => (child.exitCode === null && child.signalCode === null ? new Promise((resolve) => child.once("exit", resolve)) : Promise.resolve())));
+    await Promise.all(
+      [...processes.values()].map((child) =>
+        child.exitCode === null && child.signalCode === null ? new Promise((resolve) => child.once("exit", resolve)) : Promise.resolve(),
+      ),
+    );
     await client.stop();
     await bus.close();
     await nats.stop();
@@ -91,7 +104,17 @@ export async function startCluster({ workers, gateway = false, agent, env = {} }
     const gateway_url = `http://127.0.0.1:${port}`;
     if (gateway) await until(async () => (await fetch(`${gateway_url}/readyz`).catch(() => undefined))?.status === 200);
     await wait(1000); // placement settles
-    return { nats, bus, client, gateway_url, key: key.key, processes, stop, cpu_s: () => [...processes.values()].reduce((sum, child) => sum + cpuOf(child.pid), 0), rss_bytes: (name) => rssOf(processes.get(name)?.pid) };
+    return {
+      nats,
+      bus,
+      client,
+      gateway_url,
+      key: key.key,
+      processes,
+      stop,
+      cpu_s: () => [...processes.values()].reduce((sum, child) => sum + cpuOf(child.pid), 0),
+      rss_bytes: (name) => rssOf(processes.get(name)?.pid),
+    };
   } catch (error) {
     await stop();
     throw error;
@@ -126,7 +149,12 @@ export interface Latencies {
 }
 
 /** Runs `work` at a fixed concurrency for a time, after a warm-up that does not count. */
-export async function measure(concurrency: number, duration_ms: number, work: (worker: number) => Promise<void>, warm_ms = duration_ms / 5): Promise<Latencies> {
+export async function measure(
+  concurrency: number,
+  duration_ms: number,
+  work: (worker: number) => Promise<void>,
+  warm_ms = duration_ms / 5,
+): Promise<Latencies> {
   const times: number[] = [];
   const began_ms = performance.now();
   const counts_from_ms = began_ms + warm_ms;

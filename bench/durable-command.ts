@@ -43,7 +43,8 @@ export async function benchDurableCommand(): Promise<CommandRow[]> {
       floors.push(subject);
     };
     const rows: CommandRow[] = [];
-    for (const concurrency of [1, 64, 512]) rows.push({ concurrency, floor: await measure(concurrency, DURATION_MS, floor), command: await measure(concurrency, DURATION_MS, command) });
+    for (const concurrency of [1, 64, 512])
+      rows.push({ concurrency, floor: await measure(concurrency, DURATION_MS, floor), command: await measure(concurrency, DURATION_MS, command) });
     return rows;
   } finally {
     await cluster.stop();
@@ -52,7 +53,10 @@ export async function benchDurableCommand(): Promise<CommandRow[]> {
 
 if (import.meta.main) {
   for (const { concurrency, floor, command } of await benchDurableCommand()) {
-    const line = (name: string, { per_s, p50_ms, p99_ms }: Latencies): string => `${name} ${per_s.toFixed(0)}/s p50 ${p50_ms.toFixed(2)} p99 ${p99_ms.toFixed(2)} ms`;
-    console.log(`${concurrency}: ${line("floor", floor)} | ${line("command", command)} | throughput ×${(command.per_s / floor.per_s).toFixed(2)}, p50 ×${(command.p50_ms / floor.p50_ms).toFixed(2)}`);
+    const line = (name: string, { per_s, p50_ms, p99_ms }: Latencies): string =>
+      `${name} ${per_s.toFixed(0)}/s p50 ${p50_ms.toFixed(2)} p99 ${p99_ms.toFixed(2)} ms`;
+    console.log(
+      `${concurrency}: ${line("floor", floor)} | ${line("command", command)} | throughput ×${(command.per_s / floor.per_s).toFixed(2)}, p50 ×${(command.p50_ms / floor.p50_ms).toFixed(2)}`,
+    );
   }
 }

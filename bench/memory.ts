@@ -15,7 +15,11 @@ export interface MemoryRow {
 const wait = (ms: number): Promise<void> => new Promise((resolve) => void setTimeout(resolve, ms));
 
 export async function benchMemory(): Promise<MemoryRow> {
-  const cluster = await startCluster({ workers: 1, agent: { model: "simulated/script" }, env: { TROUPE_PASSIVATE_AFTER_MS: String(PASSIVATE_AFTER_MS), NODE_OPTIONS: "--expose-gc" } });
+  const cluster = await startCluster({
+    workers: 1,
+    agent: { model: "simulated/script" },
+    env: { TROUPE_PASSIVATE_AFTER_MS: String(PASSIVATE_AFTER_MS), NODE_OPTIONS: "--expose-gc" },
+  });
   try {
     const { client } = cluster;
     const session = (n: number) => ({ tenant: "bench", kind: "session", id: `m${n}` }) as const;
@@ -41,7 +45,13 @@ export async function benchMemory(): Promise<MemoryRow> {
       wakes.push(performance.now() - sent_ms);
     }
     const { p50_ms, p99_ms } = quantiles(wakes);
-    return { sessions: SESSIONS, resident_bytes_per_session: (resident - before) / SESSIONS, gone_bytes_per_session: (gone - before) / SESSIONS, wake_p50_ms: p50_ms, wake_p99_ms: p99_ms };
+    return {
+      sessions: SESSIONS,
+      resident_bytes_per_session: (resident - before) / SESSIONS,
+      gone_bytes_per_session: (gone - before) / SESSIONS,
+      wake_p50_ms: p50_ms,
+      wake_p99_ms: p99_ms,
+    };
   } finally {
     await cluster.stop();
   }

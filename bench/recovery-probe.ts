@@ -30,7 +30,10 @@ const PATIENCE_MS = 15_000;
 const world = realWorld();
 const wait = (ms: number): Promise<void> => new Promise((resolve) => void setTimeout(resolve, ms));
 const home = mkdtempSync(join(tmpdir(), "troupe-recovery-"));
-const up = spawn(process.execPath, [MAIN, "up"], { env: { ...process.env, TROUPE_HOME: home, TROUPE_PORT: "0", TROUPE_LOG_LEVEL: "info" }, stdio: ["ignore", "pipe", "inherit"] });
+const up = spawn(process.execPath, [MAIN, "up"], {
+  env: { ...process.env, TROUPE_HOME: home, TROUPE_PORT: "0", TROUPE_LOG_LEVEL: "info" },
+  stdio: ["ignore", "pipe", "inherit"],
+});
 let said = "";
 up.stdout.on("data", (data: Buffer) => (said += data.toString()));
 const ended = new Promise((resolve) => up.once("exit", resolve));
@@ -55,9 +58,22 @@ try {
     await wait(50);
   }
   const { nats_url, nats_operator } = dev();
-  const bus = await connectJetStream({ servers: nats_url, user: nats_operator.user, password: nats_operator.password, name: "probe", shards: 16, replicas: 1, log: silentLog, world, ensure: false });
+  const bus = await connectJetStream({
+    servers: nats_url,
+    user: nats_operator.user,
+    password: nats_operator.password,
+    name: "probe",
+    shards: 16,
+    replicas: 1,
+    log: silentLog,
+    world,
+    ensure: false,
+  });
   const client = createCommandClient({ bus, world });
-  await client.command({ tenant: "demo", kind: "tenant", id: "main" }, { type: "agent.put", body: { agent: "script", config: { model: "simulated/script", mode: "multi" } }, channel: "control" });
+  await client.command(
+    { tenant: "demo", kind: "tenant", id: "main" },
+    { type: "agent.put", body: { agent: "script", config: { model: "simulated/script", mode: "multi" } }, channel: "control" },
+  );
 
   let trial: Trial | undefined;
   const now = (): number => performance.now();
@@ -133,16 +149,30 @@ try {
     await wait(100);
     trials.push(mine);
     const runnings = [...mine.lost.values()].flatMap((one) => one.running_ms ?? []);
-    console.log(`${kill + 1}. ${killed}, ${lost.size} streaming: dead ${ms(mine.dead_ms)}, placed ${ms(mine.placed_ms)}, claimed ${span([...mine.lost.values()].flatMap((one) => one.claimed_ms ?? []))}, running ${span(runnings)}${waits() ? " NOT ALL" : ""}; cpu ms: ${cpu.join(", ")}`);
+    console.log(
+      `${kill + 1}. ${killed}, ${lost.size} streaming: dead ${ms(mine.dead_ms)}, placed ${ms(mine.placed_ms)}, claimed ${span([...mine.lost.values()].flatMap((one) => one.claimed_ms ?? []))}, running ${span(runnings)}${waits() ? " NOT ALL" : ""}; cpu ms: ${cpu.join(", ")}`,
+    );
   }
   over = true;
   await Promise.all(talks);
   const all = (pick: (trial: Trial) => number | readonly number[]): number[] => trials.flatMap(pick);
   console.log(`\n${trials.length} kills, ${SESSIONS} sessions\n\n| from kill -9 to | p50 | p95 | max |\n|---|---|---|---|`);
-  row("declared dead", all((one) => one.dead_ms ?? []));
-  row("all its shards placed", all((one) => one.placed_ms ?? []));
-  row("claimed", all((one) => [...one.lost.values()].flatMap((lost) => lost.claimed_ms ?? [])));
-  row("running again: first token", all((one) => [...one.lost.values()].flatMap((lost) => lost.running_ms ?? [])));
+  row(
+    "declared dead",
+    all((one) => one.dead_ms ?? []),
+  );
+  row(
+    "all its shards placed",
+    all((one) => one.placed_ms ?? []),
+  );
+  row(
+    "claimed",
+    all((one) => [...one.lost.values()].flatMap((lost) => lost.claimed_ms ?? [])),
+  );
+  row(
+    "running again: first token",
+    all((one) => [...one.lost.values()].flatMap((lost) => lost.running_ms ?? [])),
+  );
   if (failures.length > 0) console.log(`\n${failures.length} commands were not taken: ${failures[0]}`);
   await client.stop();
   await bus.close();

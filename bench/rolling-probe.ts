@@ -38,10 +38,23 @@ try {
     await wait(50);
   }
   const { nats_url, nats_operator } = dev();
-  const bus = await connectJetStream({ servers: nats_url, user: nats_operator.user, password: nats_operator.password, name: "probe", shards: 16, replicas: 1, log: silentLog, world, ensure: false });
+  const bus = await connectJetStream({
+    servers: nats_url,
+    user: nats_operator.user,
+    password: nats_operator.password,
+    name: "probe",
+    shards: 16,
+    replicas: 1,
+    log: silentLog,
+    world,
+    ensure: false,
+  });
   const client = createCommandClient({ bus, world });
   const script = (tokens: number): string => JSON.stringify([{ say: "word", tokens, first_token_ms: 0, token_ms: TOKEN_MS }]);
-  await client.command({ tenant: "demo", kind: "tenant", id: "main" }, { type: "agent.put", body: { agent: "script", config: { model: "simulated/script", mode: "multi" } }, channel: "control" });
+  await client.command(
+    { tenant: "demo", kind: "tenant", id: "main" },
+    { type: "agent.put", body: { agent: "script", config: { model: "simulated/script", mode: "multi" } }, channel: "control" },
+  );
 
   const states = new Map<string, string>();
   let lost = 0;
@@ -74,7 +87,10 @@ try {
       }
     }
   };
-  const talks = [...Array.from({ length: LONG }, (_, i) => talk(`long${i}`, Math.round((CALL_S * 1000) / TOKEN_MS), 0)), ...Array.from({ length: SHORT }, (_, i) => talk(`short${i}`, 2, 200))];
+  const talks = [
+    ...Array.from({ length: LONG }, (_, i) => talk(`long${i}`, Math.round((CALL_S * 1000) / TOKEN_MS), 0)),
+    ...Array.from({ length: SHORT }, (_, i) => talk(`short${i}`, 2, 200)),
+  ];
   await wait(8_000);
   restarting = true;
   for (const id of ["w1", "w2"]) {
@@ -91,7 +107,9 @@ try {
   }
   over = true;
   await Promise.all(talks);
-  console.log(`\n${LONG} sessions with calls of ${CALL_S} s, ${SHORT} others; ${completed} model calls completed, ${lost} lost with a worker, ${refused.length} commands refused\n`);
+  console.log(
+    `\n${LONG} sessions with calls of ${CALL_S} s, ${SHORT} others; ${completed} model calls completed, ${lost} lost with a worker, ${refused.length} commands refused\n`,
+  );
   console.log("| acknowledgement of a command | count | p50 | p99 | max |\n|---|---|---|---|---|");
   for (const [when, values] of Object.entries(times)) {
     const sorted = values.toSorted((a, b) => a - b);

@@ -23,7 +23,10 @@ async function commandSection(): Promise<string> {
     "",
     "| callers | floor /s | p50 ms | p99 ms | command /s | p50 ms | p99 ms | throughput | p50 |",
     "|---|---|---|---|---|---|---|---|---|",
-    ...rows.map(({ concurrency, floor, command }) => `| ${concurrency} | ${cell(floor)} | ${cell(command)} | ${times(command.per_s / floor.per_s)} | ${times(command.p50_ms / floor.p50_ms)} |`),
+    ...rows.map(
+      ({ concurrency, floor, command }) =>
+        `| ${concurrency} | ${cell(floor)} | ${cell(command)} | ${times(command.per_s / floor.per_s)} | ${times(command.p50_ms / floor.p50_ms)} |`,
+    ),
   ].join("\n");
 }
 
@@ -73,7 +76,14 @@ for (const name of named) {
   console.error(`there is no benchmark '${name}'; there are ${Object.keys(SECTIONS).join(", ")}`);
   process.exit(2);
 }
-const head = ["# Results", "", `Written by \`npm run bench\` on ${new Date().toISOString().slice(0, 10)}.`, "", `Machine: ${machine()}.`, "Broker, workers, gateway and clients share it. Read ratios, not absolute times."];
+const head = [
+  "# Results",
+  "",
+  `Written by \`npm run bench\` on ${new Date().toISOString().slice(0, 10)}.`,
+  "",
+  `Machine: ${machine()}.`,
+  "Broker, workers, gateway and clients share it. Read ratios, not absolute times.",
+];
 const sections: string[] = [];
 for (const [name, run] of Object.entries(SECTIONS)) {
   if (named.length > 0 && !named.includes(name)) continue;

@@ -95,7 +95,10 @@ function ownChapters({ sequence, message }: Told, before: JournalMessage | undef
   for (const entry of message.entries) {
     if (entry.t === "claim") {
       const cost = Object.values(entry.assumed ?? {}).reduce((sum, one) => sum + one, 0);
-      const lost = entry.lost.length === 0 ? "nothing that had begun was lost" : `lost: ${entry.lost.join(" ")}${cost === 0 ? "" : `, which may have cost $${(cost / 1e6).toFixed(6)}`}`;
+      const lost =
+        entry.lost.length === 0
+          ? "nothing that had begun was lost"
+          : `lost: ${entry.lost.join(" ")}${cost === 0 ? "" : `, which may have cost $${(cost / 1e6).toFixed(6)}`}`;
       chapters.push(chapter("claim", `claimed by ${worker}, epoch ${message.epoch}, from ${entry.from ?? "nobody"} (${entry.reason}); ${lost}`));
     } else if (entry.t === "done") {
       if (message.events.length === 0) chapters.push(chapter("done", `${entry.inst} done`));
@@ -109,8 +112,16 @@ function ownChapters({ sequence, message }: Told, before: JournalMessage | undef
 }
 
 /** What the supervisors decided about a worker, as far as it touches the shard or the actor. `holder` had the shard until then. */
-function decisionChapters({ sequence, message }: Told, actor: ActorAddress, shard: number, holder: string | undefined): { chapters: Chapter[]; holder: string | undefined } {
-  const { at, actor: { id: worker } } = message;
+function decisionChapters(
+  { sequence, message }: Told,
+  actor: ActorAddress,
+  shard: number,
+  holder: string | undefined,
+): { chapters: Chapter[]; holder: string | undefined } {
+  const {
+    at,
+    actor: { id: worker },
+  } = message;
   const chapters: Chapter[] = [];
   const chapter = (what: string, text: string): void => void chapters.push({ at, sequence, by: "supervisor", worker, what, text });
   let now = holder;
@@ -138,7 +149,8 @@ function decisionChapters({ sequence, message }: Told, actor: ActorAddress, shar
 
 async function tellAll(context: Context, filter: string, from_sequence: number): Promise<Told[]> {
   const told: Told[] = [];
-  for await (const stored of (await context.bus()).read("EVENTS", filter, from_sequence)) told.push({ sequence: stored.sequence, message: decodeJournal(stored.data) });
+  for await (const stored of (await context.bus()).read("EVENTS", filter, from_sequence))
+    told.push({ sequence: stored.sequence, message: decodeJournal(stored.data) });
   return told;
 }
 
@@ -192,7 +204,17 @@ export async function explain(context: Context, { last }: { last: number }, acto
       final: view.final,
       wait_reason,
       shard,
-      owner: placed === undefined || placed.worker === "" ? null : { worker: placed.worker, epoch: placed.epoch, since: placed.since, from: placed.from ?? null, reason: placed.reason ?? null, moving_to: placed.moving_to ?? null },
+      owner:
+        placed === undefined || placed.worker === ""
+          ? null
+          : {
+              worker: placed.worker,
+              epoch: placed.epoch,
+              since: placed.since,
+              from: placed.from ?? null,
+              reason: placed.reason ?? null,
+              moving_to: placed.moving_to ?? null,
+            },
       last_owner: { worker: restored.last.worker, epoch: restored.last.epoch, at: restored.last.at },
       running: running.map(({ inst, src, attempt }) => ({ inst, src, attempt })),
       timers: timers.map(({ inst, due_ms }) => ({ inst, due: timestamp(due_ms) })),
@@ -210,7 +232,14 @@ export async function explain(context: Context, { last }: { last: number }, acto
     ...(next === undefined ? [] : [["timer", `${next.inst} ${next.due_ms <= now_ms ? "is due" : `in ${ago(next.due_ms - now_ms)}`}`] as const]),
     ...(shard === null
       ? []
-      : [["owner", orphan ? `nobody: shard ${shard} waits for a worker` : `${placed?.worker ?? "?"}, shard ${shard}, epoch ${placed?.epoch ?? "?"}${placed?.moving_to === undefined ? "" : `, moving to ${placed.moving_to}`}, for ${ago(now_ms - Date.parse(placed?.since ?? ""))}`] as const]),
+      : [
+          [
+            "owner",
+            orphan
+              ? `nobody: shard ${shard} waits for a worker`
+              : `${placed?.worker ?? "?"}, shard ${shard}, epoch ${placed?.epoch ?? "?"}${placed?.moving_to === undefined ? "" : `, moving to ${placed.moving_to}`}, for ${ago(now_ms - Date.parse(placed?.since ?? ""))}`,
+          ] as const,
+        ]),
   ]);
   const shown = story.slice(-last);
   if (shown.length < story.length) printer.note(`${story.length - shown.length} earlier happenings are left out; --last ${story.length} shows all`);
@@ -224,7 +253,9 @@ export async function explain(context: Context, { last }: { last: number }, acto
 
 export async function unpark(context: Context, { reason }: { reason?: string }, session: ActorAddress): Promise<number> {
   const { printer } = context;
-  const outcome = await (await context.commands()).command(session, { type: "session.unpark", body: reason === undefined ? {} : { reason }, channel: "control" });
+  const outcome = await (
+    await context.commands()
+  ).command(session, { type: "session.unpark", body: reason === undefined ? {} : { reason }, channel: "control" });
   if (outcome.kind === "refused") throw new TroupeError(outcome.error);
   if (!outcome.reply.ok) throw new TroupeError(outcome.reply.error);
   const { state } = outcome.reply;

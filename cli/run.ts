@@ -188,8 +188,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   add(program, {
     name: "explain",
     summary: "tell an actor's story: why it waits, who had it, what happened",
-    about:
-      "Told from its own journal, the supervisors' decisions about its workers, and the placement table, in the order in which they were stored.",
+    about: "Told from its own journal, the supervisors' decisions about its workers, and the placement table, in the order in which they were stored.",
     json: "document",
     examples: ["troupe explain demo/session/s1", "troupe explain demo/session/s1 --last 200 --json"],
     work: explain,
@@ -334,7 +333,11 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     work: createKey,
   })
     .addOption(tenantOption())
-    .addOption(new Option("--scope <scope...>", "what it may do (sessions:read, sessions:write, admin); reading and writing sessions when none is given").argParser(collected))
+    .addOption(
+      new Option("--scope <scope...>", "what it may do (sessions:read, sessions:write, admin); reading and writing sessions when none is given").argParser(
+        collected,
+      ),
+    )
     .option("--label <text>", "what people call it")
     .option("--expires-at <time>", "when it ends, as 2027-01-31T00:00:00Z; never when not given");
   add(keys, { name: "revoke", summary: "revoke a key", json: "document", examples: ["troupe keys revoke --tenant acme 3f9a0c21d4e8"], work: revokeKey })
@@ -438,7 +441,10 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
       "Money is whole micro-dollars: 1000000 is a dollar. A limit of 0 blocks, `none` takes a limit away. Periods end at UTC boundaries, weeks on Mondays.\n" +
       "A limit of a user or session counts from when it is first set. What is not given stays as it is.",
     json: "document",
-    examples: ["troupe budget set --tenant acme --limit-usd-micros 5000000 --period day", "troupe budget set --tenant acme --agent helper --limit-usd-micros 0"],
+    examples: [
+      "troupe budget set --tenant acme --limit-usd-micros 5000000 --period day",
+      "troupe budget set --tenant acme --agent helper --limit-usd-micros 0",
+    ],
     work: setBudget,
   })
     .addOption(tenantOption())

@@ -79,7 +79,13 @@ export async function createKey(
 ): Promise<number> {
   const { printer, ports } = context;
   const { key_id, key, hash } = freshKey(tenant, ports.random_bytes);
-  await tell(context, tenant, "key.create", { key_id, hash, scopes: scope, ...(label === undefined ? {} : { label }), ...(expiresAt === undefined ? {} : { expires_at: expiresAt }) });
+  await tell(context, tenant, "key.create", {
+    key_id,
+    hash,
+    scopes: scope,
+    ...(label === undefined ? {} : { label }),
+    ...(expiresAt === undefined ? {} : { expires_at: expiresAt }),
+  });
   if (printer.json) printer.document({ tenant, key_id, key, scopes: scope, label: label ?? null, expires_at: expiresAt ?? null });
   else {
     // The key alone on stdout, so that KEY=$(troupe keys create …) works.
@@ -105,7 +111,14 @@ export async function listKeys(context: Context, { tenant }: { tenant: string })
   else
     printer.table(
       ["key", "label", "scopes", "created", "expires", "revoked"],
-      keys.map((key) => [key.key_id, key.label, key.scopes.length === 0 ? "sessions:read sessions:write" : key.scopes.join(" "), key.created_at, key.expires_at, key.revoked_at]),
+      keys.map((key) => [
+        key.key_id,
+        key.label,
+        key.scopes.length === 0 ? "sessions:read sessions:write" : key.scopes.join(" "),
+        key.created_at,
+        key.expires_at,
+        key.revoked_at,
+      ]),
     );
   if (keys.length === 0) printer.note(`'${tenant}' has no key: troupe keys create --tenant ${tenant}`);
   return EXIT.done;

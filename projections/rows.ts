@@ -468,7 +468,14 @@ function projectBudget(batch: Batch, message: JournalMessage): void {
     const session = actor === undefined ? undefined : parseActorPath(actor);
     const cost_usd_micros = wholeOf(event.cost_usd_micros);
     if (session?.kind !== "session" || session.tenant !== message.actor.tenant || effect !== "model" || cost_usd_micros === null) continue;
-    batch.settlements.push({ tenant: session.tenant, session: session.id, inst: `${seq}:${effect}`, attempt: Number(attempt), cost_usd_micros, assumed: event.assumed === true });
+    batch.settlements.push({
+      tenant: session.tenant,
+      session: session.id,
+      inst: `${seq}:${effect}`,
+      attempt: Number(attempt),
+      cost_usd_micros,
+      assumed: event.assumed === true,
+    });
   }
 }
 

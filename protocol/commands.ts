@@ -84,7 +84,9 @@ const guardrails = z
   .refine((rules) => new Set(rules.map((rule) => rule.name)).size === rules.length, "has two guardrails of one name");
 
 /** `{kind}:{name}` or the beginning of one and `*` (state-machines/permission.ts). */
-const permissionRule = z.string().regex(/^(model|tool|memory):[\x21-\x29\x2b-\x7e]{0,160}\*?$/, "is {model|tool|memory}:{name}, or the beginning of a name and *");
+const permissionRule = z
+  .string()
+  .regex(/^(model|tool|memory):[\x21-\x29\x2b-\x7e]{0,160}\*?$/, "is {model|tool|memory}:{name}, or the beginning of a name and *");
 const permissionRules = z.array(permissionRule).max(256);
 
 /** What an agent is. A version of it is frozen into each session that is created from it. */
@@ -130,7 +132,11 @@ export type BudgetLevelKind = (typeof BUDGET_LEVELS)[number];
 /** How much a call may cost, and how little is enough to make it at all. null: its price is not known. */
 const ask = { model: modelName, amount_usd_micros: money.nullable(), minimum_usd_micros: money };
 const rateLimit = z
-  .object({ requests_max: z.int().min(1).max(1_000_000_000).nullable(), tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(), window_ms: z.int().min(1000).max(86_400_000) })
+  .object({
+    requests_max: z.int().min(1).max(1_000_000_000).nullable(),
+    tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(),
+    window_ms: z.int().min(1000).max(86_400_000),
+  })
   .nullable();
 
 /** RFC 3339 UTC. */
@@ -173,7 +179,13 @@ export const COMMANDS = {
     "tenant.resume": { channels: ["control"], body: reason },
     "key.create": {
       channels: ["control"],
-      body: z.object({ key_id: id, hash: sha256, scopes: z.array(z.string().max(64)).max(32).default([]), label: z.string().max(256).optional(), expires_at: instant.optional() }),
+      body: z.object({
+        key_id: id,
+        hash: sha256,
+        scopes: z.array(z.string().max(64)).max(32).default([]),
+        label: z.string().max(256).optional(),
+        expires_at: instant.optional(),
+      }),
     },
     /** Gives a key an end, or an earlier one. */
     "key.expire": { channels: ["control"], body: z.object({ key_id: id, expires_at: instant }) },
@@ -212,13 +224,19 @@ export const COMMANDS = {
           session: id,
           agent: id,
           user: userName.optional(),
-          category: z.string().regex(/^[a-z][a-z_]{0,31}$/).optional(),
+          category: z
+            .string()
+            .regex(/^[a-z][a-z_]{0,31}$/)
+            .optional(),
           part: z.int().min(1).max(1000).optional(),
           ...ask,
           degraded: z.object(ask).optional(),
           rate: z.object({ provider: providerName, tokens: z.int().min(0).max(1_000_000_000) }).optional(),
         })
-        .refine((body) => body.amount_usd_micros === null || body.minimum_usd_micros <= body.amount_usd_micros, "minimum_usd_micros is at most amount_usd_micros"),
+        .refine(
+          (body) => body.amount_usd_micros === null || body.minimum_usd_micros <= body.amount_usd_micros,
+          "minimum_usd_micros is at most amount_usd_micros",
+        ),
     },
     "budget.settle": { channels: ["control"], body: z.object({ hold, cost_usd_micros: money.nullable(), model: modelName.optional() }) },
     "budget.release": { channels: ["control"], body: z.object({ hold }) },

@@ -16,7 +16,14 @@ export type Reply =
   | { readonly ok: false; readonly actor: string; readonly error: ErrorBody };
 
 const replyShape = z.union([
-  z.object({ ok: z.literal(true), actor: z.string(), seq: z.number(), state: z.string(), result: z.record(z.string(), z.unknown()), after_sequence: z.number().optional() }),
+  z.object({
+    ok: z.literal(true),
+    actor: z.string(),
+    seq: z.number(),
+    state: z.string(),
+    result: z.record(z.string(), z.unknown()),
+    after_sequence: z.number().optional(),
+  }),
   z.object({
     ok: z.literal(false),
     actor: z.string(),

@@ -98,7 +98,8 @@ export function createChildren({ program, main, log_directory, world, say, on_ch
 
   return {
     start,
-    running: () => [...live.values()].flatMap(({ spec, process: child }) => (child.pid === undefined ? [] : [{ role: spec.role, id: spec.id, pid: child.pid }])),
+    running: () =>
+      [...live.values()].flatMap(({ spec, process: child }) => (child.pid === undefined ? [] : [{ role: spec.role, id: spec.id, pid: child.pid }])),
     async stop(signal, patience_ms) {
       stopping = true;
       const all = [...live.values()];

@@ -22,7 +22,11 @@ export interface Runtime {
 }
 
 /** `first_connection_patience_ms`: how long the first connection is tried for; a process that stands by can wait longer than a person. */
-export function connect(runtime: Runtime, name: string, { ensure = true, first_connection_patience_ms }: { ensure?: boolean; first_connection_patience_ms?: number } = {}): Promise<Bus> {
+export function connect(
+  runtime: Runtime,
+  name: string,
+  { ensure = true, first_connection_patience_ms }: { ensure?: boolean; first_connection_patience_ms?: number } = {},
+): Promise<Bus> {
   const { settings, log, world } = runtime;
   return connectJetStream({
     servers: serversOf(settings),
@@ -44,14 +48,26 @@ export const serversOf = ({ TROUPE_NATS_URL }: Settings): string => TROUPE_NATS_
 
 /** How the broker is known to be the broker; nothing where it is spoken to in the clear. */
 export function natsTls({ TROUPE_NATS_TLS_CA: ca_file, TROUPE_NATS_TLS_CERT: cert_file, TROUPE_NATS_TLS_KEY: key_file }: Settings): { tls?: LinkTls } {
-  const tls: LinkTls = { ...(ca_file === undefined ? {} : { ca_file }), ...(cert_file === undefined ? {} : { cert_file }), ...(key_file === undefined ? {} : { key_file }) };
+  const tls: LinkTls = {
+    ...(ca_file === undefined ? {} : { ca_file }),
+    ...(cert_file === undefined ? {} : { cert_file }),
+    ...(key_file === undefined ? {} : { key_file }),
+  };
   return Object.keys(tls).length === 0 ? {} : { tls };
 }
 
 /** The second, idle connection of a process whose main one is called `name`. */
 export function lifeline({ settings, log, world }: Runtime, name: string): Promise<{ close(): Promise<void> }> {
   const { TROUPE_NATS_USER: user, TROUPE_NATS_PASSWORD: password } = settings;
-  return holdLifeline({ servers: serversOf(settings), ...natsTls(settings), ...(user === undefined ? {} : { user }), ...(password === undefined ? {} : { password }), name: lifelineName(name), log, world });
+  return holdLifeline({
+    servers: serversOf(settings),
+    ...natsTls(settings),
+    ...(user === undefined ? {} : { user }),
+    ...(password === undefined ? {} : { password }),
+    name: lifelineName(name),
+    log,
+    world,
+  });
 }
 
 /** Undefined when this process has no login of the system account. */

@@ -20,7 +20,10 @@ const shape = z.object({
   TROUPE_NATS_SYSTEM_USER: z.string().optional(),
   TROUPE_NATS_SYSTEM_PASSWORD: z.string().optional(),
   /** The runtime's account, as the broker names it. */
-  TROUPE_NATS_ACCOUNT: z.string().regex(/^[A-Za-z0-9_-]+$/).default("RT"),
+  TROUPE_NATS_ACCOUNT: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]+$/)
+    .default("RT"),
   /** Files in PEM. With an authority the broker is spoken to under TLS and must show a certificate of it. */
   TROUPE_NATS_TLS_CA: filled.optional(),
   TROUPE_NATS_TLS_CERT: filled.optional(),
@@ -80,7 +83,10 @@ export function readSettings(env: Readonly<Record<string, string | undefined>>, 
   if (typeof compatible === "string") return { kind: "invalid", faults: [compatible] };
   const oidc = parsed.data.TROUPE_OIDC === undefined ? undefined : readOidc(parsed.data.TROUPE_OIDC);
   if (oidc?.kind === "invalid") return { kind: "invalid", faults: [`TROUPE_OIDC: ${oidc.fault}`] };
-  return { kind: "settings", settings: { ...parsed.data, TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME), compatible_servers: compatible, oidc: oidc?.issuers ?? [] } };
+  return {
+    kind: "settings",
+    settings: { ...parsed.data, TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME), compatible_servers: compatible, oidc: oidc?.issuers ?? [] },
+  };
 }
 
 /** The servers of TROUPE_OPENAI_COMPATIBLE with their keys, or what is wrong with it. */

@@ -48,7 +48,10 @@ export interface UpRoleOptions {
 
 /** What a child is told: the surroundings that people set, never a secret that it does not need. */
 function childEnv(env: Readonly<Record<string, string | undefined>>, keep: RegExp, more: Record<string, string>): Record<string, string> {
-  const kept = Object.entries(env).filter((pair): pair is [string, string] => pair[1] !== undefined && (/^(PATH|HOME|LANG|LC_|TZ|NODE_|OTEL_|TROUPE_(?!OPENAI_COMPATIBLE))/.test(pair[0]) || keep.test(pair[0])));
+  const kept = Object.entries(env).filter(
+    (pair): pair is [string, string] =>
+      pair[1] !== undefined && (/^(PATH|HOME|LANG|LC_|TZ|NODE_|OTEL_|TROUPE_(?!OPENAI_COMPATIBLE))/.test(pair[0]) || keep.test(pair[0])),
+  );
   return { ...Object.fromEntries(kept), ...more };
 }
 
@@ -87,7 +90,10 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     const own = readOwnKeys(home);
     const drawn = createAuthKeys();
     const secrets = localSecrets(home);
-    auth_keys = { issuer_seed: secrets.of("nats.auth-issuer-seed", () => drawn.issuer_seed), exchange_seed: secrets.of("nats.auth-exchange-seed", () => drawn.exchange_seed) };
+    auth_keys = {
+      issuer_seed: secrets.of("nats.auth-issuer-seed", () => drawn.issuer_seed),
+      exchange_seed: secrets.of("nats.auth-exchange-seed", () => drawn.exchange_seed),
+    };
     const { TROUPE_NATS_PORT, TROUPE_NATS_MONITOR_PORT, TROUPE_POSTGRES_PORT } = outer.settings;
     // A server that dies unasked is started again: its data is on disk, and every client comes back by itself.
     const revive = (name: string, server: () => { start(): Promise<void> } | undefined) => (reason: string) => {
@@ -108,7 +114,12 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
         ...(TROUPE_NATS_PORT === undefined ? {} : { port: TROUPE_NATS_PORT }),
         ...(TROUPE_NATS_MONITOR_PORT === undefined ? {} : { monitor_port: TROUPE_NATS_MONITOR_PORT }),
       }),
-      startLocalPostgres({ home, say, on_death: revive("Postgres", () => postgres), ...(TROUPE_POSTGRES_PORT === undefined ? {} : { port: TROUPE_POSTGRES_PORT }) }),
+      startLocalPostgres({
+        home,
+        say,
+        on_death: revive("Postgres", () => postgres),
+        ...(TROUPE_POSTGRES_PORT === undefined ? {} : { port: TROUPE_POSTGRES_PORT }),
+      }),
     ]);
   } catch (error) {
     await endServers();
@@ -127,7 +138,13 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
 
   const runtime: Runtime = {
     ...outer,
-    settings: { ...outer.settings, TROUPE_SHARDS: shards, TROUPE_NATS_URL: broker.url, TROUPE_NATS_USER: broker.operator.user, TROUPE_NATS_PASSWORD: broker.operator.password },
+    settings: {
+      ...outer.settings,
+      TROUPE_SHARDS: shards,
+      TROUPE_NATS_URL: broker.url,
+      TROUPE_NATS_USER: broker.operator.user,
+      TROUPE_NATS_PASSWORD: broker.operator.password,
+    },
   };
   // Tables and logins while the broker is got ready: every child but the owner of the tables gets a credential that row-level security binds.
   const prepared = prepareDatabase({ url: database.url, secret: (name) => localSecrets(home).of(name), log }).catch((error: unknown) => {
@@ -135,7 +152,8 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     return undefined;
   });
   const bus = await connect(runtime, "up");
-  for (const finding of await auditSubstrate(bus, { monitor_url: broker.monitor_url })) if (finding.level === "refuse") giveUp(`the broker is not as it must be: ${finding.what} is ${finding.have}, wanted ${finding.want}`);
+  for (const finding of await auditSubstrate(bus, { monitor_url: broker.monitor_url }))
+    if (finding.level === "refuse") giveUp(`the broker is not as it must be: ${finding.what} is ${finding.have}, wanted ${finding.want}`);
 
   const shared = {
     TROUPE_HOME: home,
@@ -157,7 +175,12 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
       nats_operator: broker.operator,
       postgres_url: database.url,
       tenants: [...tenants].map((id) => ({ id, ...(keys.has(id) ? { key: keys.get(id)! } : {}), nats: broker.tenantLogin(id) })),
-      processes: [{ role: "up", id: "up", pid: process.pid }, { role: "nats-server", id: "nats", pid: broker.pid() }, { role: "postgres", id: "postgres", pid: database.pid() }, ...children.running()],
+      processes: [
+        { role: "up", id: "up", pid: process.pid },
+        { role: "nats-server", id: "nats", pid: broker.pid() },
+        { role: "postgres", id: "postgres", pid: database.pid() },
+        ...children.running(),
+      ],
     });
   };
   const children = createChildren({
@@ -170,10 +193,25 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     on_given_up: (spec) => giveUp(`${spec.role} ${spec.id} does not stay up`),
   });
   const nothing = /^$/;
-  children.start({ role: "supervisor", id: "s1", args: ["supervisor", "--id", "s1"], env: childEnv(options.env, nothing, { ...shared, TROUPE_NATS_SYSTEM_USER: broker.system.user, TROUPE_NATS_SYSTEM_PASSWORD: broker.system.password, TROUPE_NATS_ACCOUNT: broker.account }) });
+  children.start({
+    role: "supervisor",
+    id: "s1",
+    args: ["supervisor", "--id", "s1"],
+    env: childEnv(options.env, nothing, {
+      ...shared,
+      TROUPE_NATS_SYSTEM_USER: broker.system.user,
+      TROUPE_NATS_SYSTEM_PASSWORD: broker.system.password,
+      TROUPE_NATS_ACCOUNT: broker.account,
+    }),
+  });
   for (let index = 1; index <= options.workers; index++) {
     const id = `w${index}`;
-    children.start({ role: "worker", id, args: ["worker", "--id", id], env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE|TROUPE_OPENAI_COMPATIBLE)(_|$)/, shared) });
+    children.start({
+      role: "worker",
+      id,
+      args: ["worker", "--id", id],
+      env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE|TROUPE_OPENAI_COMPATIBLE)(_|$)/, shared),
+    });
   }
   const logins = (await prepared) ?? { app: "", projector: "" };
   const withDatabase = (url: string): Record<string, string> => ({ ...shared, TROUPE_POSTGRES_URL: url });
@@ -187,7 +225,12 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     TROUPE_NATS_WARDEN_PASSWORD: broker.warden.password,
     TROUPE_NATS_STAND_IN_SECRET: broker.stand_in_secret,
   };
-  children.start({ role: "gateway", id: "g1", args: ["gateway", "--id", "g1", "--http-port", String(port)], env: childEnv(options.env, nothing, { ...withDatabase(logins.app), ...edge }) });
+  children.start({
+    role: "gateway",
+    id: "g1",
+    args: ["gateway", "--id", "g1", "--http-port", String(port)],
+    env: childEnv(options.env, nothing, { ...withDatabase(logins.app), ...edge }),
+  });
   children.start({ role: "projector", id: "p1", args: ["projector", "--id", "p1"], env: childEnv(options.env, nothing, withDatabase(logins.projector)) });
 
   const restorer = createRestorer({ bus, cores, log });
@@ -213,7 +256,8 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     const outcome = await client.command(tenantActor(tenant), { type, body, channel: "control" }, { patience_ms: 5_000 });
     if (outcome.kind === "decided" && outcome.reply.ok) return true;
     const error = outcome.kind === "refused" ? outcome.error : outcome.reply.ok ? undefined : outcome.reply.error;
-    if (error?.code !== "conflict" && error?.code !== "unavailable") log.warn("the demonstration could not be prepared yet", { command: type, code: error?.code });
+    if (error?.code !== "conflict" && error?.code !== "unavailable")
+      log.warn("the demonstration could not be prepared yet", { command: type, code: error?.code });
     return error?.code === "conflict";
   }
 
@@ -224,7 +268,14 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     const record = await directory.tenant(DEMO_TENANT);
     const agent = record?.agents[DEMO_AGENT];
     const ours = agent === undefined || (agent.config.instructions === DEMO_INSTRUCTIONS && agent.config.model !== model);
-    if (ours && !(await say_command(DEMO_TENANT, "agent.put", { agent: DEMO_AGENT, config: { model, instructions: DEMO_INSTRUCTIONS, tools: ["now", "wait_ms"], mode: "multi" } }))) return false;
+    if (
+      ours &&
+      !(await say_command(DEMO_TENANT, "agent.put", {
+        agent: DEMO_AGENT,
+        config: { model, instructions: DEMO_INSTRUCTIONS, tools: ["now", "wait_ms"], mode: "multi" },
+      }))
+    )
+      return false;
     const known = keys.get(DEMO_TENANT);
     const keyId = known?.split(".")[2];
     if (known !== undefined && keyId !== undefined && record?.keys[keyId] !== undefined) return true;
@@ -258,7 +309,11 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   if (became === "ready") {
     const { session } = demonstrationModel(outer.settings);
     const key = keys.get(DEMO_TENANT)!;
-    const made = await fetch(`${gateway_url}/v1/sessions`, { method: "POST", headers: { authorization: `Bearer ${key}`, "content-type": "application/json" }, body: JSON.stringify({ id: session, agent: DEMO_AGENT }) });
+    const made = await fetch(`${gateway_url}/v1/sessions`, {
+      method: "POST",
+      headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+      body: JSON.stringify({ id: session, agent: DEMO_AGENT }),
+    });
     await made.body?.cancel();
     tell();
     say(welcome({ url: gateway_url, key, session, seconds: (world.monotonic_ms() - began_ms) / 1000, model: demonstrationModel(outer.settings).model }));

@@ -36,7 +36,12 @@ import { providerCredentials } from "./settings.ts";
 const QUICK_DEADLINE_MS = 500;
 
 /** Bodies that create one of each kind, for the lint of what a machine makes of them. */
-const CREATION_SAMPLES: Readonly<Record<HostedKind, JsonObject>> = { budget: {}, session: { agent: "a" }, tenant: {}, worker: { incarnation: "i", versions: [] } };
+const CREATION_SAMPLES: Readonly<Record<HostedKind, JsonObject>> = {
+  budget: {},
+  session: { agent: "a" },
+  tenant: {},
+  worker: { incarnation: "i", versions: [] },
+};
 
 export interface WorkerRoleOptions {
   readonly id: string;
@@ -72,7 +77,8 @@ function attemptsInto(metrics: Metrics): (attempt: ModelAttempt) => void {
   return ({ model: name, outcome, stop, code, usage, cost_usd_micros, first_token_ms }) => {
     const labels = splitModel(name);
     metrics.add("troupe_model_attempts_total", { ...labels, outcome: stop ?? code ?? outcome });
-    for (const kind of ["input", "output", "cache_read", "cache_write", "reasoning"] as const) metrics.add("troupe_model_tokens_total", { ...labels, class: kind }, usage?.[`${kind}_tokens`] ?? 0);
+    for (const kind of ["input", "output", "cache_read", "cache_write", "reasoning"] as const)
+      metrics.add("troupe_model_tokens_total", { ...labels, class: kind }, usage?.[`${kind}_tokens`] ?? 0);
     metrics.add("troupe_model_cost_usd_micros_total", labels, cost_usd_micros ?? 0);
     if (first_token_ms !== null) metrics.observe("troupe_model_first_token_seconds", labels, first_token_ms / 1000);
   };
@@ -110,7 +116,14 @@ function traced(tracing: Tracing, performers: Performers): Performers {
     Object.entries(performers).map(([src, perform]) => [
       src,
       (input: never, scope: EffectScope) =>
-        tracing.withSpan(src, { attributes: { tenant: scope.actor.tenant, session: scope.actor.id, "troupe.inst": scope.inst, "troupe.attempt": scope.attempt }, trace: scope.trace }, () => perform(input, scope)),
+        tracing.withSpan(
+          src,
+          {
+            attributes: { tenant: scope.actor.tenant, session: scope.actor.id, "troupe.inst": scope.inst, "troupe.attempt": scope.attempt },
+            trace: scope.trace,
+          },
+          () => perform(input, scope),
+        ),
     ]),
   );
 }
@@ -154,15 +167,21 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     log,
     cores,
     restorer,
-    performers: timed(runtime, traced(runtime.tracing, createPerformers({
-      world,
-      directory,
-      providers,
-      breakers,
-      money: createModelMoney({ client: commands, world, providers }),
-      on_attempt: attemptsInto(metrics),
-      on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
-    }))),
+    performers: timed(
+      runtime,
+      traced(
+        runtime.tracing,
+        createPerformers({
+          world,
+          directory,
+          providers,
+          breakers,
+          money: createModelMoney({ client: commands, world, providers }),
+          on_attempt: attemptsInto(metrics),
+          on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
+        }),
+      ),
+    ),
     worker: id,
     next_commit_id: () => `${nonce}.${commits++}`,
     may_act: () => late.member?.may_act() ?? false,
@@ -173,7 +192,15 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
       metrics.add("troupe_wait_ms_total", { reason: "recovery" }, resumed.replay_ms);
       metrics.add("troupe_recoveries_total", { reason: resumed.reason });
       metrics.observe("troupe_recovery_replay_seconds", {}, resumed.replay_ms / 1000);
-      log.info("actor goes on here", { tenant: resumed.actor.tenant, kind: resumed.actor.kind, actor: resumed.actor.id, from: resumed.from, reason: resumed.reason, entries: resumed.entries, replay_ms: Math.round(resumed.replay_ms) });
+      log.info("actor goes on here", {
+        tenant: resumed.actor.tenant,
+        kind: resumed.actor.kind,
+        actor: resumed.actor.id,
+        from: resumed.from,
+        reason: resumed.reason,
+        entries: resumed.entries,
+        replay_ms: Math.round(resumed.replay_ms),
+      });
     },
     assume_cost: assumedCost,
     observer: observerOf(metrics, (actor) => teller.firstToken(actor)),
@@ -191,12 +218,25 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
       if (ending) return;
       const owned = host.owned();
       metrics.set("troupe_shards_owned", {}, owned.length);
-      metrics.set("troupe_actors_resident", { kind: "all" }, owned.reduce((sum, shard) => sum + shard.resident, 0));
+      metrics.set(
+        "troupe_actors_resident",
+        { kind: "all" },
+        owned.reduce((sum, shard) => sum + shard.resident, 0),
+      );
       void me.tick().finally(beat);
     });
   };
   beat();
-  const http = await startStatusServer({ port: http_port, metrics, log, ready: async () => ({ bus: { ok: bus.state === "connected" }, lease: { ok: me.phase === "present", detail: me.phase }, permissions: await permissions.status() }) });
+  const http = await startStatusServer({
+    port: http_port,
+    metrics,
+    log,
+    ready: async () => ({
+      bus: { ok: bus.state === "connected" },
+      lease: { ok: me.phase === "present", detail: me.phase },
+      permissions: await permissions.status(),
+    }),
+  });
   log.info("worker runs", { http: http.url, providers: [...providers.configured] });
 
   const how = await runtime.asked_to_end;

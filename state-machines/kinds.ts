@@ -7,9 +7,12 @@ import { type Core, coreOf } from "./step.ts";
 import { tenantDefinition } from "./tenant.ts";
 import { workerDefinition } from "./worker.ts";
 
-export const definitions = { budget: budgetDefinition, session: sessionDefinition, tenant: tenantDefinition, worker: workerDefinition } as const satisfies Partial<
-  Record<ActorKind, ActorDefinition>
->;
+export const definitions = {
+  budget: budgetDefinition,
+  session: sessionDefinition,
+  tenant: tenantDefinition,
+  worker: workerDefinition,
+} as const satisfies Partial<Record<ActorKind, ActorDefinition>>;
 
 export type HostedKind = keyof typeof definitions;
 

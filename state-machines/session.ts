@@ -575,18 +575,16 @@ function toolsCalled(context: SessionContext, output: ModelOutput, table: ToolTa
         ? toolEvent(context, failureEvent(tool.outcome.failed), tool, { ...tool.outcome.failed })
         : toolEvent(context, "tool.started", tool),
     ),
-    start: tools
-      .filter(isPending)
-      .map(({ index, call_id, name }) => ({
-        turn,
-        step,
-        call_seq: now.seq,
-        index,
-        call_id,
-        name,
-        idempotent: table[name]?.idempotent === true,
-        config_seq: context.config?.seq ?? 0,
-      })),
+    start: tools.filter(isPending).map(({ index, call_id, name }) => ({
+      turn,
+      step,
+      call_seq: now.seq,
+      index,
+      call_id,
+      name,
+      idempotent: table[name]?.idempotent === true,
+      config_seq: context.config?.seq ?? 0,
+    })),
   };
 }
 

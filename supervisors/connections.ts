@@ -27,7 +27,10 @@ const LIFE_SUFFIX = lifelineName("");
 
 export const workerConnection = (id: string): string => `${PREFIX}${id}`;
 
-type End = { readonly kind: "unknown" } | { readonly kind: "up"; readonly client_id: string } | { readonly kind: "closed"; readonly at_ms: number; readonly at: string; readonly reason: string };
+type End =
+  | { readonly kind: "unknown" }
+  | { readonly kind: "up"; readonly client_id: string }
+  | { readonly kind: "closed"; readonly at_ms: number; readonly at: string; readonly reason: string };
 const UNKNOWN: End = { kind: "unknown" };
 
 export interface Closed {
@@ -82,7 +85,10 @@ export class Connections {
       if (life.kind === "closed") return { kind: "gone", since_ms, main: closedOf(main), life: closedOf(life) };
       if (now_ms - main.at_ms >= GRACE_MS) return { kind: "gone", since_ms, main: closedOf(main), life: null };
     }
-    for (const [which, end] of [["main", main], ["life", life]] as const)
+    for (const [which, end] of [
+      ["main", main],
+      ["life", life],
+    ] as const)
       if (end.kind === "closed" && now_ms - end.at_ms >= SETTLE_MS) return { kind: "suspect", since_ms: end.at_ms, which, closed: closedOf(end) };
     return { kind: "standing" };
   }

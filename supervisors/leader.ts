@@ -831,7 +831,8 @@ export class Leader {
     const { detect_ms, assign_ms } = recovery?.epoch === news.epoch ? recovery : { detect_ms: 0, assign_ms: 0 };
     const { actor, entries, replay_ms, first_token_ms } = news;
     leadership.resuming += 1;
-    if (recovery?.epoch === news.epoch) this.#options.observer?.resumed?.({ detect_ms, assign_ms, replay_ms, ...(first_token_ms === undefined ? {} : { first_token_ms }) });
+    if (recovery?.epoch === news.epoch)
+      this.#options.observer?.resumed?.({ detect_ms, assign_ms, replay_ms, ...(first_token_ms === undefined ? {} : { first_token_ms }) });
     this.#say(leadership, news.worker, "actor.resumed", {
       actor,
       entries,

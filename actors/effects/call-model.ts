@@ -81,7 +81,14 @@ export interface CallModelDeps {
 }
 
 export function callModel({ world, providers, breakers, money, on_attempt, on_skipped }: CallModelDeps): Performer {
-  const deps = { world, providers, breakers, owner: PLATFORM, ...(on_attempt === undefined ? {} : { on_attempt }), ...(on_skipped === undefined ? {} : { on_skipped }) };
+  const deps = {
+    world,
+    providers,
+    breakers,
+    owner: PLATFORM,
+    ...(on_attempt === undefined ? {} : { on_attempt }),
+    ...(on_skipped === undefined ? {} : { on_skipped }),
+  };
   return async ({ turn, step, config_seq, messages }: Input, scope): Promise<Json> => {
     const entries = await scope.entries([config_seq, ...messages.filter((one) => one.failed === undefined).map((one) => one.at)]);
     const config = outputOf(entries.get(config_seq))["config"] as unknown as AgentConfig;

@@ -18,7 +18,8 @@ function builtInTools(world: World): Record<keyof typeof BUILT_IN_TOOLS, BuiltIn
   return {
     now: () => Promise.resolve(timestamp(world.now_ms())),
     async wait_ms({ ms }, { signal }) {
-      if (typeof ms !== "number" || !Number.isInteger(ms) || ms < 0 || ms > WAIT_MS_MAX) throw new EffectFailure("invalid_args", `ms is a whole number from 0 to ${WAIT_MS_MAX}`);
+      if (typeof ms !== "number" || !Number.isInteger(ms) || ms < 0 || ms > WAIT_MS_MAX)
+        throw new EffectFailure("invalid_args", `ms is a whole number from 0 to ${WAIT_MS_MAX}`);
       await Promise.race([pause(world, ms), new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }))]);
       return `waited ${ms} ms`;
     },

@@ -154,7 +154,8 @@ export function loadConfiguration(directory: Directory, world?: World, steps: In
       try {
         await within(world, take(draft));
       } catch (error) {
-        const { code, message } = error instanceof EffectFailure ? error.effect_error : { code: "unavailable", message: error instanceof Error ? error.message : String(error) };
+        const { code, message } =
+          error instanceof EffectFailure ? error.effect_error : { code: "unavailable", message: error instanceof Error ? error.message : String(error) };
         throw new EffectFailure(code, message, { step });
       }
     }

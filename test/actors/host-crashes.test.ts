@@ -69,7 +69,11 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
   }
 
   const performers: Performers = {
-    load_configuration: (async () => ({ config: { model: "simulated/echo", instructions: "", tools: ["now", "wait_ms"], mode: "multi", max_loops: 4 }, hash: "h", agent_version: 1 })) as never,
+    load_configuration: (async () => ({
+      config: { model: "simulated/echo", instructions: "", tools: ["now", "wait_ms"], mode: "multi", max_loops: 4 },
+      hash: "h",
+      agent_version: 1,
+    })) as never,
     call_model: (async ({ turn, step }: { turn: number; step: number }, scope: EffectScope) => {
       const fate = hashOfText(`${seed}:${scope.idempotency_key}`);
       const tokens = scope.tokens({ turn, step });
@@ -78,8 +82,23 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
       tokens.write("text", "two");
       tokens.end();
       if (fate % 11 === 0) throw new EffectFailure("overloaded", "too much to do");
-      const tool_calls = step < 2 && fate % 3 === 0 ? [{ id: `c${fate % 97}`, name: "wait_ms", args: { ms: fate % 7 } }, { id: `d${fate % 89}`, name: "now", args: {} }] : [];
-      return { text: "one two", tool_calls, stop: tool_calls.length > 0 ? "tool_calls" : "end", usage: { input_tokens: 1, output_tokens: 2, cache_read_tokens: 0, cache_write_tokens: 0, reasoning_tokens: 0 }, model: "simulated/echo", attempt: scope.attempt, cost_usd_micros: 21, price_version: "t" } as unknown as Json;
+      const tool_calls =
+        step < 2 && fate % 3 === 0
+          ? [
+              { id: `c${fate % 97}`, name: "wait_ms", args: { ms: fate % 7 } },
+              { id: `d${fate % 89}`, name: "now", args: {} },
+            ]
+          : [];
+      return {
+        text: "one two",
+        tool_calls,
+        stop: tool_calls.length > 0 ? "tool_calls" : "end",
+        usage: { input_tokens: 1, output_tokens: 2, cache_read_tokens: 0, cache_write_tokens: 0, reasoning_tokens: 0 },
+        model: "simulated/echo",
+        attempt: scope.attempt,
+        cost_usd_micros: 21,
+        price_version: "t",
+      } as unknown as Json;
     }) as never,
     call_tool: (async ({ index }: { index: number }, scope: EffectScope) => {
       const fate = hashOfText(scope.idempotency_key);
@@ -95,9 +114,16 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
       (async (input: never, scope: EffectScope) => {
         const key = `${actorPath(scope.actor)} ${scope.inst}`;
         for (const message of await journal(scope.actor)) {
-          for (const entry of message.entries) expect(!((entry.t === "done" || entry.t === "fail") && entry.inst === scope.inst), `seed ${seed}: A3: ${key} starts although it has an outcome`).toBe(true);
+          for (const entry of message.entries)
+            expect(
+              !((entry.t === "done" || entry.t === "fail") && entry.inst === scope.inst),
+              `seed ${seed}: A3: ${key} starts although it has an outcome`,
+            ).toBe(true);
         }
-        expect((await journal(scope.actor)).some((message) => message.seq >= Number(scope.inst.split(":")[0])), `seed ${seed}: A1: ${key} starts before its cause is journaled`).toBe(true);
+        expect(
+          (await journal(scope.actor)).some((message) => message.seq >= Number(scope.inst.split(":")[0])),
+          `seed ${seed}: A1: ${key} starts before its cause is journaled`,
+        ).toBe(true);
         starts.push({ key, attempt: scope.attempt, input: JSON.stringify(input) });
         return perform(input, scope);
       }) as never,
@@ -107,7 +133,8 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
   const observer = broker.connect("observer");
   async function journal(actor: ActorAddress) {
     const messages = [];
-    for await (const stored of observer.read("EVENTS", `tenant.${actor.tenant}.${actor.kind}.${actor.id}.event`, 1)) messages.push(decodeJournal(stored.data, actor));
+    for await (const stored of observer.read("EVENTS", `tenant.${actor.tenant}.${actor.kind}.${actor.id}.event`, 1))
+      messages.push(decodeJournal(stored.data, actor));
     return messages;
   }
 
@@ -132,7 +159,9 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
       passivate_after_ms: 300,
     });
     owner = me;
-    await Promise.all(Array.from({ length: SHARDS }, (_, shard) => me.host.take(shard, epoch, { worker: before, reason: before === null ? "first" : "crash" })));
+    await Promise.all(
+      Array.from({ length: SHARDS }, (_, shard) => me.host.take(shard, epoch, { worker: before, reason: before === null ? "first" : "crash" })),
+    );
   }
   void succeed();
 
@@ -161,7 +190,13 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
         for (let step = 0; step < steps; step++) {
           const roll = pick(20);
           const key = `${session.id}-${step}`;
-          if (roll < 12) await say(session, "message.send", { content: `message ${step}`, ...(roll < 2 ? { on_busy: "interrupt" } : roll < 4 ? { on_busy: "reject" } : {}) }, key);
+          if (roll < 12)
+            await say(
+              session,
+              "message.send",
+              { content: `message ${step}`, ...(roll < 2 ? { on_busy: "interrupt" } : roll < 4 ? { on_busy: "reject" } : {}) },
+              key,
+            );
           else if (roll < 14) await say(session, "turn.cancel", {}, key);
           else if (roll < 16) await say(session, "session.pause", {}, key);
           else if (roll < 18) await say(session, "session.resume", {}, key);
@@ -186,7 +221,9 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
   expect(violations, `seed ${seed}`).toEqual([]);
   for (const [key, replies] of answers) {
     const first = replies.find((reply) => reply.ok || !["busy", "overloaded", "unavailable", "internal"].includes(reply.error.code));
-    if (first !== undefined) for (const reply of replies.slice(replies.indexOf(first))) expect({ ...reply, after_sequence: 0 }, `seed ${seed}: ${key} is answered the same on every repeat`).toEqual({ ...first, after_sequence: 0 });
+    if (first !== undefined)
+      for (const reply of replies.slice(replies.indexOf(first)))
+        expect({ ...reply, after_sequence: 0 }, `seed ${seed}: ${key} is answered the same on every repeat`).toEqual({ ...first, after_sequence: 0 });
   }
   let entries = 0;
   for (const session of sessions) {
@@ -194,10 +231,14 @@ async function run(seed: number): Promise<{ crashes: number; restarts: number; e
     entries += messages.at(-1)?.seq ?? 0;
     // A refusal that may end is decided anew on a repeat; everything else once.
     const decided = messages.flatMap((message) =>
-      message.entries.flatMap((entry) => ("key" in entry && entry.key !== undefined && !(entry.t === "refused" && ERRORS[entry.error.code].transient) ? [entry.key] : [])),
+      message.entries.flatMap((entry) =>
+        "key" in entry && entry.key !== undefined && !(entry.t === "refused" && ERRORS[entry.error.code].transient) ? [entry.key] : [],
+      ),
     );
     expect(new Set(decided).size, `seed ${seed}: a key is decided once in ${session.id}`).toBe(decided.length);
-    for (const [key, replies] of answers) if (key.startsWith(`${session.id}-`) && replies.some((reply) => reply.ok)) expect(decided, `seed ${seed}: the acknowledged ${key} is in the journal`).toContain(key);
+    for (const [key, replies] of answers)
+      if (key.startsWith(`${session.id}-`) && replies.some((reply) => reply.ok))
+        expect(decided, `seed ${seed}: the acknowledged ${key} is in the journal`).toContain(key);
     const last = messages.at(-1);
     expect(["idle", "paused", "hibernated", "terminated"], `seed ${seed}: ${session.id} has come to rest`).toContain(last?.state);
   }
@@ -230,7 +271,9 @@ describe("a host that dies at any step of its loop", () => {
       total.entries += one.entries;
       for (const point of one.points) total.points.add(point);
     }
-    console.log(`${seeds.length} runs, ${total.crashes} crashes at ${total.points.size} kinds of points, ${total.entries} entries, ${total.restarts} effects begun again`);
+    console.log(
+      `${seeds.length} runs, ${total.crashes} crashes at ${total.points.size} kinds of points, ${total.entries} entries, ${total.restarts} effects begun again`,
+    );
     if (only !== undefined) return;
     // A walk that met nothing would prove nothing.
     expect(total.crashes).toBeGreaterThan(seeds.length);

@@ -20,13 +20,28 @@ function ground() {
   const broker = createMemoryBroker({ world, shards: 1 });
   const observer = broker.connect("observer");
   const performers: Performers = {
-    load_configuration: (async () => ({ config: { model: "simulated/echo", instructions: "", tools: [], mode: "multi", max_loops: 4 }, hash: "h", agent_version: 1 })) as never,
+    load_configuration: (async () => ({
+      config: { model: "simulated/echo", instructions: "", tools: [], mode: "multi", max_loops: 4 },
+      hash: "h",
+      agent_version: 1,
+    })) as never,
     call_model: (() => new Promise(() => undefined)) as never,
   };
   let commits = 0;
   const hostOn = (name: string): ShardHost => {
     const bus = broker.connect(name);
-    return createShardHost({ bus, world, log: silentLog, cores, restorer: createRestorer({ bus, cores, log: silentLog }), performers, worker: name, next_commit_id: () => `${name}.${commits++}`, may_act: () => true, on_conflict: async () => "mine" });
+    return createShardHost({
+      bus,
+      world,
+      log: silentLog,
+      cores,
+      restorer: createRestorer({ bus, cores, log: silentLog }),
+      performers,
+      worker: name,
+      next_commit_id: () => `${name}.${commits++}`,
+      may_act: () => true,
+      on_conflict: async () => "mine",
+    });
   };
   const client = createCommandClient({ bus: observer, world });
   const say = async (type: string, body: object): Promise<void> => {
@@ -37,10 +52,12 @@ function ground() {
   const stateNow = async (): Promise<string | undefined> => {
     let state: string | undefined;
     let done = false;
-    void createRestorer({ bus: observer, cores, log: silentLog }).restore(session).then((restored) => {
-      state = restored === undefined ? undefined : outerState(restored.state.snapshot);
-      done = true;
-    });
+    void createRestorer({ bus: observer, cores, log: silentLog })
+      .restore(session)
+      .then((restored) => {
+        state = restored === undefined ? undefined : outerState(restored.state.snapshot);
+        done = true;
+      });
     await world.until(() => done, 1_000);
     return state;
   };

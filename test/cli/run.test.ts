@@ -17,7 +17,13 @@ function databaseOf(answers: Readonly<Record<string, readonly object[]>>, seen: 
     const [, rows] = Object.entries(answers).find(([word]) => sql.includes(word)) ?? [];
     return (rows ?? []) as R[];
   };
-  return { query, read: (_reader, sql, values) => query(sql, values), transaction: (work) => work({ query }), migrate: async () => ["0001_projections"], close: async () => {} };
+  return {
+    query,
+    read: (_reader, sql, values) => query(sql, values),
+    transaction: (work) => work({ query }),
+    migrate: async () => ["0001_projections"],
+    close: async () => {},
+  };
 }
 
 describe("wrong usage", () => {

@@ -41,18 +41,39 @@ test("with and without gateways that answer for logins, the broker takes what is
     natsConfig({ ...base(home, ports), auth: { issuer, exchange, authenticator: login("authenticator"), warden: login("warden") } }),
   ];
   for (const text of configs) execFileSync(program, ["-t", "-c", written(home, text)], { stdio: "pipe" });
-  expect(() => execFileSync(program, ["-t", "-c", written(home, configs[0]!.replace("system_account: SYS", "system_account: {"))], { stdio: "pipe" })).toThrow();
+  expect(() =>
+    execFileSync(program, ["-t", "-c", written(home, configs[0]!.replace("system_account: SYS", "system_account: {"))], { stdio: "pipe" }),
+  ).toThrow();
 });
 
 test("a tenant with a cell of its own has all of JetStream there but the journals' deletion, and nothing of the other cell", async () => {
   const program = await natsServerProgram();
   const home = freshFolder("nats-cell");
   const ports = { port: await freePort(), monitor_port: await freePort() };
-  const cell = { name: "ACME", operator: login("acme-operator"), runtime: login("acme-runtime"), tenant: login("acme"), memory_bytes: 2 ** 24, file_bytes: 2 ** 26 };
+  const cell = {
+    name: "ACME",
+    operator: login("acme-operator"),
+    runtime: login("acme-runtime"),
+    tenant: login("acme"),
+    memory_bytes: 2 ** 24,
+    file_bytes: 2 ** 26,
+  };
   const text = natsConfig(base(home, ports)).replace("\n  RT {", `\n${dedicatedCellAccount(cell)}  RT {`);
-  const server = startServer({ name: "nats-server", file: program, args: ["-c", written(home, text)], cwd: home, env: {}, log_file: join(home, "log"), record_file: join(home, "server.json") });
+  const server = startServer({
+    name: "nats-server",
+    file: program,
+    args: ["-c", written(home, text)],
+    cwd: home,
+    env: {},
+    log_file: join(home, "log"),
+    record_file: join(home, "server.json"),
+  });
   atEndOfFile(() => server.stop("SIGKILL", 5_000));
-  const healthy = async (): Promise<boolean> => fetch(`http://127.0.0.1:${ports.monitor_port}/healthz`).then((answer) => answer.ok, () => false);
+  const healthy = async (): Promise<boolean> =>
+    fetch(`http://127.0.0.1:${ports.monitor_port}/healthz`).then(
+      (answer) => answer.ok,
+      () => false,
+    );
   expect(await until(healthy, 10_000, 20)).toBe(true);
   const open = ({ user, password }: { user: string; password: string }) => connect({ servers: `127.0.0.1:${ports.port}`, user, pass: password });
   const [shared, tenant] = await Promise.all([open(login("operator")), open(cell.tenant)]);

