@@ -132,7 +132,9 @@ export function createDirectory({ bus, restorer, world, log }: { bus: Bus; resto
         return parsed.kind === "actor" ? [parsed.actor.tenant] : [];
       });
       for (let from = 0; from < Math.min(ids.length, TENANTS_READ_MAX); from += READ_AT_ONCE)
-        await Promise.allSettled(ids.slice(from, Math.min(from + READ_AT_ONCE, TENANTS_READ_MAX)).map((id) => (known.has(id) ? undefined : remember(id))));
+        await Promise.allSettled(
+          ids.slice(from, Math.min(from + READ_AT_ONCE, TENANTS_READ_MAX)).map((id) => (known.has(id) ? Promise.resolve(undefined) : remember(id))),
+        );
     },
     async unreadable() {
       const named = [...unreadable.keys()].slice(0, UNREADABLE_NAMED_MAX);

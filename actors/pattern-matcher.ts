@@ -72,7 +72,7 @@ export function createPatternMatcher(world: World): PatternMatcher {
     const id = ++count;
     asked = { id, question, stop: world.after(ready ? MATCH_PATIENCE_MS : START_PATIENCE_MS, replace) }; // PM1
     const { pattern, flags, text } = question;
-    thread.postMessage({ id, pattern, flags, text });
+    thread.postMessage({ id, pattern, flags, text }, []);
   }
 
   return {

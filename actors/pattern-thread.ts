@@ -3,5 +3,5 @@
 import { parentPort } from "node:worker_threads";
 
 parentPort?.on("message", ({ id, pattern, flags, text }: { id: number; pattern: string; flags: string; text: string }) => {
-  parentPort?.postMessage({ id, matches: new RegExp(pattern, flags).test(text) });
+  parentPort?.postMessage({ id, matches: new RegExp(pattern, flags).test(text) }, []);
 });

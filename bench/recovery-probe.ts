@@ -10,13 +10,12 @@ import { spawn } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { connectJetStream } from "../bus/jetstream.ts";
 import { decodeJournal } from "../protocol/journal.ts";
-import { silentLog } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
 import { createCommandClient } from "../actors/client.ts";
 import type { DevFile } from "../roles/dev-home.ts";
 import { realWorld } from "../roles/real-world.ts";
+import { connectToUp } from "./up-bus.ts";
 import { decodePlacementEntry } from "../supervisors/tables.ts";
 
 const KILLS = Number(process.argv[2] ?? 20);
@@ -57,18 +56,7 @@ try {
     if (up.exitCode !== null) throw new Error(said);
     await wait(50);
   }
-  const { nats_url, nats_operator } = dev();
-  const bus = await connectJetStream({
-    servers: nats_url,
-    user: nats_operator.user,
-    password: nats_operator.password,
-    name: "probe",
-    shards: 16,
-    replicas: 1,
-    log: silentLog,
-    world,
-    ensure: false,
-  });
+  const bus = await connectToUp(home);
   const client = createCommandClient({ bus, world });
   await client.command(
     { tenant: "demo", kind: "tenant", id: "main" },

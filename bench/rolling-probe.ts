@@ -8,11 +8,10 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createCommandClient } from "../actors/client.ts";
-import { connectJetStream } from "../bus/jetstream.ts";
 import { decodeJournal } from "../protocol/journal.ts";
-import { silentLog } from "../protocol/log.ts";
 import type { DevFile } from "../roles/dev-home.ts";
 import { realWorld } from "../roles/real-world.ts";
+import { connectToUp } from "./up-bus.ts";
 
 const CALL_S = Number(process.argv[2] ?? 20);
 const LONG = Number(process.argv[3] ?? 8);
@@ -37,18 +36,7 @@ try {
     if (up.exitCode !== null) throw new Error(said);
     await wait(50);
   }
-  const { nats_url, nats_operator } = dev();
-  const bus = await connectJetStream({
-    servers: nats_url,
-    user: nats_operator.user,
-    password: nats_operator.password,
-    name: "probe",
-    shards: 16,
-    replicas: 1,
-    log: silentLog,
-    world,
-    ensure: false,
-  });
+  const bus = await connectToUp(home);
   const client = createCommandClient({ bus, world });
   const script = (tokens: number): string => JSON.stringify([{ say: "word", tokens, first_token_ms: 0, token_ms: TOKEN_MS }]);
   await client.command(

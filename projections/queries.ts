@@ -9,7 +9,7 @@ import { createHash } from "node:crypto";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
-import { PROJECTION_NAME } from "./rows.ts";
+import { type AuditRecord, PROJECTION_NAME } from "./rows.ts";
 import type { AuditHead, ChainedRow } from "./audit-chain.ts";
 import { type Database, faultOf, type Value } from "./database.ts";
 
@@ -102,31 +102,8 @@ export interface UsageTotal {
   readonly cost_usd_micros: number;
 }
 
-export interface AuditRow {
-  readonly kind: string;
-  readonly actor: string;
-  readonly stream_sequence: number;
-  readonly entry_index: number;
-  readonly seq: number;
-  readonly at: string;
-  readonly epoch: number;
-  readonly worker: string;
-  readonly machine: string;
-  readonly entry_type: string;
-  readonly command_type: string | null;
-  readonly channel: string | null;
-  readonly key: string | null;
-  readonly source: JsonObject | null;
-  readonly inst: string | null;
-  readonly code: string | null;
-  /** Of the last entry of a commit; null for those before it. */
-  readonly state_after: string | null;
-  readonly events: readonly string[];
-  readonly trace: string | null;
-  readonly hash: string;
-  /** Of the tenant's row before it and of this one: audit-chain.ts. */
-  readonly chain: string;
-}
+/** As the projector wrote it; `chain` is of the tenant's row before it and of this one: audit-chain.ts. */
+export type AuditRow = Omit<AuditRecord, "tenant"> & { readonly chain: string };
 
 export interface AuditFilter {
   readonly kind?: string | undefined;

@@ -72,6 +72,7 @@ export interface AuditRecord {
   readonly source: JsonObject | null;
   readonly inst: string | null;
   readonly code: string | null;
+  /** Of the last entry of a commit; null for those before it. */
   readonly state_after: string | null;
   readonly events: readonly string[];
   readonly trace: string | null;

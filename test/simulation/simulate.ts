@@ -79,7 +79,7 @@ async function tell(plan: Plan, result: RunResult): Promise<void> {
   }
   const small = await shrink(plan, result, { deadline_ms: performance.now() + 60_000, now_ms: () => performance.now() });
   console.log(`It also breaks with ${small.plan.acts.filter(isFault).length} faults and ${small.plan.acts.length} acts (${small.runs} runs to find out):`);
-  console.log(`${small.result.failures.map((what) => `  ${what}`).join("\n")}`);
+  console.log(small.result.failures.map((what) => `  ${what}`).join("\n"));
   console.log(small.plan.acts.map((act) => `  ${describeAct(act)}`).join("\n"));
   console.log(lastOf(small.result.trace).join("\n"));
 }

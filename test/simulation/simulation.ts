@@ -301,7 +301,7 @@ class Simulation {
     const { slot, bus, process, log } = this.#begin(key, "worker");
     const { world } = process;
     let commits = 0;
-    let member: Member | undefined;
+    const late: { member?: Member } = {};
     const restorer = createRestorer({ bus, cores: simulationCores, log });
     const directory = createDirectory({ bus, restorer, world, log });
     const made = createShardHost({
@@ -313,8 +313,8 @@ class Simulation {
       performers: this.#performers(slot, world, { load_configuration: loadConfiguration(directory, world), call_tool: callTool(world) }),
       worker: name,
       next_commit_id: () => `${slot.connection}.${commits++}`,
-      may_act: () => member?.may_act() ?? false,
-      on_conflict: (shard, epoch) => member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
+      may_act: () => late.member?.may_act() ?? false,
+      on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
       admit: createAdmission({ directory, providers: NO_PROVIDERS }),
       on_resumed: ({ actor, shard, epoch, entries, replay_ms }) => {
         this.count("resumed");
@@ -327,12 +327,12 @@ class Simulation {
     const host: ShardHost = {
       ...broken,
       take: (shard, epoch, from) => {
-        if (process.state === "running" && member?.may_act() !== true)
+        if (process.state === "running" && late.member?.may_act() !== true)
           this.fail(`M3: ${slot.connection} takes shard ${shard} under epoch ${epoch} without a valid lease`);
         return broken.take(shard, epoch, from);
       },
     };
-    member = new Member({
+    const member = new Member({
       bus,
       world,
       log,
@@ -341,6 +341,7 @@ class Simulation {
       host,
       handover_deadline_ms: 20_000,
     });
+    late.member = member;
     const me = member;
     slot.parts.member = me;
     slot.parts.host = host;
