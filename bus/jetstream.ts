@@ -34,7 +34,6 @@ import {
 } from "./port.ts";
 import { allDeclarations, type Declarations, declareStreams } from "./streams.ts";
 
-export { BusUnavailable } from "./fence.ts";
 export type { Finding } from "./jetstream-audit.ts";
 export type { LinkTls } from "./jetstream-link.ts";
 

@@ -1,17 +1,32 @@
 // memory-bucket: a bucket of the in-memory broker, as one connection sees it.
-import type { Connection } from "./memory.ts";
-import type { StoreOutcome } from "./memory-stream.ts";
+import type { MemoryStream, StoreOutcome } from "./memory-stream.ts";
 import { BucketTold, entryOf, HEADER_OPERATION, isGone } from "./bucket-told.ts";
 import type { Bucket, BucketChange, BucketEntry, BucketName, CasOutcome, Headers, StoredMessage, Subscription } from "./port.ts";
 import { bucketStream, bucketSubject } from "./streams.ts";
 
 const WRITE_PATIENCE_MS = 3_000;
 
+type Reached<T> = { readonly kind: "answer"; readonly value: T } | { readonly kind: "not_sent" | "silence"; readonly reason: string };
+
+/** What a bucket needs of the connection it is seen through. */
+export interface BucketConnection {
+  readonly broker: { stream(name: string): MemoryStream };
+  reach<T>(kind: "bucket_write", subject: string, patience_ms: number, act: () => T): Promise<Reached<T>>;
+  readFrom<T>(kind: "bucket_read", subject: string, act: () => T): Promise<T>;
+  guard(what: string, call: () => unknown): void;
+  followStream(
+    name: string,
+    filter: string,
+    start: { from_sequence: number; on_connected?: () => number },
+    on_message: (message: StoredMessage) => Promise<void> | void,
+  ): Subscription;
+}
+
 export class MemoryBucket implements Bucket {
-  #connection: Connection;
+  #connection: BucketConnection;
   #name: BucketName;
 
-  constructor(connection: Connection, name: BucketName) {
+  constructor(connection: BucketConnection, name: BucketName) {
     this.#connection = connection;
     this.#name = name;
   }
@@ -61,7 +76,7 @@ export class MemoryBucket implements Bucket {
   #store(key: string, value: Uint8Array, revision: number, headers: Headers): StoreOutcome {
     return this.#stream().store(bucketSubject(this.#name, key), value, headers, revision);
   }
-  #stream(): ReturnType<Connection["broker"]["stream"]> {
+  #stream(): MemoryStream {
     return this.#connection.broker.stream(bucketStream(this.#name));
   }
   #present(): StoredMessage[] {

@@ -16,7 +16,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { CommandClient } from "../actors/client.ts";
-import type { Directory, TenantRecord } from "../actors/directory.ts";
+import type { Directory } from "../actors/directory.ts";
 import type { Restorer } from "../actors/restore.ts";
 import type { Bus } from "../bus/port.ts";
 import { BrokenPromise } from "../protocol/assert.ts";
@@ -33,13 +33,14 @@ import type { World } from "../protocol/world.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import { declareAdminRoutes } from "./admin-routes.ts";
-import { authenticate, bearerOf, type Principal, refuseScope } from "./authenticate.ts";
+import { authenticate, bearerOf, refuseScope } from "./authenticate.ts";
 import { type Cursor, CURSOR_START, cursorAfter, decodeCursor, encodeCursor } from "./cursor.ts";
 import { EVENT_STREAM_MEDIA_TYPE, turnOnly, writeEventStream } from "./event-stream.ts";
 import { createFeedHub } from "./feed-hub.ts";
 import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { startReplay } from "./replay.ts";
+import type { Handler, RouteInfo, Visitor } from "./route.ts";
 import { cursorBefore, type FeedItem, openSessionFeed, readEventPage } from "./session-feed.ts";
 import { sessionView } from "./session-view.ts";
 
@@ -79,14 +80,6 @@ export interface GatewayDeps {
   readonly streams_max?: number;
 }
 
-export interface RouteInfo {
-  readonly method: "GET" | "POST" | "PUT";
-  readonly url: string;
-  readonly authenticated: boolean;
-  /** What a credential needs to be answered there; null where none is asked for. */
-  readonly scope: Scope | null;
-}
-
 export interface Gateway {
   readonly url: string;
   readonly routes: readonly RouteInfo[];
@@ -123,14 +116,6 @@ const SESSION_VERBS = {
 } as const;
 /** Verbs whose command only our own channel takes. What they need of a credential is looked at here: a scope above writing. */
 const CONTROL_VERBS: ReadonlySet<string> = new Set(["session.unpark"]);
-
-/** What an authenticated request carries. */
-export interface Visitor {
-  readonly principal: Principal;
-  readonly record: TenantRecord;
-}
-
-export type Handler = (request: FastifyRequest, reply: FastifyReply, visitor: Visitor) => Promise<unknown>;
 
 /** Passes refusals and bugs on, and says of everything else that the bus (or the database) is away. */
 async function available<T>(what: string, work: () => Promise<T>): Promise<T> {

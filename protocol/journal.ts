@@ -54,8 +54,6 @@ export type Entry =
     }
   | { readonly t: "upgrade"; readonly to: string };
 
-export type EntryTag = Entry["t"];
-
 /** What the world may care about. The types are those of WIRE §3. */
 export interface ActorEvent {
   readonly type: string;

@@ -45,7 +45,6 @@ export const HANDOVER_DEADLINE_MS = 60_000;
 
 /** Partitions of the actor space; fixed per deployment. */
 export const SHARDS_EMBEDDED = 16;
-export const SHARDS_PRODUCTION = 64;
 
 /** Tokens coalesce this long after the first chunk. */
 export const TOKEN_COALESCE_MS = 20;

@@ -4,6 +4,7 @@
 // ways to write it down; the SVG is the DOT drawn by Graphviz (WebAssembly, no browser, no service).
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { instance } from "@viz-js/viz";
 import type { AnyStateMachine, AnyStateNode } from "xstate";
 import { definitions } from "./kinds.ts";
@@ -239,3 +240,6 @@ export async function drawAll(dir: string): Promise<string[]> {
   await Promise.all(files.map(([name, content]) => writeFile(join(dir, name), content)));
   return files.map(([name]) => join(dir, name));
 }
+
+// `npm run draw`, after any change to a machine.
+if (import.meta.main) await drawAll(fileURLToPath(new URL("../docs/machines", import.meta.url)));

@@ -10,10 +10,6 @@ import type { Log, LogFields } from "../protocol/log.ts";
 export const LOG_LEVELS = ["debug", "info", "warn", "error", "silent"] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-export function isLogLevel(text: unknown): text is LogLevel {
-  return typeof text === "string" && (LOG_LEVELS as readonly string[]).includes(text);
-}
-
 export interface LogOptions {
   readonly level: LogLevel;
   /** On every line: role, id, and what else names the process. */

@@ -5,7 +5,7 @@
 //         known here fails.
 import { createHash } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { RouteInfo } from "../../gateway/server.ts";
+import type { RouteInfo } from "../../gateway/route.ts";
 import { createKey, hashKey } from "../../protocol/api-key.ts";
 import type { Scope } from "../../protocol/scopes.ts";
 import { bearer, keyOf, type SmallCell, startSmallCell } from "../gateway/small-cell.ts";

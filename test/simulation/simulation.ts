@@ -28,7 +28,7 @@ import { canonicalJson, type Json, type JsonObject } from "../../protocol/json.t
 import { LEASE_RENEW_MS } from "../../protocol/limits.ts";
 import type { Log, LogFields } from "../../protocol/log.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
-import { actorSubject, shardOf } from "../../protocol/subjects.ts";
+import { actorSubject } from "../../protocol/subjects.ts";
 import { pause, type World } from "../../protocol/world.ts";
 import type { Providers } from "../../providers/registry.ts";
 import { cores as productCores } from "../../state-machines/kinds.ts";
@@ -933,6 +933,3 @@ function short(fields: LogFields | undefined): string {
   const { stack: _, ...rest } = fields;
   return ` ${JSON.stringify(rest).slice(0, 300)}`;
 }
-
-/** The shard of a session of the plan, for those who want to say something about its owner. */
-export const shardOfPath = (path: string): number => shardOf(addressOf(path), SHARDS);
