@@ -114,6 +114,7 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
   const world = realWorld();
   const processes = new Map<string, ServerProcess>();
   const endings: (() => Promise<void> | void)[] = [];
+  const servers: (() => number)[] = [];
   const stop = async (): Promise<void> => {
     for (const { pid } of processes.values()) sendSignal(pid, "SIGCONT");
     const kinds: Role[] = ["projector", "gateway", "worker", "supervisor"];
@@ -125,6 +126,7 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
   };
   const endNow = (): void => {
     for (const { pid, is_running } of processes.values()) if (is_running()) sendSignal(pid, "SIGKILL");
+    for (const pid of servers.map((pidOf) => pidOf())) if (pid > 0) sendSignal(pid, "SIGTERM");
   };
   process.once("exit", endNow);
 
@@ -143,8 +145,12 @@ export async function startGround(options: GroundOptions = {}): Promise<Ground> 
     const program = await ensureNatsServer({ env: process.env, say });
     const brokers = await startBrokers({ home: join(home, "nats"), program: program.path, count: options.brokers ?? 1, tenant: TENANT });
     endings.push(() => brokers.stop());
+    servers.push(...brokers.nodes.map((node) => () => (node.running() ? node.pid() : 0)));
     const postgres = options.postgres === true ? await startLocalPostgres({ home, say }) : undefined;
-    if (postgres !== undefined) endings.push(() => postgres.stop());
+    if (postgres !== undefined) {
+      endings.push(() => postgres.stop());
+      servers.push(() => postgres.pid());
+    }
     const logins =
       postgres === undefined ? undefined : await prepareDatabase({ url: postgres.url, secret: (name) => localSecrets(home).of(name), log: silentLog });
     const bus = await connectJetStream({

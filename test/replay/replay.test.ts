@@ -1,0 +1,29 @@
+// Goal: journals of every released version still end as they ended.
+// Method: each recorded journal is replayed commit by commit; state, events and outgoing messages must be those that it says (A5).
+import { readdirSync, readFileSync } from "node:fs";
+import { expect, test } from "vitest";
+import { replayMessage } from "../../actors/verify.ts";
+import { decodeJournal } from "../../protocol/journal.ts";
+import { cores, type HostedKind } from "../../state-machines/kinds.ts";
+import type { ActorState } from "../../state-machines/step.ts";
+
+const recorded = readdirSync(import.meta.dirname).filter((name) => name.endsWith(".jsonl"));
+
+test("there are recorded journals of the session and the tenant machine", () => {
+  expect(recorded).toEqual(expect.arrayContaining(["session-1.jsonl", "tenant-1.jsonl"]));
+});
+
+test.each(recorded)("%s replays to what it says, commit by commit", (name) => {
+  const lines = readFileSync(`${import.meta.dirname}/${name}`, "utf8")
+    .trimEnd()
+    .split("\n");
+  let state: ActorState | undefined;
+  for (const line of lines) {
+    const message = decodeJournal(new TextEncoder().encode(line));
+    const core = cores[message.actor.kind as HostedKind];
+    const replayed = replayMessage(core, state, message);
+    expect(replayed.differences, `${name} at ${message.seq}`).toEqual([]);
+    state = replayed.state;
+  }
+  expect(lines.length).toBeGreaterThan(3);
+});
