@@ -10,6 +10,7 @@ import { sessionContextOf } from "../state-machines/session.ts";
 import type { BudgetStanding } from "./budget-standing.ts";
 import type { Directory } from "./directory.ts";
 
+/** Answers the refusal, or undefined. Rejects when it cannot be known now; what is asked about may have been stored already, and waits then. */
 export type Admit = (actor: ActorAddress, command: Command, view?: ActorView) => Promise<ErrorBody | undefined>;
 
 /** What ends or sets something is never turned away at the door: a settlement that is refused is money that nobody counted. */
@@ -19,13 +20,8 @@ export function createAdmission({ directory, providers, standing }: { directory:
   return async (actor, command, view) => {
     if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
     if (actor.kind === "budget" && ALWAYS_OF_BUDGETS.includes(command.type)) return undefined;
-    let tenant;
-    try {
-      tenant = await directory.tenant(actor.tenant);
-    } catch {
-      // Not knowing is not a yes: nothing is admitted for a tenant whose state cannot be read.
-      return errorBody("unavailable", "the tenant's state cannot be read now", { retry_after_ms: 1000 });
-    }
+    // Not knowing is neither a yes nor a no: this rejects for a tenant whose state cannot be read.
+    const tenant = await directory.tenant(actor.tenant);
     if (tenant === undefined) return errorBody("not_found", `there is no tenant '${actor.tenant}'`);
     if (tenant.state !== "active") return errorBody("forbidden", `the tenant is ${tenant.state}`);
     if (command.type === "message.send" && actor.kind === "session" && view !== undefined) {

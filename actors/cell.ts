@@ -14,6 +14,7 @@
 //   C3. Before an append that leaves something owing (effects, timers, outgoing messages) the actor's resident mark is durable.
 //   C4. An item of the mailbox leaves it decided, or stays unacknowledged; none is dropped.
 //   C5. An actor that had effects in flight under another owner is claimed before anything else happens to it.
+//   C6. A stored command that cannot be judged now waits, and no other of the actor's commands passes it; news of effects and timers does.
 import { BusUnavailable } from "../bus/fence.ts";
 import type { AppendOutcome, Bus } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
@@ -96,7 +97,7 @@ export interface CellDeps {
   holding(): boolean;
   /** A fence refused us, or the journal knows a later owner. Asks who owns the actor now, from the leader. */
   conflict(): Promise<"mine" | "lost">;
-  /** A command that the actor's own state cannot judge: is the tenant active, does the agent exist? */
+  /** A command that the actor's own state cannot judge: is the tenant active, does the agent exist? Rejects when that cannot be known now. */
   admit?(command: Command, view: ActorView | undefined): Promise<ErrorBody | undefined>;
   /** Makes the actor's debt durable before it exists; undefined for actors outside the shards. */
   mark?(): Promise<void>;
@@ -159,6 +160,9 @@ export class ActorCell {
   #trace: string | undefined;
   #armed_due_ms: number | undefined;
   readonly #unanswered = new Set<(outcome: Outcome) => void>();
+  /** How often in a row the first command could not be judged; while it waits for the next time, only news is taken (C6). */
+  #unjudged = 0;
+  #commands_wait = false;
   /** Its effects may not begin yet: it is suspected of ending the processes it runs in. */
   #quarantined = false;
   #leaveQuarantine: (() => void) | undefined;
@@ -287,7 +291,7 @@ export class ActorCell {
 
   #wake(): void {
     if (this.#running_loop !== undefined || this.#phase === "stopped") return;
-    if (this.#mailbox.length === 0 && !this.#needs_load) return;
+    if (!this.#hasWork() && !this.#needs_load) return;
     this.#running_loop = this.#run()
       .catch((error: unknown) => {
         this.#deps.log.error("actor loop broke; the actor starts over from its journal", { actor: actorPath(this.actor), ...errorFields(error) });
@@ -302,16 +306,34 @@ export class ActorCell {
   }
 
   async #run(): Promise<void> {
-    while (this.#phase !== "stopped" && (this.#needs_load || this.#mailbox.length > 0)) {
+    while (this.#phase !== "stopped" && (this.#needs_load || this.#hasWork())) {
       if (this.#needs_load && !(await this.#restore())) {
         await this.#backOff(0);
         continue;
       }
-      if (this.#mailbox.length > 0) await this.#turn();
+      if (this.#hasWork()) await this.#turn();
     }
   }
 
-  // ── restoring ────────────────────────────────────────────────────────────────────────────────────────────────────
+  #hasWork(): boolean {
+    return this.#commands_wait ? this.#mailbox.some((item) => item.kind === "entry") : this.#mailbox.length > 0;
+  }
+
+  /** The first item that may be taken now. */
+  #next(): MailItem | undefined {
+    if (!this.#commands_wait) return this.#mailbox.shift();
+    const index = this.#mailbox.findIndex((item) => item.kind === "entry");
+    return index < 0 ? undefined : this.#mailbox.splice(index, 1)[0];
+  }
+
+  /** C6. */
+  async #letCommandsWait(error: unknown): Promise<void> {
+    if (this.#unjudged === 0) this.#deps.log.warn("a command cannot be judged yet, and waits", { actor: actorPath(this.actor), ...errorFields(error) });
+    this.#commands_wait = true;
+    await this.#backOff(this.#unjudged++);
+    this.#commands_wait = false;
+    this.#wake();
+  }
 
   /** Answers false when the cell stopped meanwhile. */
   async #restore(): Promise<boolean> {
@@ -412,13 +434,15 @@ export class ActorCell {
     let state = this.#state;
     const at_ms = this.#stamp(state);
     let bytes = 0;
-    while (this.#mailbox.length > 0 && folds.length < APPEND_ENTRIES_MAX && bytes < APPEND_BYTES_TARGET) {
-      const item = this.#mailbox.shift()!;
-      taken.push(item);
+    while (folds.length < APPEND_ENTRIES_MAX && bytes < APPEND_BYTES_TARGET) {
+      const item = this.#next();
+      if (item === undefined) break;
       const arrived_ms = this.#arrived_ms.get(item);
       if (arrived_ms !== undefined) this.#deps.observer?.waited?.(this.#deps.world.monotonic_ms() - arrived_ms);
       const verdict = await this.#decide(item, state);
       if (this.#stopped()) return;
+      if (verdict === "unknown") continue;
+      taken.push(item);
       if (verdict.entry !== undefined) {
         const fold = this.#foldSafely(state, verdict.entry, at_ms);
         folds.push(fold);
@@ -434,8 +458,8 @@ export class ActorCell {
     await this.#commit(folds, taken, decided);
   }
 
-  /** What becomes of one item: an entry to append, or only an answer, or (for stale news) nothing. */
-  async #decide(item: MailItem, state: ActorState | undefined): Promise<{ entry?: Entry; outcome?: Outcome }> {
+  /** What becomes of one item: an entry to append, or only an answer, or (for stale news) nothing. `unknown`: it has been put where it belongs. */
+  async #decide(item: MailItem, state: ActorState | undefined): Promise<{ entry?: Entry; outcome?: Outcome } | "unknown"> {
     const { core, actor } = this.#deps;
     if (item.kind === "entry") {
       const wanted = state !== undefined && core.awaits(state, item.entry) && (item.entry.t !== "claim" || Object.keys(state.running).length > 0);
@@ -464,7 +488,19 @@ export class ActorCell {
       if (known.kind === "repeat")
         return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
     }
-    const refused = await this.#deps.admit?.(command, state === undefined ? undefined : viewOf(state));
+    let refused;
+    try {
+      refused = await this.#deps.admit?.(command, state === undefined ? undefined : viewOf(state));
+    } catch (error) {
+      // What came on the fast lane is stored nowhere: its sender makes it durable when he hears nothing, and it waits then.
+      if (source === undefined) return "unknown";
+      this.#mailbox.unshift(item);
+      void this.#letCommandsWait(error);
+      return "unknown";
+    }
+    this.#unjudged = 0;
+    if (refused !== undefined && state !== undefined && this.#mayJournalRefusal())
+      return { entry: { t: "refused", type: command.type, hash, error: refused, ...identity } };
     if (refused !== undefined) return no(refused);
     if (state === undefined) {
       if (command.type !== core.definition.creates) return no(errorBody("not_found", `there is no ${actor.kind} '${actor.id}'`));

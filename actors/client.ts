@@ -5,8 +5,11 @@
 //        ▼
 //   durable: the same command, under the same key, on the actor's own subject ──answer──▶ decided, once, whichever came first
 //
-// A sender that gave no key gets one made here, so that the two ways are one command. What the fast lane answered is journaled; what it
-// did not answer is either nowhere or will be recognised.
+// A sender that gave no key gets one made here, so that the two ways are one command. What the fast lane took is journaled, and its durable
+// twin is recognised; what it did not answer is either nowhere or will be recognised.
+//
+// Invariants:
+//   W1. Once a command is durable, only a yes of the fast lane still counts: its no may be followed by the yes of the durable twin.
 import type { Bus } from "../bus/port.ts";
 import { AUTOMATIC_KEY_PREFIX, HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO, HEADER_SUBJECT, HEADER_TRACEPARENT } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
@@ -40,21 +43,26 @@ const PATIENCE_MS = 10_000;
 
 /** How long the owner gets before the command is made durable beside it: several appends' time, a fraction of a take-over's. */
 const FAST_PATIENCE_MS = 250;
+/** Marks the answers of the fast lane, after their token. */
+const FAST = "fast";
 
 /** `fast_lane: false` makes every command durable first: for callers that wait long, and for tests of that way. */
 export function createCommandClient({ bus, world, fast_lane = true }: { bus: Bus; world: World; fast_lane?: boolean }): CommandClient {
   const nonce = world.id();
   // One subscription for all answers; the last token tells whose it is.
   const inbox = bus.inbox();
-  const waiting = new Map<string, (reply: Reply) => void>();
+  const waiting = new Map<string, { settle(reply: Reply): void; durable: boolean }>();
   /** Ends the wait on the fast lane, by token. */
   const unowned = new Map<string, () => void>();
   let count = 0;
   const subscription = bus.subscribe(`${inbox}.*`, (message) => {
-    const token = message.subject.slice(inbox.length + 1);
+    const [token = "", lane] = message.subject.slice(inbox.length + 1).split("-");
     // Empty is the broker's word that nobody listens on the fast lane.
-    if (message.data.byteLength === 0) unowned.get(token)?.();
-    else waiting.get(token)?.(decodeReply(message.data));
+    if (message.data.byteLength === 0) return unowned.get(token)?.();
+    const asked = waiting.get(token);
+    const reply = asked === undefined ? undefined : decodeReply(message.data);
+    if (asked === undefined || reply === undefined || (lane === FAST && asked.durable && !reply.ok)) return; // W1
+    asked.settle(reply);
   });
 
   /** Asks the owner. Resolves when it answered, when nobody is there, or when it is time to make the command durable. */
@@ -90,7 +98,7 @@ export function createCommandClient({ bus, world, fast_lane = true }: { bus: Bus
           unowned.get(token)?.();
           resolve(reply);
         };
-        waiting.set(token, settle);
+        waiting.set(token, { settle, durable: false });
       });
       const reply_to = `${inbox}.${token}`;
       const subject = actorSubject(actor, channel);
@@ -98,12 +106,14 @@ export function createCommandClient({ bus, world, fast_lane = true }: { bus: Bus
         [HEADER_IDEMPOTENCY_KEY]: key ?? `${AUTOMATIC_KEY_PREFIX}${nonce}.${token}`,
         ...(trace === undefined ? {} : { [HEADER_TRACEPARENT]: trace }),
       };
-      if (fast_lane && (SHARDED_KINDS as readonly string[]).includes(actor.kind)) await fastLane(actor, subject, data, headers, token, reply_to);
+      if (fast_lane && (SHARDED_KINDS as readonly string[]).includes(actor.kind)) await fastLane(actor, subject, data, headers, token, `${reply_to}-${FAST}`);
       if (got !== undefined) return { kind: "decided", reply: got };
 
+      const asked = waiting.get(token);
+      if (asked !== undefined) asked.durable = true;
       const published = await bus.publish(subject, data, { headers: { ...headers, [HEADER_REPLY_TO]: reply_to }, patience_ms });
       const refuse = (error: ErrorBody): CommandOutcome => {
-        waiting.get(token)?.({ ok: false, actor: "", error });
+        waiting.get(token)?.settle({ ok: false, actor: "", error });
         return { kind: "refused", error };
       };
       if (published.kind === "overloaded") return refuse(errorBody("overloaded", "too many commands wait", { retry_after_ms: 1000 }));

@@ -45,6 +45,8 @@ export interface Unreadable {
 const MAX_AGE_MS = 10_000;
 /** Tenants that are not there are remembered shortly, so that guessing ids costs the broker little. */
 const ABSENT_AGE_MS = 500;
+/** While the bus is away, what is known is believed this long before the bus is asked again: each asking takes seconds then. */
+const STALE_AGE_MS = 500;
 const TENANTS_MAX = 10_000;
 /** Read before a process calls itself ready: a few seconds of work at most. */
 const TENANTS_READ_MAX = 1_000;
@@ -53,8 +55,11 @@ const READ_AT_ONCE = 16;
 const UNREADABLE_NAMED_MAX = 10;
 
 interface Known {
-  readonly record: Promise<TenantRecord | undefined>;
+  /** As last read; `undefined` in it: there is no such tenant. Absent while it was never read. */
+  readonly found?: { readonly record: TenantRecord | undefined };
   readonly until_ms: number;
+  /** Is being read now, for everybody who asks meanwhile. */
+  readonly reading?: Promise<TenantRecord | undefined>;
 }
 
 export function createDirectory({ bus, restorer, world, log }: { bus: Bus; restorer: Restorer; world: World; log: Log }): Directory {
@@ -66,7 +71,8 @@ export function createDirectory({ bus, restorer, world, log }: { bus: Bus; resto
       if (parsed.kind === "actor") known.delete(parsed.actor.tenant);
     }),
     bus.on_state((state) => {
-      if (state === "connected") known.clear();
+      // What was told meanwhile was not heard: everything is read again before it is believed, or the bus is away once more.
+      if (state === "connected") for (const [id, { found }] of known) known.set(id, { ...(found === undefined ? {} : { found }), until_ms: 0 });
     }),
   ];
 
@@ -89,41 +95,42 @@ export function createDirectory({ bus, restorer, world, log }: { bus: Bus; resto
     };
   }
 
-  function remember(id: string): Promise<TenantRecord | undefined> {
-    const record = load(id);
-    const mine: Known = { record, until_ms: world.monotonic_ms() + MAX_AGE_MS };
-    known.set(id, mine);
-    if (known.size > TENANTS_MAX) known.delete(known.keys().next().value!);
-    record.then(
-      (found) => {
+  /** Reads it for everybody who asks meanwhile. */
+  function read(id: string, before: Known | undefined): Promise<TenantRecord | undefined> {
+    const reading = load(id).then(
+      (record) => {
         unreadable.delete(id);
-        if (found === undefined && known.get(id) === mine) known.set(id, { record, until_ms: world.monotonic_ms() + ABSENT_AGE_MS });
+        const age_ms = record === undefined ? ABSENT_AGE_MS : MAX_AGE_MS;
+        if (known.get(id) === mine) known.set(id, { found: { record }, until_ms: world.monotonic_ms() + age_ms });
+        return record;
       },
       (error: unknown) => {
-        if (known.get(id) === mine) known.delete(id);
+        const latest = known.get(id);
+        const known_still = error instanceof BusUnavailable ? latest?.found : undefined;
         if (!(error instanceof BusUnavailable)) unreadable.set(id, errorFields(error).error);
+        // A journal that is there and cannot be read is no reason to go on with what was permitted before. A bus that is away is one,
+        // unless it said first that the journal moved on, which took away what was known.
+        if (known_still === undefined) {
+          if (latest === mine) known.delete(id);
+          throw error;
+        }
+        log.warn("tenant cannot be read again, going on with what is known", { tenant: id });
+        if (latest === mine) known.set(id, { found: known_still, until_ms: world.monotonic_ms() + STALE_AGE_MS });
+        return known_still.record;
       },
     );
-    return record;
+    const mine: Known = { ...(before?.found === undefined ? {} : { found: before.found }), until_ms: 0, reading };
+    known.set(id, mine);
+    if (known.size > TENANTS_MAX) known.delete(known.keys().next().value!);
+    return reading;
   }
 
   return {
-    async tenant(id) {
+    tenant(id) {
       const cached = known.get(id);
-      if (cached === undefined) return remember(id);
-      if (cached.until_ms > world.monotonic_ms()) return cached.record;
-      try {
-        return await remember(id);
-      } catch (error) {
-        // A journal that is there and cannot be read is no reason to go on with what was permitted before.
-        if (!(error instanceof BusUnavailable)) throw error;
-        // The bus is away: sessions run on with what is known.
-        log.warn("tenant cannot be read again, going on with what is known", { tenant: id });
-        const stale = await cached.record.catch(() => undefined);
-        if (stale === undefined) throw error;
-        known.set(id, cached);
-        return stale;
-      }
+      if (cached?.reading !== undefined) return cached.reading;
+      if (cached?.found !== undefined && cached.until_ms > world.monotonic_ms()) return Promise.resolve(cached.found.record);
+      return read(id, cached);
     },
     async readAll() {
       const lasts = await bus.last_of_each("EVENTS", "tenant.*.tenant.main.event");
@@ -133,12 +140,12 @@ export function createDirectory({ bus, restorer, world, log }: { bus: Bus; resto
       });
       for (let from = 0; from < Math.min(ids.length, TENANTS_READ_MAX); from += READ_AT_ONCE)
         await Promise.allSettled(
-          ids.slice(from, Math.min(from + READ_AT_ONCE, TENANTS_READ_MAX)).map((id) => (known.has(id) ? Promise.resolve(undefined) : remember(id))),
+          ids.slice(from, Math.min(from + READ_AT_ONCE, TENANTS_READ_MAX)).map((id) => (known.has(id) ? Promise.resolve(undefined) : read(id, undefined))),
         );
     },
     async unreadable() {
       const named = [...unreadable.keys()].slice(0, UNREADABLE_NAMED_MAX);
-      await Promise.allSettled(named.map((id) => remember(id)));
+      await Promise.allSettled(named.map((id) => read(id, known.get(id))));
       return named.flatMap((tenant) => (unreadable.has(tenant) ? [{ tenant, reason: unreadable.get(tenant) ?? "" }] : []));
     },
     async stop() {

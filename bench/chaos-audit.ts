@@ -61,11 +61,11 @@ export async function auditLoad(ground: Ground, load: Load, options: { readonly 
   const lost: string[] = [];
   const repeated: string[] = [];
   const stream_faults: string[] = [];
-  for (const { session, key, way } of load.acknowledged) {
+  for (const { session, key, way, decided } of load.acknowledged) {
     const journal = sessions.get(session);
     const done = journal?.commands.get(key) ?? 0;
     const refused = journal?.refused.get(key) ?? 0;
-    if (done + refused === 0) lost.push(`${session}: ${key} (${way}) was acknowledged and is not in the journal`);
+    if (done + refused === 0) lost.push(`${session}: ${key} (${way}) was ${decided ? "decided" : "stored"} and is not in the journal`);
     else if (done > 1) repeated.push(`${session}: ${key} (${way}) stands in the journal ${done} times`);
     else if (done === 0) lost.push(`${session}: ${key} (${way}) was acknowledged and then refused`);
   }

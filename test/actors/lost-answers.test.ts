@@ -1,29 +1,34 @@
 // Goal: an answer of the bus that gets lost, and a message that comes again because its acknowledgement did, change nothing that anybody was told.
 // Method: one host on the in-memory bus in virtual time; single operations lose their answers, acknowledgements, or come late.
 import { expect, test } from "vitest";
+import { type CommandOutcome, createCommandClient } from "../../actors/client.ts";
 import type { Performers } from "../../actors/performer.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost } from "../../actors/shard-host.ts";
 import { Broker, type FaultAfter, type FaultBefore, type Operation } from "../../bus/memory.ts";
 import { HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO } from "../../protocol/commands.ts";
+import type { ErrorBody } from "../../protocol/errors.ts";
 import type { ActorAddress } from "../../protocol/ids.ts";
 import { decodeJournal, type Entry } from "../../protocol/journal.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
-import { actorSubject, residentSubject } from "../../protocol/subjects.ts";
+import { actorSubject, fastLaneSubject, residentSubject } from "../../protocol/subjects.ts";
 import { cores } from "../../state-machines/kinds.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
 const session: ActorAddress = { tenant: "acme", kind: "session", id: "s1" };
 const MARK = residentSubject(0, session);
 
-function ground(faults: { before?(operation: Operation): FaultBefore | undefined; after?(operation: Operation): FaultAfter | undefined } = {}) {
+function ground(
+  faults: { before?(operation: Operation): FaultBefore | undefined; after?(operation: Operation): FaultAfter | undefined } = {},
+  admit?: () => Promise<ErrorBody | undefined>,
+) {
   const world = new VirtualWorld(1);
   const broker = new Broker({ world, shards: 1, faults });
   const service = broker.connect("service");
   const replies: Reply[] = [];
   service.subscribe("_INBOX.mine", (message) => void replies.push(decodeReply(message.data)));
-  const performers: Performers = {
+  const performers: { -readonly [Name in keyof Performers]: Performers[Name] } = {
     load_configuration: (async () => ({
       config: { model: "simulated/echo", instructions: "hear", tools: [], mode: "multi", max_loops: 4 },
       hash: "h",
@@ -49,6 +54,7 @@ function ground(faults: { before?(operation: Operation): FaultBefore | undefined
       next_commit_id: () => `${name}.${commits++}`,
       may_act: () => true,
       on_conflict: async () => "mine",
+      ...(admit === undefined ? {} : { admit }),
     });
   };
   const publish = async (type: string, body: object, key?: string): Promise<void> => {
@@ -64,7 +70,7 @@ function ground(faults: { before?(operation: Operation): FaultBefore | undefined
     for (let sequence = 1; sequence <= events.last_sequence; sequence++) found.push(...decodeJournal(events.get(sequence)!.data).entries);
     return found;
   };
-  return { world, broker, hostOn, publish, entries, replies, mark: () => broker.stream("RESIDENT").last(MARK) };
+  return { world, broker, performers, hostOn, publish, entries, replies, mark: () => broker.stream("RESIDENT").last(MARK) };
 }
 
 test("C3: a mark whose clearing was done and not answered is set again before the next debt", async () => {
@@ -141,6 +147,77 @@ test("a prompt that cannot be read because the broker is away is read when it is
   away = armed = false;
   await world.advance(12_000);
   expect(entries().filter((entry) => entry.t === "fail")).toEqual([]);
+});
+
+test("C6: a stored command whose tenant cannot be read waits until it can, in its order, and the end of the model call does not wait with it", async () => {
+  let unreadable = false;
+  let endCall = (): void => undefined;
+  const { world, hostOn, publish, entries, replies, performers } = ground({}, () =>
+    unreadable ? Promise.reject(new Error("no answer")) : Promise.resolve(undefined),
+  );
+  performers.call_model = (() => new Promise((_, reject) => (endCall = () => reject(new Error("enough"))))) as never;
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  await publish("message.send", { content: "hello" });
+  unreadable = true;
+  await publish("message.send", { content: "first" });
+  await publish("message.send", { content: "second" });
+  endCall();
+  await world.advance(20_000);
+  expect(replies).toHaveLength(2);
+  expect(entries().map((entry) => entry.t)).toEqual(["init", "done", "command", "fail"]);
+  unreadable = false;
+  await world.advance(2_000);
+  expect(replies.map((reply) => reply.ok)).toEqual([true, true, true, true]);
+  expect(entries().flatMap((entry) => (entry.t === "command" ? [entry.body["content"]] : []))).toEqual(["hello", "first", "second"]);
+});
+
+test("a stored command that the door refuses stands in the journal as refused, since its sender may hear no reply", async () => {
+  let suspended = false;
+  const { hostOn, publish, entries } = ground({}, async () => (suspended ? { code: "forbidden", message: "the tenant is suspended" } : undefined));
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  suspended = true;
+  await publish("message.send", { content: "hello" });
+  expect(entries().at(-1)).toMatchObject({ t: "refused", type: "message.send", error: { code: "forbidden" } });
+});
+
+test("C6: what came on the fast lane and cannot be judged is not answered: its sender makes it durable, and is told once", async () => {
+  let unreadable = true;
+  const { world, broker, hostOn, entries } = ground({}, () => (unreadable ? Promise.reject(new Error("no answer")) : Promise.resolve(undefined)));
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  const client = createCommandClient({ bus: broker.connect("gateway"), world });
+  const outcomes: CommandOutcome[] = [];
+  void client.command(session, { type: "session.create", body: { agent: "a" } }).then((outcome) => outcomes.push(outcome));
+  await world.advance(5_000);
+  expect(outcomes).toEqual([]);
+  unreadable = false;
+  await world.advance(2_000);
+  expect(outcomes).toMatchObject([{ kind: "decided", reply: { ok: true } }]);
+  expect(entries().filter((entry) => entry.t === "init")).toHaveLength(1);
+});
+
+test("W1: a no of the fast lane that comes when the command is durable is not told, since the durable command may be taken", async () => {
+  const world = new VirtualWorld(1);
+  const broker = new Broker({ world, shards: 1 });
+  const gateway = broker.connect("gateway");
+  const owner = broker.connect("owner");
+  const answer = (reply: string, body: object): void => owner.send(reply, new TextEncoder().encode(JSON.stringify(body)));
+  const busy = { ok: false, actor: "acme/session/s1", error: { code: "busy", message: "a turn is running" } };
+  const yes = { ok: true, actor: "acme/session/s1", seq: 3, state: "running", result: {} };
+  let fast = "";
+  owner.subscribe(fastLaneSubject(0), (message) => void (fast = message.reply ?? ""));
+  const outcomes: CommandOutcome[] = [];
+  const client = createCommandClient({ bus: gateway, world });
+  void client.command(session, { type: "message.send", body: { content: "hello" } }).then((outcome) => outcomes.push(outcome));
+  await world.advance(1_000);
+  const stored = broker.stream("COMMANDS").get(1)!;
+  answer(fast, busy);
+  await world.advance(100);
+  expect(outcomes).toEqual([]);
+  answer(stored.headers[HEADER_REPLY_TO] ?? "", yes);
+  await world.advance(100);
+  expect(outcomes).toEqual([{ kind: "decided", reply: expect.objectContaining({ ok: true, seq: 3 }) }]);
 });
 
 test("H3: the clearing that an owner asked for before it was cut off, and that arrives at last, takes no mark of the next owner's", async () => {

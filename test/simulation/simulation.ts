@@ -108,8 +108,6 @@ interface Said {
   readonly actor: string;
   readonly key: string;
   readonly type: string;
-  /** Over the fast lane one command travels twice, under one key: its sender's second copy is a repeat that is decided anew. */
-  readonly fast: boolean;
   readonly replies: Reply[];
   sends: number;
 }
@@ -717,7 +715,7 @@ class Simulation {
     const { service, actor: path, key, type, body, channel, fast, repeats } = act;
     const actor = addressOf(path);
     const { parts, process } = this.slots.get(service)!;
-    const said: Said = { actor: path, key, type, fast, replies: [], sends: 0 };
+    const said: Said = { actor: path, key, type, replies: [], sends: 0 };
     this.said.set(`${path} ${channel} ${key}`, said);
     this.#pending++;
     const line = `${service} ${path}`;
@@ -872,7 +870,7 @@ class Simulation {
     for (const reader of this.readers) this.counts["tokens read"] = (this.counts["tokens read"] ?? 0) + reader.tokens;
   }
 
-  #judgeSaid({ actor, key, replies, sends, type, fast }: Said): void {
+  #judgeSaid({ actor, key, replies, sends, type }: Said): void {
     const decided = this.watch.journals.get(actor)?.decided.filter((one) => one.entry.key === key && one.entry.type === type) ?? [];
     const done = decided.filter((one) => one.entry.t !== "refused");
     if (done.length > 1) this.fail(`A3: ${key} is done ${done.length} times in ${actor}`);
@@ -886,7 +884,7 @@ class Simulation {
         this.fail(`${actor} ${key} was answered ${reply.error.code}, and it was done at ${done[0]?.seq ?? 0}`);
     }
     const gaveUp = replies.at(-1);
-    if (sends === 1 && !fast && gaveUp?.ok === false && gaveUp.error.code !== "not_found" && done.length > 0)
+    if (sends === 1 && gaveUp?.ok === false && gaveUp.error.code !== "not_found" && done.length > 0)
       this.fail(`${actor} ${key} was sent once and answered ${gaveUp.error.code}, and it was done at ${done[0]?.seq ?? 0}`);
   }
 
