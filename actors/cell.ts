@@ -335,6 +335,8 @@ export class ActorCell {
     this.#wake();
   }
 
+  // ── restoring ────────────────────────────────────────────────────────────────────────────────────────────────────
+
   /** Answers false when the cell stopped meanwhile. */
   async #restore(): Promise<boolean> {
     const { restorer, world, log, actor } = this.#deps;
