@@ -25,9 +25,9 @@ export interface EntryCache {
   readonly bytes: number;
 }
 
-/** Only sessions have messages; of their entries only these are read again. */
-const bearsText = (actor: ActorAddress, entry: Entry): boolean =>
-  actor.kind === "session" && (entry.t === "done" || (entry.t === "command" && entry.type === "message.send"));
+/** Only sessions have messages; of their entries only these are read again, the first one before every model call: it says whose money it is. */
+const isReadAgain = (actor: ActorAddress, entry: Entry): boolean =>
+  actor.kind === "session" && (entry.t === "init" || entry.t === "done" || (entry.t === "command" && entry.type === "message.send"));
 
 export function createEntryCache(bus: Bus, bytes_max = ENTRY_CACHE_BYTES_MAX): EntryCache {
   const actors = new Map<string, Kept>();
@@ -52,7 +52,7 @@ export function createEntryCache(bus: Bus, bytes_max = ENTRY_CACHE_BYTES_MAX): E
 
   function keepMessage(actor: ActorAddress, message: JournalMessage): void {
     message.entries.forEach((entry, index) => {
-      if (bearsText(actor, entry)) keep(actor, entrySeq(message, index), entry);
+      if (isReadAgain(actor, entry)) keep(actor, entrySeq(message, index), entry);
     });
   }
 

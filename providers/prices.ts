@@ -29,6 +29,7 @@ export function priceVersion(): string {
 export function usePriceTable(data: readonly PriceProvider[], version: string): void {
   updatePrices(({ setProviderData }) => setProviderData([...data]));
   version_in_use = `${version}+simulated@1`;
+  kept_rates.clear();
 }
 
 /** Where the makers of the table publish its newest state. Asked only when somebody types `troupe models refresh`. */
@@ -140,7 +141,22 @@ function rateAt(rate: Rate, prompt_tokens: number): bigint {
   return scaled_price;
 }
 
+/** Looking a model up in the library takes milliseconds, and each call of a model asks several times. No price changes within a minute. */
+const RATES_KEPT_MAX = 1_000;
+const MINUTE_MS = 60_000;
+const kept_rates = new Map<string, Rates | undefined>();
+
 function ratesOf(model: string, at_ms: number): Rates | undefined {
+  const key = `${Math.floor(at_ms / MINUTE_MS)} ${model}`;
+  const kept = kept_rates.get(key);
+  if (kept !== undefined || kept_rates.has(key)) return kept;
+  const rates = lookUpRates(model, at_ms);
+  if (kept_rates.size >= RATES_KEPT_MAX) kept_rates.clear();
+  kept_rates.set(key, rates);
+  return rates;
+}
+
+function lookUpRates(model: string, at_ms: number): Rates | undefined {
   const slash = model.indexOf("/");
   if (slash < 0) return undefined;
   const named = model.slice(0, slash);
