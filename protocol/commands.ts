@@ -294,6 +294,9 @@ function faultIn(value: unknown): { pointer: string; fault: string } | undefined
   return undefined;
 }
 
+const ENVELOPE = z.object({ type: z.string().min(1).max(64), body: z.record(z.string(), z.unknown()).default({}) });
+const UTF8 = new TextDecoder("utf-8", { fatal: true });
+
 const refused = (error: ErrorBody, type?: string): CommandDecoding => (type === undefined ? { kind: "refused", error } : { kind: "refused", error, type });
 
 function parseBytes(data: Uint8Array, contentType: string): { value: unknown } | { fault: string } {
@@ -302,7 +305,7 @@ function parseBytes(data: Uint8Array, contentType: string): { value: unknown } |
     if (media === "application/msgpack") return { value: unpack(data) };
     if (media !== "application/json" && media !== "")
       return { fault: `content type '${media.slice(0, 64)}' is neither application/json nor application/msgpack` };
-    return { value: JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data)) };
+    return { value: JSON.parse(UTF8.decode(data)) };
   } catch (error) {
     return {
       fault: `the body is not ${media === "application/msgpack" ? "msgpack" : "JSON in UTF-8"}: ${error instanceof Error ? error.message.slice(0, 200) : "unreadable"}`,
@@ -324,7 +327,7 @@ export function decodeCommand(kind: ActorKind, channel: CommandChannel, data: Ui
   const fault = faultIn(parsed.value);
   if (fault)
     return refused(errorBody("invalid", `${fault.pointer || "the message"} ${fault.fault}`, { errors: [{ pointer: fault.pointer, message: fault.fault }] }));
-  const envelope = z.object({ type: z.string().min(1).max(64), body: z.record(z.string(), z.unknown()).default({}) }).safeParse(parsed.value);
+  const envelope = ENVELOPE.safeParse(parsed.value);
   if (!envelope.success) return refused(invalidBody(envelope.error, ""));
   const key = header(HEADER_IDEMPOTENCY_KEY);
   if (key !== undefined && (key.length === 0 || Buffer.byteLength(key) > IDEMPOTENCY_KEY_BYTES_MAX))
