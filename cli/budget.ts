@@ -1,15 +1,14 @@
 // budget: set and show: an operator's word on a tenant's money, and what its journal says of it now.
+import { budgetView } from "../actors/budget-view.ts";
 import { createRestorer } from "../actors/restore.ts";
 import type { BudgetLevelKind } from "../protocol/commands.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { budgetActor, tenantActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import { rateTier } from "../protocol/rate-tiers.ts";
 import type { Reply } from "../protocol/reply.ts";
-import { timestamp } from "../protocol/world.ts";
-import { type BudgetContext, budgetContextOf, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget.ts";
-import { headroom, utilisation } from "../state-machines/budget-decision.ts";
-import { periodEnd, periodStart } from "../state-machines/budget-period.ts";
-import { tableRows } from "../state-machines/budget-table.ts";
+import { type BudgetContext, budgetContextOf } from "../state-machines/budget.ts";
+import type { RateLimit } from "../state-machines/budget-rate.ts";
 import { cores } from "../state-machines/kinds.ts";
 import { viewOf } from "../state-machines/step.ts";
 import type { Context } from "./context.ts";
@@ -29,6 +28,19 @@ async function tell(context: Context, tenant: string, type: string, body: JsonOb
   throw new TroupeError(errorBody("internal", "a budget that was just made is not there"));
 }
 
+/** `PROVIDER=REQUESTS/TOKENS/SECONDS`, with `-` for what is not limited; `PROVIDER=none`. Throws what does not read so. */
+export function readRate(text: string): readonly [string, RateLimit | null] {
+  const [provider = "", limit = "", ...more] = text.split("=");
+  if (more.length === 0 && /^[a-z0-9_-]{1,32}$/.test(provider)) {
+    if (limit === "none") return [provider, null];
+    const [, requests, tokens, seconds] = /^(\d{1,10}|-)\/(\d{1,13}|-)\/(\d{1,5})$/.exec(limit) ?? [];
+    const bound = (part: string): number | null => (part === "-" ? null : Number(part));
+    if (requests !== undefined && tokens !== undefined && seconds !== undefined)
+      return [provider, { requests_max: bound(requests), tokens_max: bound(tokens), window_ms: Number(seconds) * 1000 }];
+  }
+  throw new TroupeError(errorBody("invalid", `--rate is PROVIDER=REQUESTS/TOKENS/SECONDS (- where there is no limit) or PROVIDER=none, not '${text}'`));
+}
+
 export interface BudgetSetOptions {
   readonly tenant: string;
   readonly agent?: string;
@@ -37,22 +49,28 @@ export interface BudgetSetOptions {
   readonly limitUsdMicros?: number | "none";
   readonly period?: string;
   readonly concurrency?: number | "none";
+  readonly rate?: readonly string[];
+  readonly tier?: string;
 }
 
-export async function setBudget(context: Context, { tenant, agent, user, session, limitUsdMicros, period, concurrency }: BudgetSetOptions): Promise<number> {
+export async function setBudget(context: Context, options: BudgetSetOptions): Promise<number> {
+  const { tenant, agent, user, session, limitUsdMicros, period, concurrency, rate = [], tier } = options;
   const { printer } = context;
   const named = Object.entries({ agent, user, session }).filter((entry): entry is [BudgetLevelKind, string] => entry[1] !== undefined);
   if (named.length > 1)
     throw new TroupeError(errorBody("invalid", "a budget is of one agent, one user or one session: give at most one of --agent, --user, --session"));
   const [level, id] = named[0] ?? (["tenant"] as const);
-  if (limitUsdMicros === undefined && period === undefined && concurrency === undefined)
-    throw new TroupeError(errorBody("invalid", "nothing to set: give --limit-usd-micros, --period or --concurrency"));
+  if ([limitUsdMicros, period, concurrency, tier].every((one) => one === undefined) && rate.length === 0)
+    throw new TroupeError(errorBody("invalid", "nothing to set: give --limit-usd-micros, --period, --concurrency, --rate or --tier"));
+  const rates = Object.fromEntries(rate.map(readRate));
   const reply = await tell(context, tenant, "budget.configure", {
     level,
     ...(id === undefined ? {} : { id }),
     ...(limitUsdMicros === undefined ? {} : { limit_usd_micros: limitUsdMicros === "none" ? null : limitUsdMicros }),
     ...(period === undefined ? {} : { period }),
     ...(concurrency === undefined ? {} : { concurrency_max: concurrency === "none" ? null : concurrency }),
+    ...(rate.length === 0 ? {} : { rates: rates as unknown as JsonObject }),
+    ...(tier === undefined ? {} : { tier: (rateTier(tier) ?? null) as unknown as JsonObject }),
   });
   const { limit_usd_micros, settled_usd_micros } = reply.result;
   if (printer.json) printer.document({ tenant, ...reply.result });
@@ -65,45 +83,6 @@ export async function setBudget(context: Context, { tenant, agent, user, session
   return EXIT.done;
 }
 
-/** A level as people and programs read it. A period that has ended since the last entry shows as the new one: its timer is about to say so. */
-function shown(key: string, level: Level, now_ms: number): JsonObject {
-  const ended = (periodEnd(level.period, level.period_started_at_ms) ?? Number.POSITIVE_INFINITY) <= now_ms;
-  const settled_usd_micros = ended ? 0 : level.settled_usd_micros;
-  const spending = { ...level, settled_usd_micros };
-  const started_ms = ended ? periodStart(level.period, now_ms) : level.period_started_at_ms;
-  const ends_ms = periodEnd(level.period, now_ms);
-  const remaining = headroom(spending);
-  return {
-    ...levelName(key),
-    limit_usd_micros: level.limit_usd_micros,
-    settled_usd_micros,
-    reserved_usd_micros: level.reserved_usd_micros,
-    remaining_usd_micros: Number.isFinite(remaining) ? remaining : null,
-    utilisation: Math.round(utilisation(spending) * 10_000) / 10_000,
-    status: level.status,
-    period: level.period,
-    period_started_at: timestamp(started_ms),
-    period_ends_at: ends_ms === null ? null : timestamp(ends_ms),
-    forecast_usd_micros: forecast(settled_usd_micros, started_ms, ends_ms, now_ms),
-  };
-}
-
-/** What the period comes to if it goes on as it began; null without a period, and in its first hundredth, which says nothing yet. */
-function forecast(settled_usd_micros: number, started_ms: number, ends_ms: number | null, now_ms: number): number | null {
-  if (ends_ms === null || now_ms - started_ms < (ends_ms - started_ms) / 100) return null;
-  return Math.round((settled_usd_micros * (ends_ms - started_ms)) / (now_ms - started_ms));
-}
-
-const NO_BUDGET: JsonObject = {
-  limit_usd_micros: null,
-  settled_usd_micros: 0,
-  reserved_usd_micros: 0,
-  remaining_usd_micros: null,
-  utilisation: 0,
-  status: "healthy",
-  period: "none",
-};
-
 async function contextOf(context: Context, tenant: string): Promise<BudgetContext | undefined> {
   const restorer = createRestorer({ bus: await context.bus(), cores, log: context.ports.log });
   const restored = await restorer.restore(budgetActor(tenant));
@@ -114,28 +93,15 @@ async function contextOf(context: Context, tenant: string): Promise<BudgetContex
 
 export async function showBudget(context: Context, { tenant }: { tenant: string }): Promise<number> {
   const { printer, ports } = context;
-  const found = await contextOf(context, tenant);
-  const rows = found === undefined ? [] : [...tableRows(found.levels)].map(([key, level]) => ({ key, row: shown(key, level, ports.world.now_ms()) }));
-  const own = rows.find(({ key }) => key === TENANT_LEVEL)?.row ?? { level: "tenant", ...NO_BUDGET };
-  const children = rows
-    .filter(({ key }) => key !== TENANT_LEVEL)
-    .sort((a, b) => (a.key < b.key ? -1 : 1))
-    .map(({ row }) => row);
+  const view = budgetView(await contextOf(context, tenant), ports.world.now_ms());
   if (printer.json) {
-    printer.document({
-      tenant,
-      ...own,
-      children,
-      calls_in_flight: found?.holds_open ?? 0,
-      concurrency_max: found?.concurrency_max ?? null,
-      by_category: found?.categories ?? {},
-      settled_ever_usd_micros: found?.settled_ever_usd_micros ?? 0,
-    });
+    printer.document({ tenant, ...view });
     return EXIT.done;
   }
+  const { children, rates, tier, ...own } = view as typeof view & { rates: readonly JsonObject[]; tier: JsonObject | null };
   printer.table(
     ["level", "limit", "settled", "reserved", "left", "status", "period", "forecast"],
-    [own, ...children].map((row) => [
+    [own as JsonObject, ...children].map((row) => [
       row["level"] === "tenant" ? tenant : `${String(row["level"])} ${String(row["id"])}`,
       row["limit_usd_micros"] as number | null,
       row["settled_usd_micros"] as number,
@@ -146,8 +112,21 @@ export async function showBudget(context: Context, { tenant }: { tenant: string 
       (row["forecast_usd_micros"] ?? null) as number | null,
     ]),
   );
-  printer.note(
-    `micro-dollars; ${found?.holds_open ?? 0} calls in flight${found?.concurrency_max === null || found === undefined ? "" : ` of at most ${found.concurrency_max}`}`,
-  );
+  const max = own["concurrency_max"] as number | null;
+  printer.note(`micro-dollars; ${String(own["calls_in_flight"])} calls in flight${max === null ? "" : ` of at most ${max}`}`);
+  if (rates.length > 0)
+    printer.table(
+      ["provider", "requests", "of", "tokens", "of", "in", "tier"],
+      rates.map((rate) => [
+        String(rate["provider"]),
+        rate["requests"] as number,
+        rate["requests_max"] as number | null,
+        rate["tokens"] as number,
+        rate["tokens_max"] as number | null,
+        `${Number(rate["window_ms"]) / 1000} s`,
+        rate["tier"] as string | null,
+      ]),
+    );
+  if (tier !== null) printer.note(`tier ${String(tier["name"])} at every provider without a rate of its own`);
   return EXIT.done;
 }

@@ -10,6 +10,7 @@
 import { Command, CommanderError, Option } from "commander";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { errorFields } from "../protocol/log.ts";
+import { RATE_TIER_NAMES, RATE_TIERS } from "../protocol/rate-tiers.ts";
 import { ROLES } from "../providers/models.ts";
 import { actorArgument, collected, filterArgument, idArgument, sessionArgument, wholeNumber } from "./arguments.ts";
 import { setBudget, showBudget } from "./budget.ts";
@@ -436,14 +437,18 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   const orNone = (max: number) => (text: string) => (text === "none" ? text : wholeNumber(0, max)(text));
   add(budget, {
     name: "set",
-    summary: "set a limit for a tenant, or for one agent, user or session of it",
+    summary: "set a limit for a tenant, or for one agent, user or session of it, and the tenant's rates",
     about:
       "Money is whole micro-dollars: 1000000 is a dollar. A limit of 0 blocks, `none` takes a limit away. Periods end at UTC boundaries, weeks on Mondays.\n" +
-      "A limit of a user or session counts from when it is first set. What is not given stays as it is.",
+      "A limit of a user or session counts from when it is first set. What is not given stays as it is.\n" +
+      `A rate is of one provider, over a sliding window. A tier is the rate of every provider without one of its own: ${RATE_TIERS.map(
+        ({ name, requests_max, tokens_max }) => `${name} (${requests_max} requests, ${tokens_max} tokens a minute)`,
+      ).join(", ")}.`,
     json: "document",
     examples: [
       "troupe budget set --tenant acme --limit-usd-micros 5000000 --period day",
       "troupe budget set --tenant acme --agent helper --limit-usd-micros 0",
+      "troupe budget set --tenant acme --tier standard --rate anthropic=1000/2000000/60 --rate openai=none",
     ],
     work: setBudget,
   })
@@ -453,7 +458,9 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .addOption(new Option("--session <id>", "only what this session spends").argParser(idArgument))
     .addOption(new Option("--limit-usd-micros <n>", "the limit in micro-dollars, or none").argParser(orNone(Number.MAX_SAFE_INTEGER)))
     .addOption(new Option("--period <period>", "what the limit is for").choices(["day", "week", "month", "none"]))
-    .addOption(new Option("--concurrency <n>", "how many calls of the tenant may run at once, or none").argParser(orNone(1_000_000)));
+    .addOption(new Option("--concurrency <n>", "how many calls of the tenant may run at once, or none").argParser(orNone(1_000_000)))
+    .addOption(new Option("--rate <rate...>", "PROVIDER=REQUESTS/TOKENS/SECONDS, - for what is not limited; or PROVIDER=none").argParser(collected))
+    .addOption(new Option("--tier <tier>", "the rate at every other provider").choices([...RATE_TIER_NAMES, "none"]));
   add(budget, {
     name: "show",
     summary: "show what a tenant may spend, has spent and has reserved, level by level",

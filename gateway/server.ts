@@ -33,6 +33,7 @@ import type { World } from "../protocol/world.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import { declareAdminRoutes } from "./admin-routes.ts";
+import { declareBudgetRoutes } from "./budget-routes.ts";
 import { authenticate, bearerOf, refuseScope } from "./authenticate.ts";
 import { type Cursor, CURSOR_START, cursorAfter, decodeCursor, encodeCursor } from "./cursor.ts";
 import { EVENT_STREAM_MEDIA_TYPE, turnOnly, writeEventStream } from "./event-stream.ts";
@@ -512,6 +513,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   }
 
   declareAdminRoutes({ route, directory, client, world, random_bytes: deps.random_bytes, bodyOf, idempotencyKeyOf });
+  declareBudgetRoutes({ route, directory, restorer, client, world, bodyOf, idempotencyKeyOf, available });
 
   openRoute("/healthz", async () => ({ status: "ok" }));
   openRoute("/readyz", async (reply) => {

@@ -131,13 +131,11 @@ export const BUDGET_LEVELS = ["tenant", "agent", "user", "session"] as const;
 export type BudgetLevelKind = (typeof BUDGET_LEVELS)[number];
 /** How much a call may cost, and how little is enough to make it at all. null: its price is not known. */
 const ask = { model: modelName, amount_usd_micros: money.nullable(), minimum_usd_micros: money };
-const rateLimit = z
-  .object({
-    requests_max: z.int().min(1).max(1_000_000_000).nullable(),
-    tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(),
-    window_ms: z.int().min(1000).max(86_400_000),
-  })
-  .nullable();
+const rateBounds = {
+  requests_max: z.int().min(1).max(1_000_000_000).nullable(),
+  tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(),
+  window_ms: z.int().min(1000).max(86_400_000),
+};
 
 /** RFC 3339 UTC. */
 const instant = z.iso.datetime();
@@ -213,7 +211,13 @@ export const COMMANDS = {
         limit_usd_micros: moneyLimit.nullable().optional(),
         period: z.enum(["day", "week", "month", "none"]).optional(),
         concurrency_max: z.int().min(0).max(1_000_000).nullable().optional(),
-        rates: z.record(providerName, rateLimit).optional(),
+        /** By provider; null takes the rate away. */
+        rates: z.record(providerName, z.object(rateBounds).nullable()).optional(),
+        /** The rate at every provider that has none of its own (protocol/rate-tiers.ts); null takes it away. */
+        tier: z
+          .object({ name: id, ...rateBounds })
+          .nullable()
+          .optional(),
       }),
     },
     "budget.reserve": {

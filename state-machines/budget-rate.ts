@@ -43,6 +43,22 @@ const fits = ({ requests_max, tokens_max }: RateLimit, used: RateAsk, ask: RateA
 const sumOf = (window: RateWindow): RateAsk =>
   window.reduce((sum, one) => ({ requests: sum.requests + one.requests, tokens: sum.tokens + one.tokens }), { requests: 0, tokens: 0 });
 
+/** What the window holds at `at_ms`. */
+export const rateUsed = (limit: RateLimit, window: RateWindow, at_ms: number): RateAsk => sumOf(within(limit, window, at_ms));
+
+/** The window under a limit of another length: its slices are counted anew, each as late as anything in it can have been (W1). */
+export function rateRelaid(before: RateLimit, after: RateLimit, window: RateWindow): RateWindow {
+  const [before_ms, after_ms] = [sliceMs(before), sliceMs(after)];
+  if (before_ms === after_ms) return window;
+  const relaid = new Map<number, RateAsk>();
+  for (const { slice, requests, tokens } of window) {
+    const place = Math.floor(((slice + 1) * before_ms - 1) / after_ms);
+    const there = relaid.get(place) ?? { requests: 0, tokens: 0 };
+    relaid.set(place, { requests: there.requests + requests, tokens: there.tokens + tokens });
+  }
+  return [...relaid].map(([slice, sum]) => ({ slice, ...sum }));
+}
+
 /** May this be had now, or when? */
 export function rateWait(limit: RateLimit, window: RateWindow, at_ms: number, ask: RateAsk): RateWait {
   const live = within(limit, window, at_ms);

@@ -29,9 +29,10 @@ import { type ErrorBody, type ErrorCode, errorBody } from "../protocol/errors.ts
 import { actorPath } from "../protocol/ids.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import type { RateTier } from "../protocol/rate-tiers.ts";
 import { type BudgetStatus, decide, type Decision, type DecisionInputs, headroom, project, STATUSES, statusOf, utilisation } from "./budget-decision.ts";
 import { type BudgetPeriod, periodEnd, periodStart } from "./budget-period.ts";
-import { type RateLimit, type RateWindow, rateTaken, rateWait } from "./budget-rate.ts";
+import { type RateLimit, rateRelaid, type RateWindow, rateTaken, rateUsed, rateWait } from "./budget-rate.ts";
 import { emptyTable, type Table, tableDrop, tableGet, tablePut, tableRemember, tableRows } from "./budget-table.ts";
 import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
 
@@ -111,6 +112,9 @@ export interface BudgetContext extends BaseContext {
   /** slot → since when. */
   readonly slots: Readonly<Record<string, number>>;
   readonly rates: Readonly<Record<string, { readonly limit: RateLimit; readonly window: RateWindow }>>;
+  /** The rate at every provider without one of its own, and what was taken there; absent where none was ever set. */
+  readonly tier?: RateTier | null;
+  readonly tier_windows?: Readonly<Record<string, RateWindow>>;
   /** Of the tenant's running period. */
   readonly categories: Readonly<Record<string, number>>;
   /** Everything ever settled. */
@@ -129,6 +133,7 @@ export interface ConfigureBody {
   readonly period?: BudgetPeriod;
   readonly concurrency_max?: number | null;
   readonly rates?: Readonly<Record<string, RateLimit | null>>;
+  readonly tier?: RateTier | null;
 }
 
 interface Ask {
@@ -328,7 +333,7 @@ class Books {
     this.#put(key, { ...level, settled_usd_micros: 0, period_started_at_ms: next_started_at_ms, alerted_percent: 0 });
   }
 
-  configure({ level: kind, id, limit_usd_micros, period, concurrency_max, rates }: ConfigureBody): void {
+  configure({ level: kind, id, limit_usd_micros, period, concurrency_max, rates, tier }: ConfigureBody): void {
     const key = levelKey(kind, id);
     const { at_ms } = this.#now.now;
     const known = this.#level(key);
@@ -349,14 +354,17 @@ class Books {
     if (concurrency_max !== undefined) this.#set({ concurrency_max });
     for (const [provider, rate] of Object.entries(rates ?? {})) {
       const { [provider]: before, ...others } = this.#now.rates;
-      this.#set({ rates: rate === null ? others : { ...others, [provider]: { limit: rate, window: before?.window ?? [] } } });
+      const window = before === undefined || rate === null ? [] : rateRelaid(before.limit, rate, before.window);
+      this.#set({ rates: rate === null ? others : { ...others, [provider]: { limit: rate, window } } });
     }
+    if (tier !== undefined) this.#setTier(tier);
     const now = this.#level(key) as Level;
     const told = {
       limit_usd_micros: now.limit_usd_micros,
       period: now.period,
       concurrency_max: this.#now.concurrency_max,
       ...(rates === undefined ? {} : { rates: rates as unknown as JsonObject }),
+      ...(tier === undefined ? {} : { tier: tier as unknown as JsonObject }),
     };
     this.told.push({ type: "budget.configured", ...levelName(key), ...told });
     this.answer = { ...levelName(key), ...moneyOf(now), period: now.period, status: now.status };
@@ -629,14 +637,34 @@ class Books {
     this.answer = { released: true };
   }
 
-  /** False, and the refusal told, when the provider's window is full. Without a rate for the provider there is no window. */
+  #setTier(tier: RateTier | null): void {
+    const { tier: before, tier_windows = {} } = this.#now;
+    const relaid = (window: RateWindow): RateWindow => (before && tier ? rateRelaid(before, tier, window) : []);
+    const windows = Object.fromEntries(Object.entries(tier_windows).map(([provider, window]) => [provider, relaid(window)]));
+    this.#set({ tier, tier_windows: tier === null ? {} : windows });
+  }
+
+  /** B8: the window under the tier that a provider's calls count in. Beyond RATES_MAX names, which no deployment has, all others share one. */
+  #tierWindow(tier: RateTier, provider: string): { readonly name: string; readonly windows: Readonly<Record<string, RateWindow>> } {
+    const { tier_windows = {}, now } = this.#now;
+    if (Object.hasOwn(tier_windows, provider) || Object.keys(tier_windows).length < RATES_MAX) return { name: provider, windows: tier_windows };
+    const isUsed = ({ requests, tokens }: { requests: number; tokens: number }): boolean => requests + tokens > 0;
+    const windows = Object.fromEntries(Object.entries(tier_windows).filter(([, window]) => isUsed(rateUsed(tier, window, now.at_ms))));
+    return { name: Object.keys(windows).length < RATES_MAX ? provider : "*", windows };
+  }
+
+  /** False, and the refusal told, when the provider's window is full. Without a rate or a tier there is no window. */
   #takeRate(what: string, { provider, requests, tokens }: RateBody): boolean {
-    const { rates, now } = this.#now;
-    const rate = Object.hasOwn(rates, provider) ? rates[provider] : undefined;
+    const { rates, tier, now } = this.#now;
+    const own = Object.hasOwn(rates, provider) ? rates[provider] : undefined;
+    const shared = own === undefined && tier ? this.#tierWindow(tier, provider) : undefined;
+    const rate = own ?? (tier && shared ? { limit: tier, window: shared.windows[shared.name] ?? [] } : undefined);
     if (rate === undefined) return true;
     const wait = rateWait(rate.limit, rate.window, now.at_ms, { requests, tokens });
     if (wait.kind === "free") {
-      this.#set({ rates: { ...rates, [provider]: { ...rate, window: rateTaken(rate.limit, rate.window, now.at_ms, { requests, tokens }) } } });
+      const window = rateTaken(rate.limit, rate.window, now.at_ms, { requests, tokens });
+      if (shared !== undefined) this.#set({ tier_windows: { ...shared.windows, [shared.name]: window } });
+      else this.#set({ rates: { ...rates, [provider]: { limit: rate.limit, window } } });
       return true;
     }
     const { requests_max, tokens_max, window_ms } = rate.limit;
@@ -742,10 +770,10 @@ export function budgetContextOf(view: Pick<ActorView, "context">): BudgetContext
 }
 
 /** B6 and B8 for what a command would add; a period that ends meanwhile only makes more room. */
-function refuseConfigure(context: BudgetContext, { level, id, rates, concurrency_max }: ConfigureBody): ErrorBody | undefined {
+function refuseConfigure(context: BudgetContext, { level, id, rates, tier, concurrency_max }: ConfigureBody): ErrorBody | undefined {
   if ((level === "tenant") !== (id === undefined))
     return errorBody("invalid", level === "tenant" ? "the tenant's level has no id" : `a level of a ${level} has its id`, { level });
-  if (level !== "tenant" && (rates !== undefined || concurrency_max !== undefined))
+  if (level !== "tenant" && (rates !== undefined || tier !== undefined || concurrency_max !== undefined))
     return errorBody("invalid", "rates and concurrency are the tenant's", { level });
   const known = tableGet(context.levels, levelKey(level, id)) !== undefined;
   const count = context.levels.reduce((sum, bucket) => sum + Object.keys(bucket).length, 0);

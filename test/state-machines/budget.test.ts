@@ -4,7 +4,7 @@
 import { describe, expect, test } from "vitest";
 import { checkCommand, MONEY_USD_MICROS_MAX } from "../../protocol/commands.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
-import { budgetContextOf, budgetDefinition, CLOSED_MAX, HOLD_LIFE_MS, type Level, TENANT_LEVEL } from "../../state-machines/budget.ts";
+import { budgetContextOf, budgetDefinition, CLOSED_MAX, HOLD_LIFE_MS, type Level, RATES_MAX, TENANT_LEVEL } from "../../state-machines/budget.ts";
 import { periodStart } from "../../state-machines/budget-period.ts";
 import { tableGet, tableRows } from "../../state-machines/budget-table.ts";
 import { coreOf } from "../../state-machines/step.ts";
@@ -372,6 +372,48 @@ describe("concurrency and rates", () => {
     expect(granted.length).toBeGreaterThan(((drive.at_ms - T0) / 10_167) * 2.5);
     expect(drive.tell("rate.acquire", { provider: "anthropic", requests: 1, tokens: 101 })).toMatchObject({ refused: { code: "invalid" } });
     expect(drive.tell("rate.acquire", { provider: "openai", requests: 1, tokens: 101 })).toEqual({ granted: true });
+  });
+
+  test("a tier limits each provider that has no rate of its own by itself, and one that is taken away limits none", () => {
+    const drive = fresh();
+    const tier = { name: "small", requests_max: 2, tokens_max: null, window_ms: 60_000 };
+    const rates = { openai: { requests_max: 3, tokens_max: null, window_ms: 60_000 } };
+    drive.tell("budget.configure", { level: "tenant", tier, rates });
+    const granted = (provider: string): number =>
+      Array.from({ length: 5 }, () => drive.tell("rate.acquire", { provider, requests: 1, tokens: 1 })).filter((one) => one["granted"] === true).length;
+    expect([granted("anthropic"), granted("google"), granted("openai")]).toEqual([2, 2, 3]);
+    drive.tell("budget.configure", { level: "tenant", tier: { ...tier, requests_max: 4 } });
+    expect([granted("anthropic"), granted("openai")]).toEqual([2, 0]); // what was taken before still counts
+    drive.tell("budget.configure", { level: "tenant", tier: null });
+    expect([granted("anthropic"), granted("openai")]).toEqual([5, 0]);
+    drive.tell("budget.configure", { level: "tenant", rates: { openai: null } });
+    expect(granted("openai")).toBe(5);
+  });
+
+  test("B8: names of providers beyond the bound share one window, and an unused one makes room", () => {
+    const drive = fresh();
+    drive.thorough = false;
+    drive.tell("budget.configure", { level: "tenant", tier: { name: "small", requests_max: 1, tokens_max: null, window_ms: 60_000 } });
+    const taken = (provider: string): boolean => drive.tell("rate.acquire", { provider, requests: 1, tokens: 0 })["granted"] === true;
+    for (let n = 0; n < RATES_MAX; n++) expect(taken(`p${n}`)).toBe(true);
+    expect([taken("p0"), taken("one-more"), taken("and-another")]).toEqual([false, true, false]);
+    expect(Object.keys(budgetContextOf(drive.view).tier_windows ?? {})).toHaveLength(RATES_MAX + 1);
+    drive.later(62_000);
+    expect([taken("one-more"), taken("and-another")]).toEqual([true, true]);
+  });
+
+  test("W1: a window of another length keeps what was taken, for as long as the new length and one slice of it", () => {
+    const drive = fresh();
+    const rate = (window_ms: number) => ({ level: "tenant", rates: { openai: { requests_max: 10, tokens_max: null, window_ms } } });
+    const take = (): JsonObject => drive.tell("rate.acquire", { provider: "openai", requests: 1, tokens: 0 });
+    drive.tell("budget.configure", rate(60_000));
+    for (let n = 0; n < 10; n++) expect(take()).toEqual({ granted: true });
+    for (const window_ms of [3_600_000, 1000, 60_000]) {
+      drive.tell("budget.configure", rate(window_ms));
+      expect(codeOf(take()), `${window_ms}`).toBe("rate_limited");
+    }
+    drive.later(3_600_000 + 120_000);
+    expect(take()).toEqual({ granted: true });
   });
 
   test("1,000 askers of 100 permits get 100", () => {
