@@ -13,6 +13,7 @@
 //   H2. A tap holds at most TAP_INPUTS_MAX inputs and about TAP_BYTES_MAX bytes. Over that it forgets them all, says "behind" once and
 //       goes on with what comes then: a slow reader loses only its place in the live tail, and costs the others nothing.
 //   H3. Journal messages reach a tap in order, each once; from one to the next there is no gap unless "behind" stands between.
+//      A line begins where the streams end, or where somebody says that they ended: what came before that was known is kept and sorted then.
 //   H4. What tenant's session a tap hears is fixed when it is attached (A4).
 import type { Bus, CoreMessage, StoredMessage, Subscription } from "../bus/port.ts";
 import { headerOf } from "../bus/port.ts";
@@ -50,6 +51,9 @@ const REPAIR_AGAIN_MS = 1_000;
 /** After a reconnect every session is repaired; this many at once, so that the broker gets up in peace. */
 const REPAIRS_AT_ONCE_MAX = 16;
 
+/** Live messages kept until it is known where a line begins: some milliseconds' worth. More are read from the stream again. */
+const EARLY_MAX = 256;
+
 /** States in which more is about to come by itself. */
 const BUSY_STATES: ReadonlySet<string> = new Set(["initializing", "thinking", "acting"]);
 
@@ -63,7 +67,18 @@ export interface Tap {
   close(): void;
 }
 
+/** A tap that listens from now on, before anything was read. */
+export interface EarlyTap {
+  readonly tap: Tap;
+  /** Begins with what is stored after this journal message, which is the session's last but those that are heard by now. */
+  begins(sequence: number): void;
+  /** Begins with what is stored after now. Rejects when the bus cannot answer. */
+  looked(): Promise<void>;
+}
+
 export interface FeedHub {
+  /** A new reader's tap at once. One of its two beginnings must be said, or the tap be closed. */
+  listen(actor: ActorAddress): EarlyTap;
   /**
    * A new reader's tap. What is stored after the promise is fulfilled reaches the tap or is announced by "behind".
    * Rejects when the bus cannot answer.
@@ -174,7 +189,10 @@ type GatedTap = ReturnType<typeof createTap>;
 /** One session's live tail. */
 interface Line {
   readonly taps: Set<GatedTap>;
-  readonly started: Promise<void>;
+  /** Reads where the streams end, once. */
+  looked(): Promise<void>;
+  /** Is told where they ended. */
+  begins(sequence: number): void;
   floorOf(step: { turn: number; step: number }): number;
   reconnected(): void;
   stop(): Promise<void>;
@@ -189,8 +207,11 @@ export function createFeedHub({ bus, world, log, on_behind = () => {} }: FeedHub
     const taps = new Set<GatedTap>();
     const events = actorSubject(actor, "event");
     const tokens = actorSubject(actor, "token");
-    /** Stream sequence of the last journal message that was handed on; undefined until the first look. */
+    /** Stream sequence of the last journal message that was handed on; undefined until the line begins. */
     let last: number | undefined;
+    /** Heard before that. */
+    let early: CoreMessage[] = [];
+    let looking: Promise<void> | undefined;
     /** The same of the last chunk. */
     let lastToken: number | undefined;
     let state = "";
@@ -280,6 +301,7 @@ export function createFeedHub({ bus, world, log, on_behind = () => {} }: FeedHub
       const sequence = count(headerOf(message.headers, "Nats-Sequence"));
       const previous = count(headerOf(message.headers, "Nats-Last-Sequence"));
       if (sequence === undefined || previous === undefined || ended) return;
+      if (last === undefined && early.length < EARLY_MAX) return void early.push(message);
       if (last !== undefined && sequence <= last) return;
       if (last !== undefined && previous === last) return acceptJournal(sequence, message.data);
       repair_events = true; // H3
@@ -325,18 +347,28 @@ export function createFeedHub({ bus, world, log, on_behind = () => {} }: FeedHub
 
     const subscriptions: Subscription[] = [bus.subscribe(liveSubject(actor, "event"), heardJournal), bus.subscribe(liveSubject(actor, "token"), heardChunk)];
 
-    async function start(): Promise<void> {
+    function begins(sequence: number): void {
+      if (last !== undefined || ended) return;
+      last = sequence;
+      armCheck();
+      const kept = early;
+      early = [];
+      for (const message of kept) heardJournal(message);
+      if (repair_events) repair();
+    }
+
+    async function look(): Promise<void> {
       await bus.flush();
       const stored: StoredMessage | undefined = await bus.last("EVENTS", events);
+      if (last !== undefined) return; // It was told meanwhile.
       state = stored ? decodeJournal(stored.data, actor).state : "";
-      last = stored?.sequence ?? 0;
-      armCheck();
-      if (repair_events) repair();
+      begins(stored?.sequence ?? 0);
     }
 
     return {
       taps,
-      started: start(),
+      begins,
+      looked: () => (last === undefined ? (looking ??= look().finally(() => (looking = undefined))) : Promise.resolve()),
       floorOf: (step) => (floor !== undefined && floor.turn === step.turn && floor.step === step.step ? floor.sequence : 1),
       reconnected() {
         repair_events = true;
@@ -363,22 +395,29 @@ export function createFeedHub({ bus, world, log, on_behind = () => {} }: FeedHub
     line.stop().catch((error: unknown) => log.warn("live subscription not ended", { actor: path, ...errorFields(error) }));
   }
 
+  function listen(actor: ActorAddress): EarlyTap {
+    const path = actorPath(actor);
+    const line = lines.get(path) ?? createLine(actor); // H1
+    lines.set(path, line);
+    const tap: GatedTap = createTap(world, {
+      token_floor: (step) => line.floorOf(step),
+      on_behind,
+      on_close() {
+        line.taps.delete(tap);
+        release(path, line);
+      },
+    });
+    line.taps.add(tap);
+    if (stopped) tap.close();
+    return { tap, begins: (sequence) => line.begins(sequence), looked: () => line.looked() };
+  }
+
   return {
+    listen,
     async attach(actor) {
-      const path = actorPath(actor);
-      const line = lines.get(path) ?? createLine(actor); // H1
-      lines.set(path, line);
-      const tap: GatedTap = createTap(world, {
-        token_floor: (step) => line.floorOf(step),
-        on_behind,
-        on_close() {
-          line.taps.delete(tap);
-          release(path, line);
-        },
-      });
-      line.taps.add(tap);
+      const { tap, looked } = listen(actor);
       try {
-        await line.started;
+        await looked();
       } catch (error) {
         tap.close();
         throw error;

@@ -42,7 +42,7 @@ import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { startReplay } from "./replay.ts";
 import type { Handler, RouteInfo, Visitor } from "./route.ts";
-import { cursorBefore, type FeedItem, openSessionFeed, readEventPage } from "./session-feed.ts";
+import { cursorBefore, type EarlyFeed, earlySessionFeed, type FeedItem, readEventPage } from "./session-feed.ts";
 import { sessionView } from "./session-view.ts";
 
 /** Lists of sessions. Rejects when its database cannot answer; a TroupeError says what was wrong with the question. */
@@ -394,7 +394,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   async function stream(
     reply: FastifyReply,
     session: ActorAddress,
-    choose: (open: (start: Cursor) => AsyncGenerator<FeedItem>) => AsyncIterable<FeedItem> | Promise<AsyncIterable<FeedItem>>,
+    choose: (feed: EarlyFeed) => Promise<AsyncIterable<FeedItem>>,
   ): Promise<void> {
     if (closing || streams.size >= streams_max)
       throw new TroupeError(errorBody("overloaded", "this gateway serves as many streams as it can", { retry_after_ms: 1000 }));
@@ -405,8 +405,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     if (reply.raw.destroyed) onClose();
     metrics.set("troupe_gateway_subscribers", { transport: "sse" }, streams.size);
     try {
-      const open = await available("the session's events", () => openSessionFeed(feedDeps, session, abort.signal));
-      const chosen = await choose(open);
+      const chosen = await choose(earlySessionFeed(feedDeps, session, abort.signal));
       reply.hijack();
       await writeEventStream(reply.raw, chosen, {
         world,
@@ -461,23 +460,26 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     const session = sessionOf(request, visitor);
     const key = idempotencyKeyOf(request);
     const body = bodyOf(request);
-    const send = async (): Promise<{ turn: number; message_id: string; start: Cursor }> => {
+    const send = async (): Promise<{ turn: number; message_id: string; after_sequence: number | undefined; place: () => Promise<Cursor> }> => {
       const { seq, result, after_sequence } = await say(request, session, "message.send", body, key);
       const { turn, message_id } = result;
       if (typeof turn !== "number" || typeof message_id !== "string") throw new TroupeError(errorBody("internal", "a message was taken without a turn"));
       // A repeat is answered with the first outcome, which may lie anywhere before.
-      const start = after_sequence === undefined ? await cursorBefore(bus, session, CURSOR_START, seq).catch(() => CURSOR_START) : cursorAfter(after_sequence);
-      return { turn, message_id, start };
+      const place = async (): Promise<Cursor> =>
+        after_sequence === undefined ? cursorBefore(bus, session, CURSOR_START, seq).catch(() => CURSOR_START) : cursorAfter(after_sequence);
+      return { turn, message_id, after_sequence, place };
     };
     if (!wantsEventStream(request)) {
-      const { turn, message_id, start } = await send();
+      const { turn, message_id, place } = await send();
       reply.code(202);
-      return { message_id, turn, cursor: encodeCursor(start) };
+      return { message_id, turn, cursor: encodeCursor(await place()) };
     }
-    // What comes live is held from before the command on, so that the first token waits for nothing of ours.
-    await stream(reply, session, async (open) => {
-      const { turn, start } = await send();
-      return turnOnly(open(start), turn);
+    // What comes live is heard from before the command on, so that the first token waits for nothing of ours.
+    await stream(reply, session, async (feed) => {
+      const { turn, after_sequence, place } = await send();
+      if (after_sequence !== undefined) return turnOnly(feed.after(after_sequence), turn);
+      const start = await place();
+      return turnOnly(await available("the session's events", () => feed.from(start)), turn);
     });
     return reply;
   });
@@ -497,7 +499,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
         next: more && last ? encodeCursor(last.cursor) : null,
       };
     }
-    await stream(reply, session, (open) => open(cursor));
+    await stream(reply, session, (feed) => available("the session's events", () => feed.from(cursor)));
     return reply;
   });
 

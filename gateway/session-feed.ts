@@ -11,6 +11,8 @@
 //   F2. It is pulled: while its reader is busy it takes nothing from its tap, which is bounded (H2). What the tap forgets is read again
 //       from the streams, from the feed's own cursor.
 //   F3. Ending it ends nothing but itself: a turn is never cancelled because nobody looks.
+//   F4. Whoever said a command after the feed began to listen, and was told where the journal ended before it, has heard what follows: that is
+//       given without a look at the streams. If nothing comes of it within AHEAD_PATIENCE_MS, or something is missing, they are read after all.
 import type { Bus } from "../bus/port.ts";
 import { BrokenPromise } from "../protocol/assert.ts";
 import { type ActorAddress, actorPath } from "../protocol/ids.ts";
@@ -19,7 +21,7 @@ import { errorFields, type Log } from "../protocol/log.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import { pause, type World } from "../protocol/world.ts";
 import { readChunk } from "./chunk.ts";
-import type { Cursor } from "./cursor.ts";
+import { type Cursor, cursorAfter } from "./cursor.ts";
 import type { FeedHub, Tap } from "./feed-hub.ts";
 import { createMerge, type Frame, type Merge } from "./feed-merge.ts";
 
@@ -58,18 +60,38 @@ async function* readStepTokens(bus: Bus, session: ActorAddress, merge: Merge, fr
  *           journal that cannot be read.
  */
 export async function sessionFeed(deps: FeedDeps, session: ActorAddress, start: Cursor, signal: AbortSignal): Promise<AsyncGenerator<FeedItem>> {
-  return (await openSessionFeed(deps, session, signal))(start);
+  return earlySessionFeed(deps, session, signal).from(start);
 }
 
-/** As sessionFeed, for whoever learns the cursor later than what is live must be held. The answer may be called once. */
-export async function openSessionFeed(deps: FeedDeps, session: ActorAddress, signal: AbortSignal): Promise<(start: Cursor) => AsyncGenerator<FeedItem>> {
-  const tap = await deps.hub.attach(session); // F1
+/** A feed that listens already and is told later where it begins. One of the two may be called, once. */
+export interface EarlyFeed {
+  /** From a cursor on. Rejects when the bus cannot answer. */
+  from(start: Cursor): Promise<AsyncGenerator<FeedItem>>;
+  /**
+   * From just after a journal message that was the session's last when a command was decided which was said after this feed began to listen:
+   * what follows was heard, and nothing is read before it is given (F4).
+   */
+  after(sequence: number): AsyncGenerator<FeedItem>;
+}
+
+/** As sessionFeed, for whoever learns the cursor only when what follows it is on its way. */
+export function earlySessionFeed(deps: FeedDeps, session: ActorAddress, signal: AbortSignal): EarlyFeed {
+  const { tap, begins, looked } = deps.hub.listen(session); // F1
   signal.addEventListener("abort", () => tap.close(), { once: true });
   if (signal.aborted) tap.close();
-  return (start) => follow(deps, session, start, tap);
+  return {
+    async from(start) {
+      await looked();
+      return follow(deps, session, start, tap, false);
+    },
+    after(sequence) {
+      begins(sequence);
+      return follow(deps, session, cursorAfter(sequence), tap, true);
+    },
+  };
 }
 
-async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, start: Cursor, tap: Tap): AsyncGenerator<FeedItem> {
+async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, start: Cursor, tap: Tap, heard_all: boolean): AsyncGenerator<FeedItem> {
   const merge = createMerge(start);
 
   const tokenFloor = (): number => (merge.cursor.place === undefined ? 1 : tap.tokenFloor(merge.cursor.place));
@@ -97,11 +119,13 @@ async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, sta
     if (merge.cursor.place !== undefined) yield* readStepTokens(bus, session, merge, tokenFloor());
   }
 
-  /** Gives what comes until the streams must be read again. */
-  async function* live(): AsyncGenerator<FeedItem> {
+  /** Gives what comes until the streams must be read again; with `expected`, also when no journal message comes soon. */
+  async function* live(expected: boolean): AsyncGenerator<FeedItem> {
+    const first_until_ms = world.monotonic_ms() + AHEAD_PATIENCE_MS;
+    let waits_for_first = expected;
     let ahead_until_ms: number | undefined;
     for (;;) {
-      ahead_until_ms = merge.ahead_of_journal ? (ahead_until_ms ?? world.monotonic_ms() + AHEAD_PATIENCE_MS) : undefined;
+      ahead_until_ms = waits_for_first ? first_until_ms : merge.ahead_of_journal ? (ahead_until_ms ?? world.monotonic_ms() + AHEAD_PATIENCE_MS) : undefined;
       const patience_ms = ahead_until_ms === undefined ? undefined : ahead_until_ms - world.monotonic_ms();
       if (patience_ms !== undefined && patience_ms <= 0) return;
       const input = await tap.next(patience_ms);
@@ -116,6 +140,7 @@ async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, sta
           yield* merge.chunk(input.chunk);
           break;
         case "journal":
+          waits_for_first = false;
           // The hub hands on without gaps (H3); a feed that stands before what it hears relies on the stream alone all the same.
           if (input.previous > merge.cursor.sequence) return;
           yield* merge.journal(input.sequence, input.message);
@@ -129,6 +154,7 @@ async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, sta
 
   try {
     let retry_ms = RETRY_FIRST_MS;
+    if (heard_all) yield* live(true); // F4
     while (!tap.closed) {
       try {
         yield* catchUp();
@@ -140,7 +166,7 @@ async function* follow({ bus, world, log }: FeedDeps, session: ActorAddress, sta
         retry_ms = Math.min(RETRY_MAX_MS, retry_ms * 2);
         continue;
       }
-      yield* live();
+      yield* live(false);
     }
   } finally {
     tap.close();

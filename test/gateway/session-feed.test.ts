@@ -7,13 +7,13 @@ import { createMemoryBroker, type FaultBefore, type MemoryBroker, type Operation
 import type { Bus } from "../../bus/port.ts";
 import { type Cursor, CURSOR_START } from "../../gateway/cursor.ts";
 import { createFeedHub, createTap, type FeedHub, type LiveInput, TAP_BYTES_MAX, TAP_INPUTS_MAX } from "../../gateway/feed-hub.ts";
-import { cursorBefore, type FeedItem, readEventPage, sessionFeed } from "../../gateway/session-feed.ts";
+import { cursorBefore, earlySessionFeed, type FeedItem, readEventPage, sessionFeed } from "../../gateway/session-feed.ts";
 import { type ActorEvent, decodeJournal } from "../../protocol/journal.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
 import { pause } from "../../protocol/world.ts";
 import { seededRandom, VirtualWorld } from "../simulation/virtual-world.ts";
-import { type DrawnSession, drawSession, encodeWritten, planOf, SESSION, type SessionPlan } from "./drawn-session.ts";
+import { type DrawnSession, drawSession, encodeWritten, planOf, SESSION, type SessionPlan, type Written } from "./drawn-session.ts";
 
 interface Stage {
   readonly world: VirtualWorld;
@@ -38,9 +38,9 @@ function stageOf(seed: number, before: (operation: Operation) => FaultBefore | u
 }
 
 /** Writes a session as its worker would, and lets time pass until it is written. */
-function write(stage: Stage, session: DrawnSession, gap_ms: (index: number) => number): () => Promise<void> {
+function write(stage: Stage, session: DrawnSession, gap_ms: (index: number) => number, after = 0): () => Promise<void> {
   let written = false;
-  const writing = writeAll(stage, session, gap_ms).then(() => (written = true));
+  const writing = writeAll(stage, session, gap_ms, after).then(() => (written = true));
   return async () => {
     await stage.world.until(() => written, 600_000);
     await writing;
@@ -48,15 +48,15 @@ function write(stage: Stage, session: DrawnSession, gap_ms: (index: number) => n
 }
 
 /** Journal messages go behind their fence, chunks beside them. */
-async function writeAll({ writer, world }: Stage, session: DrawnSession, gap_ms: (index: number) => number): Promise<void> {
-  let last = 0;
+async function writeAll({ writer, world }: Stage, session: DrawnSession, gap_ms: (index: number) => number, after: number): Promise<void> {
+  let last = after;
   for (const [index, one] of session.written.entries()) {
     if (one.kind === "journal") {
       let outcome = await writer.append({
         subject: actorSubject(SESSION, "event"),
         data: encodeWritten(one),
         expected_last_sequence: last,
-        commit_id: `w.${index}`,
+        commit_id: `w.${after}.${index}`,
       });
       while (outcome.kind === "unavailable") {
         await pause(world, 100);
@@ -64,7 +64,7 @@ async function writeAll({ writer, world }: Stage, session: DrawnSession, gap_ms:
           subject: actorSubject(SESSION, "event"),
           data: encodeWritten(one),
           expected_last_sequence: last,
-          commit_id: `w.${index}`,
+          commit_id: `w.${after}.${index}`,
         });
       }
       if (outcome.kind !== "committed") throw new Error(`the writer of this test is alone, but ${JSON.stringify(outcome)}`);
@@ -98,6 +98,7 @@ async function read({ gateway, hub, world }: Stage, start: Cursor, pause_ms: (in
   return { items, ended: run(), stop: () => abort.abort() };
 }
 
+const eventsIn = (one: Written): readonly ActorEvent[] => (one.kind === "journal" ? one.message.events : []);
 const eventsOf = (items: readonly FeedItem[]): ActorEvent[] => items.flatMap((item) => (item.kind === "event" ? [item.event] : []));
 
 /** What a client has shown of each step when its end came. */
@@ -283,7 +284,12 @@ describe("a session's feed", () => {
     const session = drawSession(PLAN);
     const { world } = stage;
     const tap = createTap(world, { token_floor: () => 1, on_behind() {}, on_close() {} });
-    const forgetful: FeedHub = { attach: async () => tap, size: () => ({ sessions: 1, readers: 1 }), stop: async () => {} };
+    const forgetful: FeedHub = {
+      listen: () => ({ tap, begins() {}, looked: async () => {} }),
+      attach: async () => tap,
+      size: () => ({ sessions: 1, readers: 1 }),
+      stop: async () => {},
+    };
     const reader = await read({ ...stage, hub: forgetful }, CURSOR_START);
     await world.advance(10);
     await write(stage, session, () => 0)();
@@ -293,6 +299,70 @@ describe("a session's feed", () => {
     await world.until(complete(reader, session), 1_000);
     expectWhole(reader.items, session, "the hub forgot all but the last");
     reader.stop();
+  });
+
+  /** Written up to the first turn's end before the feed listens; told where that was, as whoever says the second turn's message is. */
+  async function continued(stage: Stage, deaf_for: (index: number) => boolean = () => false, hear: (deaf: boolean) => void = () => {}) {
+    const session = drawSession(PLAN);
+    const { written } = session;
+    const middle = written.findIndex((one) => eventsIn(one).some(({ type }) => type === "turn.completed")) + 1;
+    await write(stage, { ...session, written: written.slice(0, middle) }, () => 0)();
+    const { sequence } = (await stage.gateway.last("EVENTS", actorSubject(SESSION, "event")))!;
+    const abort = new AbortController();
+    const early = earlySessionFeed({ bus: stage.gateway, hub: stage.hub, world: stage.world, log: silentLog }, SESSION, abort.signal);
+    const items: FeedItem[] = [];
+    const writing = write(
+      stage,
+      { ...session, written: written.slice(middle) },
+      (index) => {
+        hear(deaf_for(index));
+        return 1;
+      },
+      sequence,
+    );
+    const told = sequence;
+    const given = (async () => {
+      await pause(stage.world, 3); // the answer comes after the first of what it caused
+      for await (const item of early.after(told)) items.push(item);
+    })();
+    const before = written.slice(0, middle).flatMap(eventsIn).length;
+    return { session, items, writing, given, events_after: session.events.slice(before), stop: () => abort.abort() };
+  }
+
+  test("F4: who listened before it spoke is given what followed without a look at the streams", async () => {
+    let reads = 0;
+    const stage = stageOf(9, ({ kind, connection }) => {
+      if (kind === "read" && connection === "gateway") reads += 1;
+      return undefined;
+    });
+    const { items, writing, given, events_after, stop } = await continued(stage);
+    reads = 0;
+    await stage.world.until(() => eventsOf(items).length >= 2, 50);
+    expect(eventsOf(items).length).toBeGreaterThanOrEqual(2);
+    expect(reads).toBe(0);
+    await stage.world.until(() => eventsOf(items).length >= events_after.length, 10_000);
+    await writing();
+    expect(eventsOf(items)).toEqual(events_after);
+    stop();
+    await given;
+  });
+
+  test("F4: when the first of what followed is not heard, the streams are read after all", async () => {
+    let deaf = false;
+    const stage = stageOf(10, ({ kind }) => (deaf && kind === "hear" ? { kind: "unavailable" } : undefined));
+    const { items, writing, given, events_after, stop } = await continued(
+      stage,
+      () => true,
+      (is) => (deaf = is),
+    );
+    // Long before the hub looks by itself whether it missed something.
+    await stage.world.until(() => eventsOf(items).length >= 2, 500);
+    expect(eventsOf(items).length).toBeGreaterThanOrEqual(2);
+    await stage.world.until(() => eventsOf(items).length >= events_after.length, 100_000);
+    await writing();
+    expect(eventsOf(items)).toEqual(events_after);
+    stop();
+    await given;
   });
 
   test("when the very last live message is lost, it is found within seconds", async () => {
