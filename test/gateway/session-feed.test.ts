@@ -311,6 +311,7 @@ describe("a session's feed", () => {
     const abort = new AbortController();
     const early = earlySessionFeed({ bus: stage.gateway, hub: stage.hub, world: stage.world, log: silentLog }, SESSION, abort.signal);
     const items: FeedItem[] = [];
+    hear(deaf_for(-1));
     const writing = write(
       stage,
       { ...session, written: written.slice(middle) },
