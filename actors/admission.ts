@@ -6,19 +6,34 @@ import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { Providers } from "../providers/registry.ts";
 import type { ActorView } from "../state-machines/definition.ts";
+import { allowed, permissionsOf } from "../state-machines/permission.ts";
 import { sessionContextOf } from "../state-machines/session.ts";
 import type { BudgetStanding } from "./budget-standing.ts";
-import type { Directory } from "./directory.ts";
+import type { Directory, TenantRecord } from "./directory.ts";
 
 /** Answers the refusal, or undefined. Rejects when it cannot be known now; what is asked about may have been stored already, and waits then. */
 export type Admit = (actor: ActorAddress, command: Command, view?: ActorView) => Promise<ErrorBody | undefined>;
 
 /** What ends or sets something is never turned away at the door: a settlement that is refused is money that nobody counted. */
-const ALWAYS_OF_BUDGETS = ["budget.settle", "budget.release", "slot.release", "budget.configure"];
+const ALWAYS_OF_BUDGETS = ["budget.settle", "budget.release", "slot.release"];
+
+/** A budget tells its alerts to webhooks of its own tenant (A4). */
+function refuseForeign(actor: ActorAddress, { body }: Command): ErrorBody | undefined {
+  const { add = [] } = (body["alerts_to"] ?? {}) as { add?: readonly string[] };
+  const foreign = add.find((path) => !path.startsWith(`${actor.tenant}/`));
+  return foreign === undefined ? undefined : errorBody("invalid", `alerts go to webhooks of '${actor.tenant}', not to '${foreign}'`, { alerts_to: foreign });
+}
+
+/** The models that a tenant lets its agent use: what the agent's roles are granted, and what nobody may (AR-F66). */
+export function refuseModel({ policy, grants }: TenantRecord, roles: readonly string[], model: string): ErrorBody | undefined {
+  const verdict = allowed(permissionsOf(policy, grants, roles), { kind: "model", name: model });
+  return verdict.kind === "allowed" ? undefined : errorBody("forbidden", verdict.message, { model });
+}
 
 export function createAdmission({ directory, providers, standing }: { directory: Directory; providers: Providers; standing?: BudgetStanding }): Admit {
   return async (actor, command, view) => {
     if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
+    if (actor.kind === "budget" && command.type === "budget.configure") return refuseForeign(actor, command);
     if (actor.kind === "budget" && ALWAYS_OF_BUDGETS.includes(command.type)) return undefined;
     // Not knowing is neither a yes nor a no: this rejects for a tenant whose state cannot be read.
     const tenant = await directory.tenant(actor.tenant);
@@ -34,6 +49,7 @@ export function createAdmission({ directory, providers, standing }: { directory:
     const model = (command.body["overrides"] as JsonObject | undefined)?.["model"];
     if (typeof model !== "string") return undefined;
     const resolved = providers.resolve(model);
-    return resolved.kind === "refused" ? errorBody("model_unknown", resolved.error.message, { model }) : undefined;
+    if (resolved.kind === "refused") return errorBody("model_unknown", resolved.error.message, { model });
+    return refuseModel(tenant, tenant.agents[agent]?.config.roles ?? [], model);
   };
 }

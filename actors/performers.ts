@@ -6,6 +6,7 @@ import { createBreakerBoard } from "./breaker-board.ts";
 import type { Directory } from "./directory.ts";
 import { callModel, type CallModelDeps } from "./effects/call-model.ts";
 import { callTool } from "./effects/call-tool.ts";
+import { type DeliveryDeps, deliverWebhook } from "./effects/deliver-webhook.ts";
 import { loadConfiguration } from "./effects/load-configuration.ts";
 import { withGuardrails } from "./guardrails.ts";
 import { createPatternMatcher, type PatternMatcher } from "./pattern-matcher.ts";
@@ -18,14 +19,17 @@ export interface PerformersDeps extends Omit<CallModelDeps, "breakers"> {
   readonly breakers?: BreakerBoard;
   /** Absent: one of its own, whose thread ends with the process. */
   readonly patterns?: PatternMatcher;
+  /** Absent: events are kept and tried again until a worker can sign them. */
+  readonly webhooks?: DeliveryDeps;
 }
 
-export function createPerformers({ directory, breakers, patterns, ...rest }: PerformersDeps): Performers {
+export function createPerformers({ directory, breakers, patterns, webhooks, ...rest }: PerformersDeps): Performers {
   const model = { ...rest, breakers: breakers ?? createBreakerBoard({ world: rest.world, log: silentLog, worker: "alone" }) };
   const { world } = rest;
   return gated(createGate({ directory, world }), {
     load_configuration: loadConfiguration(directory, world),
     call_model: withGuardrails({ ...model, patterns: patterns ?? createPatternMatcher(world) }, callModel(model)),
     call_tool: callTool(world),
+    deliver_webhook: deliverWebhook(world, webhooks),
   });
 }

@@ -13,6 +13,7 @@ const devFile = z.object({
   nats_monitor_url: z.string().optional(),
   nats_operator: login.optional(),
   postgres_url: z.string().optional(),
+  webhook_key: z.string().optional(),
   tenants: z.array(z.object({ id: z.string(), key: z.string().optional(), nats: login.optional() })).default([]),
   processes: z.array(z.object({ role: z.string(), id: z.string(), pid: z.int() })).default([]),
 });

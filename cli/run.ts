@@ -27,6 +27,7 @@ import { createPrinter, type Printer } from "./printer.ts";
 import { auditExport, auditVerify } from "./audit.ts";
 import { audit, migrate, sessions, usage } from "./records.ts";
 import { chat, send, tail } from "./talk.ts";
+import { createWebhook, listWebhooks, rotateWebhook, setWebhook, testWebhook } from "./webhooks.ts";
 import { createKey, createTenant, listAgents, listKeys, listTenants, putAgent, revokeKey, showAgent } from "./tenancy.ts";
 
 type JsonForm = "document" | "lines" | "none";
@@ -255,6 +256,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .option("--actor <id>", "only this actor")
     .option("--entry <type>", "only entries of this type (command, refused, done, fail, timer, claim, …)")
     .option("--command <type>", "only commands of this type")
+    .option("--principal <who>", "only what they said (key:…, jwt:…, nats, login:…)")
     .option("--since <time>", "RFC 3339, included")
     .option("--until <time>", "RFC 3339, not included")
     .addOption(limitOption("at most so many (default 50, at most 500)"))
@@ -469,6 +471,61 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     examples: ["troupe budget show --tenant acme", "troupe budget show --tenant acme --json"],
     work: showBudget,
   }).addOption(tenantOption());
+
+  const webhooks = program
+    .command("webhooks")
+    .summary("say which addresses hear a tenant's alerts")
+    .description("Webhooks of a tenant: addresses that hear its budget's alerts (80, 90 and 100 percent), signed, at least once.");
+  add(webhooks, {
+    name: "list",
+    isDefault: true,
+    summary: "list a tenant's webhooks, and how their deliveries went",
+    json: "document",
+    examples: ["troupe webhooks list --tenant acme"],
+    work: listWebhooks,
+  }).addOption(tenantOption());
+  add(webhooks, {
+    name: "create",
+    summary: "let an address hear a tenant's alerts, and print the secret, this once",
+    about:
+      "Calls are signed as standardwebhooks.com has it. One that is not taken is repeated for twelve hours. The address must be https and public;\n" +
+      "TROUPE_PRIVATE_ADDRESSES=allow admits others, on a development machine alone.",
+    json: "document",
+    examples: ["troupe webhooks create --tenant acme --id ops https://ops.example.com/troupe"],
+    work: createWebhook,
+  })
+    .argument("<url>", "what is called")
+    .addOption(tenantOption())
+    .addOption(new Option("--id <id>", "its name").argParser(idArgument).makeOptionMandatory());
+  add(webhooks, {
+    name: "set",
+    summary: "change a webhook's address, or disable it; without --disable it is enabled",
+    json: "document",
+    examples: ["troupe webhooks set --tenant acme ops --url https://ops.example.com/other", "troupe webhooks set --tenant acme ops --disable"],
+    work: setWebhook,
+  })
+    .argument("<webhook>", "its id", idArgument)
+    .addOption(tenantOption())
+    .option("--url <url>", "what is called from now on")
+    .option("--disable", "deliver nothing until it is set again");
+  add(webhooks, {
+    name: "rotate",
+    summary: "give a webhook another secret, and print it, this once; the former one is void",
+    json: "document",
+    examples: ["troupe webhooks rotate --tenant acme ops"],
+    work: rotateWebhook,
+  })
+    .argument("<webhook>", "its id", idArgument)
+    .addOption(tenantOption());
+  add(webhooks, {
+    name: "test",
+    summary: "send a webhook an event to try it with",
+    json: "document",
+    examples: ["troupe webhooks test --tenant acme ops"],
+    work: testWebhook,
+  })
+    .argument("<webhook>", "its id", idArgument)
+    .addOption(tenantOption());
 
   // ── cluster ──────────────────────────────────────────────────────────────────────────────────────────────────────
   program.commandsGroup("Cluster:");

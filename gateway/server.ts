@@ -18,6 +18,7 @@ import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest }
 import type { CommandClient } from "../actors/client.ts";
 import type { Directory } from "../actors/directory.ts";
 import type { Restorer } from "../actors/restore.ts";
+import { createWebhooks } from "../actors/webhooks.ts";
 import type { Bus } from "../bus/port.ts";
 import { BrokenPromise } from "../protocol/assert.ts";
 import { decodeCommand, HEADER_IDEMPOTENCY_KEY, HEADER_TRACEPARENT } from "../protocol/commands.ts";
@@ -44,6 +45,7 @@ import { startReplay } from "./replay.ts";
 import type { Handler, RouteInfo, Visitor } from "./route.ts";
 import { cursorBefore, type EarlyFeed, earlySessionFeed, type FeedItem, readEventPage } from "./session-feed.ts";
 import { sessionView } from "./session-view.ts";
+import { declareWebhookRoutes } from "./webhook-routes.ts";
 
 /** Lists of sessions. Rejects when its database cannot answer; a TroupeError says what was wrong with the question. */
 export interface SessionLists {
@@ -70,6 +72,9 @@ export interface GatewayDeps {
   readonly oidc?: Oidc;
   /** Unguessable bytes, for keys. */
   readonly random_bytes: (count: number) => Uint8Array;
+  /** What the secrets of webhooks are derived from (absent: none is shown), and whether addresses may be named that are not public. */
+  readonly webhook_key?: string;
+  readonly private_addresses?: boolean;
   readonly readiness: () => Promise<Readiness>;
   readonly metrics: Metrics;
   readonly world: World;
@@ -391,11 +396,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
    * Answers with a feed as SSE. Until `choose` has answered a refusal is still an ordinary one; from then on the response is ours, not
    * fastify's.
    */
-  async function stream(
-    reply: FastifyReply,
-    session: ActorAddress,
-    choose: (feed: EarlyFeed) => Promise<AsyncIterable<FeedItem>>,
-  ): Promise<void> {
+  async function stream(reply: FastifyReply, session: ActorAddress, choose: (feed: EarlyFeed) => Promise<AsyncIterable<FeedItem>>): Promise<void> {
     if (closing || streams.size >= streams_max)
       throw new TroupeError(errorBody("overloaded", "this gateway serves as many streams as it can", { retry_after_ms: 1000 }));
     const abort = new AbortController();
@@ -516,6 +517,9 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
 
   declareAdminRoutes({ route, directory, client, world, random_bytes: deps.random_bytes, bodyOf, idempotencyKeyOf });
   declareBudgetRoutes({ route, directory, restorer, client, world, bodyOf, idempotencyKeyOf, available });
+  const { webhook_key: webhooks_key, private_addresses = false } = deps;
+  const webhooks = createWebhooks({ bus, restorer, client, world, key: webhooks_key, private_addresses });
+  declareWebhookRoutes({ route, webhooks, world, bodyOf, available });
 
   openRoute("/healthz", async () => ({ status: "ok" }));
   openRoute("/readyz", async (reply) => {

@@ -137,6 +137,16 @@ const rateBounds = {
   window_ms: z.int().min(1000).max(86_400_000),
 };
 
+/** Actors `{tenant}/webhook/{id}` that hear a tenant's alerts. */
+const webhookPath = z.string().regex(/^[A-Za-z0-9_-]{1,64}\/webhook\/[A-Za-z0-9_-]{1,64}$/, "{tenant}/webhook/{id}");
+/** Where it may be called is judged by who calls it (protocol/public-address.ts). */
+const webhookUrl = z
+  .string()
+  .max(2000)
+  .refine((text) => /^https?:\/\//.test(text) && URL.canParse(text), "is no http(s) URL");
+/** What is told of an event beyond its type stays small: a delivery waits in a journal, and receivers take little. */
+const EVENT_CHARACTERS_MAX = 16_384;
+
 /** RFC 3339 UTC. */
 const instant = z.iso.datetime();
 
@@ -201,6 +211,22 @@ export const COMMANDS = {
     "worker.drain": { channels: ["control"], body: reason },
     "worker.undrain": { channels: ["control"], body: reason },
   },
+  webhook: {
+    "webhook.create": { channels: ["control"], body: z.object({ url: webhookUrl }) },
+    "webhook.configure": { channels: ["control"], body: z.object({ url: webhookUrl.optional(), enabled: z.boolean().optional() }) },
+    /** Another secret; the former one is void at once. */
+    "webhook.rotate": { channels: ["control"], body: z.object({}) },
+    "webhook.deliver": {
+      channels: ["control"],
+      body: z.object({
+        event: z
+          .looseObject({ type: z.string().min(1).max(64) })
+          .refine((event) => JSON.stringify(event).length <= EVENT_CHARACTERS_MAX, `is at most ${EVENT_CHARACTERS_MAX} characters`),
+        from: z.string().max(200),
+        at: instant,
+      }),
+    },
+  },
   budget: {
     "budget.create": { channels: ["control"], body: z.object({}) },
     "budget.configure": {
@@ -218,6 +244,8 @@ export const COMMANDS = {
           .object({ name: id, ...rateBounds })
           .nullable()
           .optional(),
+        /** Webhooks of the same tenant that are to hear its alerts, and that are no longer to. */
+        alerts_to: z.object({ add: z.array(webhookPath).max(16).optional(), remove: z.array(webhookPath).max(16).optional() }).optional(),
       }),
     },
     "budget.reserve": {

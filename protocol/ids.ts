@@ -6,7 +6,7 @@ export const ID_PATTERN = /^[A-Za-z0-9_-]{1,64}$/;
 /** The tenant that is ours: workers and the runtime's own acts live under it. No credential of a tenant names it. */
 export const SYSTEM_TENANT = "system";
 
-export const ACTOR_KINDS = ["session", "workflow", "tenant", "budget", "worker"] as const;
+export const ACTOR_KINDS = ["session", "workflow", "tenant", "budget", "webhook", "worker"] as const;
 export type ActorKind = (typeof ACTOR_KINDS)[number];
 
 export interface ActorAddress {
@@ -31,6 +31,11 @@ export function tenantActor(tenant: string): ActorAddress {
 /** The one budget of a tenant. */
 export function budgetActor(tenant: string): ActorAddress {
   return { tenant, kind: "budget", id: "main" };
+}
+
+/** One of the addresses that a tenant wants called. */
+export function webhookActor(tenant: string, id: string): ActorAddress {
+  return { tenant, kind: "webhook", id };
 }
 
 /** `acme/session/s1`: how people and logs name an actor. */

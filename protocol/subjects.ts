@@ -61,7 +61,7 @@ export function shardOf(actor: ActorAddress, shards: number): number {
 }
 
 /** Kinds that live in shards. Workers do not: the leading supervisor hosts them itself. */
-export const SHARDED_KINDS = ["session", "workflow", "tenant", "budget"] as const;
+export const SHARDED_KINDS = ["session", "workflow", "tenant", "budget", "webhook"] as const;
 
 /** What the owner of shard n reads from COMMANDS. One filter a kind, because workers' commands are the leader's. */
 export function shardCommandFilters(shard: number): string[] {

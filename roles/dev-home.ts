@@ -15,6 +15,8 @@ export interface DevFile {
   readonly nats_monitor_url: string;
   readonly nats_operator: { readonly user: string; readonly password: string };
   readonly postgres_url: string;
+  /** What the secrets of webhooks are derived from. */
+  readonly webhook_key: string;
   readonly tenants: readonly { readonly id: string; readonly key?: string; readonly nats: { readonly user: string; readonly password: string } }[];
   readonly processes: readonly DevProcess[];
 }

@@ -73,6 +73,8 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     definition: definitions.session,
     ...(oidc === undefined ? {} : { oidc }),
     random_bytes: (count) => runtime.random_bytes(count),
+    ...(settings.TROUPE_WEBHOOK_KEY === undefined ? {} : { webhook_key: settings.TROUPE_WEBHOOK_KEY }),
+    private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow",
     readiness,
     metrics,
     world,

@@ -3,6 +3,7 @@ import { resolve } from "node:path";
 import { z } from "zod";
 import { type OidcIssuer, readOidc } from "../gateway/oidc-issuers.ts";
 import { EDGE_ACCOUNTS_DEFAULT, LEASE_TTL_MS, PASSIVATE_AFTER_MS, SHARDS_EMBEDDED } from "../protocol/limits.ts";
+import { WEBHOOK_KEY_CHARACTERS_MIN } from "../protocol/webhook-signature.ts";
 import type { CompatibleServer, ProvidersOptions } from "../providers/registry.ts";
 
 const port = z.coerce.number().int().min(0).max(65_535);
@@ -53,6 +54,10 @@ const shape = z.object({
   TROUPE_LOG_LEVEL: z.enum(["debug", "info", "warn", "error"]).default("info"),
   TROUPE_HTTP_PORT: port.default(0),
   TROUPE_PASSIVATE_AFTER_MS: z.coerce.number().int().min(100).default(PASSIVATE_AFTER_MS),
+  /** What the secrets of webhooks are derived from: the same for every worker and gateway. Without it events wait. */
+  TROUPE_WEBHOOK_KEY: z.string().min(WEBHOOK_KEY_CHARACTERS_MIN).optional(),
+  /** `allow` on a development machine alone: webhooks may then reach it and its network, and need no TLS. */
+  TROUPE_PRIVATE_ADDRESSES: z.enum(["refuse", "allow"]).default("refuse"),
   TROUPE_LEASE_TTL_MS: z.coerce.number().int().min(1000).default(LEASE_TTL_MS),
   ANTHROPIC_API_KEY: z.string().optional(),
   ANTHROPIC_BASE_URL: z.string().optional(),

@@ -164,6 +164,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     TROUPE_NATS_MONITOR_URL: broker.monitor_url,
     NODE_COMPILE_CACHE: join(home, "cache", "node"),
   };
+  const webhook_key = outer.settings.TROUPE_WEBHOOK_KEY ?? localSecrets(home).of("webhooks.key");
   const gateway_url = `http://127.0.0.1:${port}`;
   const keys = new Map(Object.entries(readOwnKeys(home)));
   const tenants = new Set<string>([DEMO_TENANT, ...keys.keys()]);
@@ -174,6 +175,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
       nats_monitor_url: broker.monitor_url,
       nats_operator: broker.operator,
       postgres_url: database.url,
+      webhook_key,
       tenants: [...tenants].map((id) => ({ id, ...(keys.has(id) ? { key: keys.get(id)! } : {}), nats: broker.tenantLogin(id) })),
       processes: [
         { role: "up", id: "up", pid: process.pid },
@@ -210,7 +212,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
       role: "worker",
       id,
       args: ["worker", "--id", id],
-      env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE|TROUPE_OPENAI_COMPATIBLE)(_|$)/, shared),
+      env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE|TROUPE_OPENAI_COMPATIBLE)(_|$)/, { ...shared, TROUPE_WEBHOOK_KEY: webhook_key }),
     });
   }
   const logins = (await prepared) ?? { app: "", projector: "" };
@@ -229,7 +231,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     role: "gateway",
     id: "g1",
     args: ["gateway", "--id", "g1", "--http-port", String(port)],
-    env: childEnv(options.env, nothing, { ...withDatabase(logins.app), ...edge }),
+    env: childEnv(options.env, nothing, { ...withDatabase(logins.app), ...edge, TROUPE_WEBHOOK_KEY: webhook_key }),
   });
   children.start({ role: "projector", id: "p1", args: ["projector", "--id", "p1"], env: childEnv(options.env, nothing, withDatabase(logins.projector)) });
 

@@ -31,6 +31,7 @@ import type { Tracing } from "../telemetry/tracing.ts";
 import { adoptPriceTable } from "./price-table.ts";
 import { connect, lifeline, observeBus, type Runtime } from "./runtime.ts";
 import { providerCredentials } from "./settings.ts";
+import { createPost } from "./webhook-post.ts";
 
 /** A quick end (Ctrl-C on everything) does not wait for model calls: they are resumed at the next start. */
 const QUICK_DEADLINE_MS = 500;
@@ -40,6 +41,7 @@ const CREATION_SAMPLES: Readonly<Record<HostedKind, JsonObject>> = {
   budget: {},
   session: { agent: "a" },
   tenant: {},
+  webhook: { url: "https://example.com/" },
   worker: { incarnation: "i", versions: [] },
 };
 
@@ -176,6 +178,14 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
           directory,
           providers,
           breakers,
+          ...(settings.TROUPE_WEBHOOK_KEY === undefined
+            ? {}
+            : {
+                webhooks: {
+                  key: settings.TROUPE_WEBHOOK_KEY,
+                  post: createPost({ private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow" }),
+                },
+              }),
           money: createModelMoney({ client: commands, world, providers }),
           on_attempt: attemptsInto(metrics),
           on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),

@@ -59,6 +59,8 @@ export const SLOTS_MAX = 1_000;
 export const RATES_MAX = 64;
 /** Kinds of cost a report tells apart. */
 export const CATEGORIES_MAX = 32;
+/** Webhooks that hear a budget's alerts. */
+export const ALERTS_TO_MAX = 16;
 /** What a refusal for want of a slot says when to ask again. */
 const SLOT_RETRY_MS = 250;
 const ALERTS_PERCENT: Readonly<Record<BudgetStatus, number>> = { healthy: 0, warning: 80, critical: 90, exceeded: 100 };
@@ -115,6 +117,8 @@ export interface BudgetContext extends BaseContext {
   /** The rate at every provider without one of its own, and what was taken there; absent where none was ever set. */
   readonly tier?: RateTier | null;
   readonly tier_windows?: Readonly<Record<string, RateWindow>>;
+  /** Webhooks that hear each alert; absent where none was ever named. */
+  readonly alerts_to?: readonly string[];
   /** Of the tenant's running period. */
   readonly categories: Readonly<Record<string, number>>;
   /** Everything ever settled. */
@@ -134,6 +138,7 @@ export interface ConfigureBody {
   readonly concurrency_max?: number | null;
   readonly rates?: Readonly<Record<string, RateLimit | null>>;
   readonly tier?: RateTier | null;
+  readonly alerts_to?: { readonly add?: readonly string[]; readonly remove?: readonly string[] };
 }
 
 interface Ask {
@@ -160,6 +165,8 @@ export interface SettleBody {
   readonly hold: string;
   /** null: nobody knows, so the whole hold. */
   readonly cost_usd_micros: number | null;
+  /** Where the cost is not known: what of it is, because it ended before. */
+  readonly spent_usd_micros?: number;
   readonly model?: string;
 }
 
@@ -209,6 +216,11 @@ function freshLevel(at_ms: number): Level {
   };
 }
 
+/** Who hears alerts after this change. */
+function heardBy({ alerts_to = [] }: BudgetContext, { add = [], remove = [] }: NonNullable<ConfigureBody["alerts_to"]>): readonly string[] {
+  return [...new Set([...alerts_to, ...add])].filter((path) => !remove.includes(path)).sort();
+}
+
 const moneyOf = ({ limit_usd_micros, settled_usd_micros, reserved_usd_micros }: Level): JsonObject => ({
   limit_usd_micros,
   settled_usd_micros,
@@ -239,6 +251,9 @@ class Books {
   /** What changed. */
   get patch(): Partial<BudgetContext> {
     return Object.fromEntries(Object.entries(this.#now).filter(([name, value]) => value !== this.#before[name as keyof BudgetContext]));
+  }
+  get alerts_to(): readonly string[] {
+    return this.#now.alerts_to ?? [];
   }
   /** The delay to arm the alarm with, when it moved. */
   get alarm_ms(): number | undefined {
@@ -333,7 +348,7 @@ class Books {
     this.#put(key, { ...level, settled_usd_micros: 0, period_started_at_ms: next_started_at_ms, alerted_percent: 0 });
   }
 
-  configure({ level: kind, id, limit_usd_micros, period, concurrency_max, rates, tier }: ConfigureBody): void {
+  configure({ level: kind, id, limit_usd_micros, period, concurrency_max, rates, tier, alerts_to }: ConfigureBody): void {
     const key = levelKey(kind, id);
     const { at_ms } = this.#now.now;
     const known = this.#level(key);
@@ -358,6 +373,7 @@ class Books {
       this.#set({ rates: rate === null ? others : { ...others, [provider]: { limit: rate, window } } });
     }
     if (tier !== undefined) this.#setTier(tier);
+    if (alerts_to !== undefined) this.#set({ alerts_to: heardBy(this.#now, alerts_to) });
     const now = this.#level(key) as Level;
     const told = {
       limit_usd_micros: now.limit_usd_micros,
@@ -365,6 +381,7 @@ class Books {
       concurrency_max: this.#now.concurrency_max,
       ...(rates === undefined ? {} : { rates: rates as unknown as JsonObject }),
       ...(tier === undefined ? {} : { tier: tier as unknown as JsonObject }),
+      ...(alerts_to === undefined ? {} : { alerts_to: this.#now.alerts_to ?? [] }),
     };
     this.told.push({ type: "budget.configured", ...levelName(key), ...told });
     this.answer = { ...levelName(key), ...moneyOf(now), period: now.period, status: now.status };
@@ -534,17 +551,18 @@ class Books {
     });
   }
 
-  settle({ hold, cost_usd_micros, model }: SettleBody, why?: "expired"): void {
+  settle({ hold, cost_usd_micros, spent_usd_micros = 0, model }: SettleBody, why?: "expired"): void {
     const open = tableGet(this.#now.holds, hold);
     if (open === undefined) {
       const was_closed = this.#isClosed(hold);
       this.#close(hold); // B4: a reservation that comes later is refused
       // Money that was spent without having been reserved is told, whatever else is true.
-      if (!was_closed && cost_usd_micros !== null && cost_usd_micros > 0) this.told.push({ type: "budget.unreserved", hold, cost_usd_micros });
+      const unreserved = cost_usd_micros ?? spent_usd_micros;
+      if (!was_closed && unreserved > 0) this.told.push({ type: "budget.unreserved", hold, cost_usd_micros: unreserved });
       this.answer = { settled: false, reason: was_closed ? "closed" : "unknown" };
       return;
     }
-    const cost = cost_usd_micros ?? open.amount_usd_micros;
+    const cost = cost_usd_micros ?? Math.max(open.amount_usd_micros, spent_usd_micros);
     const assumed = cost_usd_micros === null;
     const { session, agent, user, category, amount_usd_micros } = open;
     this.#close(hold);
@@ -687,6 +705,21 @@ interface Enqueue {
   raise(event: { type: "budget.alarm" }, options: { id: string; delay: number }): void;
 }
 
+/** Each alert to each webhook that hears them, with the commit in which it was crossed: once per crossing, whatever dies afterwards. */
+function deliveriesOf({ now }: BudgetContext, { told, alerts_to }: Books): Exclude<Emitted, { type: "answer" }>[] {
+  const at = new Date(now.at_ms).toISOString();
+  return told
+    .filter(({ type }) => type === "budget.alert")
+    .flatMap((event) =>
+      alerts_to.map((to) => ({
+        type: "send" as const,
+        to,
+        command: "webhook.deliver",
+        body: { event, from: `${to.slice(0, to.indexOf("/"))}/budget/main`, at },
+      })),
+    );
+}
+
 /** Does one command's work, as XState's actions; the cast because XState's own type of `enqueue` depends on the machine that is not made yet. */
 function keep({ context, enqueue }: { context: BudgetContext; enqueue: unknown }, work: (books: Books) => void): void {
   const actions = enqueue as Enqueue;
@@ -694,6 +727,7 @@ function keep({ context, enqueue }: { context: BudgetContext; enqueue: unknown }
   work(books);
   actions.assign(books.patch);
   for (const event of books.told) actions.emit({ type: "tell", event });
+  for (const delivery of deliveriesOf(context, books)) actions.emit(delivery);
   if (books.answer !== undefined) actions.emit({ type: "answer", result: books.answer });
   if (books.alarm_ms !== undefined) actions.raise({ type: "budget.alarm" }, { id: "alarm", delay: books.alarm_ms });
 }
@@ -770,11 +804,14 @@ export function budgetContextOf(view: Pick<ActorView, "context">): BudgetContext
 }
 
 /** B6 and B8 for what a command would add; a period that ends meanwhile only makes more room. */
-function refuseConfigure(context: BudgetContext, { level, id, rates, tier, concurrency_max }: ConfigureBody): ErrorBody | undefined {
+function refuseConfigure(context: BudgetContext, body: ConfigureBody): ErrorBody | undefined {
+  const { level, id, rates, tier, concurrency_max, alerts_to } = body;
   if ((level === "tenant") !== (id === undefined))
     return errorBody("invalid", level === "tenant" ? "the tenant's level has no id" : `a level of a ${level} has its id`, { level });
-  if (level !== "tenant" && (rates !== undefined || tier !== undefined || concurrency_max !== undefined))
-    return errorBody("invalid", "rates and concurrency are the tenant's", { level });
+  if (level !== "tenant" && (rates !== undefined || tier !== undefined || concurrency_max !== undefined || alerts_to !== undefined))
+    return errorBody("invalid", "rates, concurrency and who hears alerts are the tenant's", { level });
+  if (alerts_to !== undefined && heardBy(context, alerts_to).length > ALERTS_TO_MAX)
+    return errorBody("invalid", `a budget's alerts are heard by at most ${ALERTS_TO_MAX} webhooks`, { alerts_to_max: ALERTS_TO_MAX });
   const known = tableGet(context.levels, levelKey(level, id)) !== undefined;
   const count = context.levels.reduce((sum, bucket) => sum + Object.keys(bucket).length, 0);
   if (!known && count >= LEVELS_MAX) return errorBody("invalid", `a budget has at most ${LEVELS_MAX} levels`, { levels_max: LEVELS_MAX });
@@ -805,7 +842,7 @@ export const budgetDefinition: ActorDefinition = {
       case "budget.reserve":
         return refuseMoney(context, 0);
       case "budget.settle":
-        return refuseMoney(context, (body as unknown as SettleBody).cost_usd_micros ?? 0);
+        return refuseMoney(context, (body as unknown as SettleBody).cost_usd_micros ?? (body as unknown as SettleBody).spent_usd_micros ?? 0);
       default:
         return undefined;
     }

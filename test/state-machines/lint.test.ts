@@ -7,7 +7,13 @@ import { type ActorDefinition, effect } from "../../state-machines/definition.ts
 import { definitions } from "../../state-machines/kinds.ts";
 import { lint, notJson } from "../../state-machines/lint.ts";
 
-const SAMPLES: Record<keyof typeof definitions, JsonObject> = { budget: {}, session: { agent: "a" }, tenant: {}, worker: { incarnation: "i", versions: {} } };
+const SAMPLES: Record<keyof typeof definitions, JsonObject> = {
+  budget: {},
+  session: { agent: "a" },
+  tenant: {},
+  webhook: { url: "https://example.com/" },
+  worker: { incarnation: "i", versions: {} },
+};
 
 test.each(Object.entries(definitions))("the definition of a %s has no fault", (kind, definition) => {
   expect(lint(definition, SAMPLES[kind as keyof typeof definitions])).toEqual([]);
