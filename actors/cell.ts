@@ -53,8 +53,12 @@ export type MailItem =
       readonly kind: "command";
       readonly command: Command;
       readonly source?: CommandSource;
+      /** Its tenant has more waiting than it may: unless it was decided before, it is refused with this, in its turn. */
+      readonly overloaded?: ErrorBody;
       /** Told exactly once when the command has been decided and that is durable. */
       readonly decided: Decide;
+      /** Told instead, when nobody stored it and it cannot be judged now. */
+      readonly given_up?: () => void;
     }
   | {
       readonly kind: "refused";
@@ -225,10 +229,6 @@ export class ActorCell {
   /** Nothing waits, nothing runs, the loop rests. */
   get idle(): boolean {
     return this.#running_loop === undefined && this.#mailbox.length === 0 && this.#effects.live().size === 0;
-  }
-  /** Items in the mailbox. */
-  get waiting(): number {
-    return this.#mailbox.length;
   }
   /** For how long nothing has been put in. */
   idle_ms(): number {
@@ -490,12 +490,15 @@ export class ActorCell {
       if (known.kind === "repeat")
         return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
     }
-    let refused;
+    let refused = item.overloaded;
     try {
-      refused = await this.#deps.admit?.(command, state === undefined ? undefined : viewOf(state));
+      refused ??= await this.#deps.admit?.(command, state === undefined ? undefined : viewOf(state));
     } catch (error) {
       // What came on the fast lane is stored nowhere: its sender makes it durable when he hears nothing, and it waits then.
-      if (source === undefined) return "unknown";
+      if (source === undefined) {
+        item.given_up?.();
+        return "unknown";
+      }
       this.#mailbox.unshift(item);
       void this.#letCommandsWait(error);
       return "unknown";

@@ -13,12 +13,13 @@
 import { type Bus, type CoreMessage, type Delivery, headerOf, type StoredMessage, type Subscription } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
 import { decodeCommand, HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO, HEADER_SUBJECT } from "../protocol/commands.ts";
-import { errorBody } from "../protocol/errors.ts";
+import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import { PASSIVATE_AFTER_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { encodeReply } from "../protocol/reply.ts";
 import {
+  type CommandChannel,
   fastLaneSubject,
   isReplyAllowed,
   parseActorSubject,
@@ -35,6 +36,7 @@ import { pause, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
 import { ActorCell, type CellDeps, type CellObserver, type Decide, type MailItem } from "./cell.ts";
 import { createEntryCache } from "./entry-cache.ts";
+import { createDispatch, type Dispatch, type Lane } from "./dispatch.ts";
 import type { Performers } from "./performer.ts";
 import type { Cores, Restorer } from "./restore.ts";
 
@@ -67,6 +69,8 @@ export interface ShardHostDeps {
   readonly assume_cost?: CellDeps["assume_cost"];
   readonly observer?: CellObserver;
   readonly passivate_after_ms?: number;
+  /** Whose command goes next. Absent: one of its own, with the usual bounds. */
+  readonly dispatch?: Dispatch;
 }
 
 export interface ShardStatus {
@@ -96,8 +100,8 @@ export interface ShardHost {
 
 /** How often idle actors are looked at. Also the time after which a quiet actor's mark is cleared. */
 const REST_EVERY_MS = 5_000;
-/** Commands of the fast lane that wait in one mailbox. Above it they take the durable way, whose stream is their queue. */
-const FAST_WAITING_MAX = 256;
+/** What a refusal for want of room says when to come again: by then some thousand commands have been decided. */
+const OVERLOADED_RETRY_MS = 1_000;
 /**
  * Restores at once in a process: enough that the broker is never waited for, few enough that the first actors go on while the last are
  * still read. All at once they would share the processor, and all be as late as the last.
@@ -132,6 +136,9 @@ interface Shard {
   readonly taken_ms: number;
   readonly residents: Map<string, Resident>;
   readonly subscriptions: Subscription[];
+  /** What its inbox delivered, and what came by the fast lane, on the way to mailboxes. */
+  readonly inbox: Lane;
+  readonly fast: Lane;
   /** Marks found on taking, by actor path. */
   readonly found_marks: Map<string, number>;
 }
@@ -140,6 +147,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   const { bus, world, log, cores, worker } = deps;
   const shards = new Map<number, Shard>();
   const entries = createEntryCache(bus);
+  const dispatch = deps.dispatch ?? createDispatch({ world });
   const passivateAfterMs = deps.passivate_after_ms ?? PASSIVATE_AFTER_MS;
   let stopped = false;
 
@@ -242,7 +250,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   // ── the inbox ────────────────────────────────────────────────────────────────────────────────────────────────────
 
   function onCommand(shard: Shard, delivery: Delivery): void {
-    const { message, source } = delivery;
+    const { message } = delivery;
     const parsed = parseActorSubject(message.subject);
     if (parsed.kind === "malformed" || (parsed.channel !== "command" && parsed.channel !== "control")) {
       log.warn("a message on no actor's subject is set aside", { subject: message.subject.slice(0, 200) });
@@ -254,10 +262,18 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       return;
     }
     const { actor, channel } = parsed;
+    const overloaded = overload(actor, channel, false);
+    shard.inbox.put(actor.tenant, actor.kind, actorPath(actor), (done) => hand(shard, delivery, actor, channel, overloaded, done));
+  }
+
+  /** It is the turn of a command from the inbox: it goes to its actor's mailbox. */
+  function hand(shard: Shard, delivery: Delivery, actor: ActorAddress, channel: CommandChannel, overloaded: ErrorBody | undefined, done: () => void): void {
+    const { message, source } = delivery;
     const reply = replyTo(actor.tenant, message);
     const decided: Decide = (outcome, after_sequence) => {
       if (reply.kind === "to") bus.send(reply.subject, answerOf(actor, outcome, after_sequence));
       delivery.ack();
+      done();
     };
     const resident = residentOf(shard, actor);
     if (resident === undefined) {
@@ -276,9 +292,15 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
             decided,
           }
         : decoding.kind === "command"
-          ? { kind: "command", command: decoding.command, source, decided }
+          ? { kind: "command", command: decoding.command, source, decided, ...(overloaded === undefined ? {} : { overloaded }) }
           : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, source, decided };
     resident.cell.push(item);
+  }
+
+  /** What is told to a tenant that has more waiting here than it may. What the runtime itself says (`control`) is never refused for that. */
+  function overload(actor: ActorAddress, channel: CommandChannel, hurried: boolean): ErrorBody | undefined {
+    if (channel === "control" || dispatch.pressure(actor.tenant, actor.kind, hurried) !== "refusing") return undefined;
+    return errorBody("overloaded", "too many commands of this tenant wait to be decided", { waits_for: "dispatch", retry_after_ms: OVERLOADED_RETRY_MS });
   }
 
   /** A command by core request, from a process of ours: the same mailbox, the same decision; its answer is its only acknowledgement. */
@@ -295,15 +317,22 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       shardOf(actor, bus.shards) !== shard.number
     )
       return;
-    const resident = residentOf(shard, actor);
-    if (resident === undefined || resident.cell.waiting >= FAST_WAITING_MAX) return; // the durable way has the bound and the refusal
-    const decided: Decide = (outcome, after_sequence) => bus.send(reply, answerOf(actor, outcome, after_sequence));
-    const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
-    resident.cell.push(
-      decoding.kind === "command"
-        ? { kind: "command", command: decoding.command, decided }
-        : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided },
-    );
+    if (cores[actor.kind] === undefined) return; // the durable way has the refusal
+    const answer: Decide = (outcome, after_sequence) => bus.send(reply, answerOf(actor, outcome, after_sequence));
+    const overloaded = overload(actor, channel, true);
+    if (overloaded !== undefined) return answer({ ok: false, error: overloaded }); // stored nowhere, so nothing is answered away
+    shard.fast.put(actor.tenant, actor.kind, actorPath(actor), (done) => {
+      const decided: Decide = (outcome, after_sequence) => {
+        answer(outcome, after_sequence);
+        done();
+      };
+      const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
+      residentOf(shard, actor)?.cell.push(
+        decoding.kind === "command"
+          ? { kind: "command", command: decoding.command, decided, given_up: done }
+          : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided },
+      );
+    });
   }
 
   function answerOf(actor: ActorAddress, outcome: Outcome, after_sequence: number | undefined): Uint8Array {
@@ -399,7 +428,9 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
             if (shard.phase !== "gone") take(shard, delivery);
           },
           on_reset: () => {
-            if (stream === "COMMANDS") for (const { cell } of shard.residents.values()) cell.forget_commands();
+            if (stream !== "COMMANDS") return;
+            shard.inbox.clear();
+            for (const { cell } of shard.residents.values()) cell.forget_commands();
           },
         },
       );
@@ -412,6 +443,8 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     if (shard.phase === "gone") return;
     shard.phase = "gone";
     if (shards.get(shard.number) === shard) shards.delete(shard.number);
+    shard.inbox.clear();
+    shard.fast.clear();
     for (const { cell } of shard.residents.values()) {
       cell.stop();
       entries.forget(cell.actor);
@@ -467,6 +500,8 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
         taken_ms: world.monotonic_ms(),
         residents: new Map(),
         subscriptions: [],
+        inbox: dispatch.lane(),
+        fast: dispatch.lane(),
         found_marks: new Map(),
       };
       shards.set(number, shard);

@@ -7,6 +7,8 @@
 //       wait for an acknowledgement (30 s) is never what brings a dead owner's messages back.
 //   C2. Somebody else who still pulls from the durable is cut off first: the durable is made anew, which ends his pulls.
 //   C3. An opening after the first tells on_reset before its first delivery.
+//   C4. Nothing more is asked for while what was delivered and not acknowledged is over its bound, in messages or in bytes.
+import { INBOX_UNDECIDED_BYTES_MAX, INBOX_UNDECIDED_MAX } from "../protocol/limits.ts";
 import { pause } from "../protocol/world.ts";
 import { guarded, type Link, toNanos } from "./jetstream-link.ts";
 import { Pull } from "./jetstream-pull.ts";
@@ -15,8 +17,6 @@ import type { Delivery, InboxHandlers, InboxSpec, Subscription } from "./port.ts
 
 /** The broker's own redelivery: only the last resort, when nobody resets the durable. */
 const ACK_WAIT_MS = 30_000;
-/** Delivered and not acknowledged, over all actors of a shard: bounds its owner's memory. */
-const ACK_PENDING_MAX = 1_000;
 const WINDOW = 500;
 /** How long consume() waits for its first opening before it answers; it goes on trying after. */
 const FIRST_OPENING_PATIENCE_MS = 5_000;
@@ -103,7 +103,13 @@ class Inbox implements Subscription {
   #session(incarnation: string): Promise<string> {
     const { stream, durable } = this.#spec;
     return new Promise((resolve) => {
-      const pull = new Pull(
+      let undecided_bytes = 0;
+      /** Deliveries whose place in the window is not given back yet (C4). */
+      let owed = 0;
+      const giveBack = (): void => {
+        for (; owed > 0 && undecided_bytes < INBOX_UNDECIDED_BYTES_MAX; owed--) pull.handled();
+      };
+      const pull: Pull = new Pull(
         this.#link,
         { stream, consumer: durable, window: WINDOW },
         {
@@ -111,10 +117,16 @@ class Inbox implements Subscription {
             const delivery: Delivery = {
               message,
               source: { stream, incarnation, seq: message.sequence },
-              ack: () => void this.#link.send(reply, ACK),
+              ack: () => {
+                this.#link.send(reply, ACK);
+                undecided_bytes -= message.data.byteLength;
+                giveBack();
+              },
             };
+            undecided_bytes += message.data.byteLength;
+            owed += 1;
             guarded(this.#link.log, "an inbox's on_delivery threw", { durable, sequence: message.sequence }, () => this.#handlers.on_delivery(delivery));
-            pull.handled();
+            giveBack();
           },
           on_broken: resolve,
         },
@@ -165,7 +177,7 @@ function durableConfig(spec: InboxSpec): Record<string, unknown> {
     deliver_policy: "all",
     ack_policy: "explicit",
     ack_wait: toNanos(ACK_WAIT_MS),
-    max_ack_pending: ACK_PENDING_MAX,
+    max_ack_pending: INBOX_UNDECIDED_MAX,
     max_deliver: -1,
     replay_policy: "instant",
     filter_subjects: [...spec.filters],

@@ -11,6 +11,7 @@
 //   M4. A fault only does what a network or a broker can do: a stored message stays stored, whatever happens to its answer.
 import { assert } from "../protocol/assert.ts";
 import { HEADER_COMMIT } from "../protocol/commands.ts";
+import { INBOX_UNDECIDED_MAX } from "../protocol/limits.ts";
 import { errorFields, type Log, silentLog } from "../protocol/log.ts";
 import { dueSubject, timerSubject } from "../protocol/subjects.ts";
 import { pause, timestamp, type World } from "../protocol/world.ts";
@@ -80,8 +81,7 @@ export interface MemoryBroker {
 const REQUEST_PATIENCE_MS = 5_000;
 /** The broker takes no larger message, on any subject. */
 const PAYLOAD_BYTES_MAX = 4 * 1024 * 1024;
-/** As the real inbox: unacknowledged deliveries at most, the wait for an acknowledgement, the pause before opening again. */
-const ACK_PENDING_MAX = 1_000;
+/** As the real inbox: the wait for an acknowledgement, the pause before opening again. */
 const ACK_WAIT_MS = 30_000;
 const REOPEN_MS = 20;
 /** A gap is seen with the next heartbeat. */
@@ -655,7 +655,7 @@ class MemoryInbox implements Subscription {
     while (!this.#stopped && broker.reads(this.#key, this)) {
       if (this.#must_reset) await this.#openAgain();
       if (this.#stopped) break;
-      const message = this.#unacknowledged.size < ACK_PENDING_MAX ? broker.stream(name).next(filters, this.#cursor) : undefined;
+      const message = this.#unacknowledged.size < INBOX_UNDECIDED_MAX ? broker.stream(name).next(filters, this.#cursor) : undefined;
       if (message === undefined || this.#must_reset) {
         if (!this.#must_reset) await this.#idle(name);
         continue;

@@ -18,6 +18,14 @@ export const IDEMPOTENCY_KEY_BYTES_MAX = 255;
 /** A client of ours says a command twice at most, within its patience; six times that is certainly over. */
 export const AUTOMATIC_KEY_KEEP_MS = 60_000;
 
+/**
+ * Commands of a shard that its owner has from the broker and has not decided. It must see far: who is decided next is chosen among these, so
+ * that ten thousand commands of one tenant do not hide another's. A session's message is some hundred bytes; larger ones are bounded by bytes.
+ */
+export const INBOX_UNDECIDED_MAX = 16_000;
+export const INBOX_UNDECIDED_BYTES_MAX = 64 * 1024 * 1024;
+assert(INBOX_UNDECIDED_BYTES_MAX >= 16 * COMMAND_BYTES_MAX, "a few of the largest commands do not close a shard's inbox");
+
 /** Messages waiting in one session. A person does not queue more; a program should open more sessions. */
 export const SESSION_QUEUE_MAX = 100;
 /** Model calls in one turn before it ends as `loop_limit` (AR-F06); an agent may set its own, up to the ceiling. */
