@@ -118,6 +118,9 @@ const ports: CliPorts = {
   async connectBus() {
     return connect(await commandLine(), "troupe-cli", { ensure: false, first_connection_patience_ms: COMMAND_LINE_PATIENCE_MS });
   },
+  async login() {
+    return (await commandLineSettings()).TROUPE_NATS_USER ?? "nobody";
+  },
   async openDatabase() {
     const { TROUPE_POSTGRES_URL: url } = await commandLineSettings();
     if (url === undefined) throw new Error("no Postgres is configured: TROUPE_POSTGRES_URL is not set and dev.json names none");

@@ -65,6 +65,7 @@ export type MailItem =
       readonly error: ErrorBody;
       readonly type: string;
       readonly channel: Command["channel"];
+      readonly principal?: string;
       readonly source?: CommandSource;
       readonly decided: Decide;
     }
@@ -474,7 +475,9 @@ export class ActorCell {
       // The same message again: its refusal stands in the journal.
       if (recognise(state, { channel: item.channel, source: item.source, type: item.type, hash }).kind === "repeat") return no(item.error);
       if (!this.#mayJournalRefusal()) return no(item.error);
-      return { entry: { t: "refused", type: item.type, hash, error: item.error, channel: item.channel, ...(item.source ? { source: item.source } : {}) } };
+      const { type, error, channel, source, principal } = item;
+      const who = principal === undefined ? {} : { principal };
+      return { entry: { t: "refused", type, hash, error, channel, ...(source === undefined ? {} : { source }), ...who } };
     }
     const { command, source } = item;
     const identity = {
@@ -482,6 +485,7 @@ export class ActorCell {
       ...(command.key === undefined ? {} : { key: command.key }),
       ...(source === undefined ? {} : { source }),
       ...(command.trace === undefined ? {} : { trace: command.trace }),
+      ...(command.principal === undefined ? {} : { principal: command.principal }),
     };
     const hash = commandHash(command.type, command.body);
     if (state !== undefined) {

@@ -11,7 +11,14 @@
 // Invariants:
 //   W1. Once a command is durable, only a yes of the fast lane still counts: its no may be followed by the yes of the durable twin.
 import type { Bus } from "../bus/port.ts";
-import { AUTOMATIC_KEY_PREFIX, HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO, HEADER_SUBJECT, HEADER_TRACEPARENT } from "../protocol/commands.ts";
+import {
+  AUTOMATIC_KEY_PREFIX,
+  HEADER_IDEMPOTENCY_KEY,
+  HEADER_PRINCIPAL,
+  HEADER_REPLY_TO,
+  HEADER_SUBJECT,
+  HEADER_TRACEPARENT,
+} from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
@@ -31,6 +38,8 @@ export interface CommandRequest {
   readonly key?: string | undefined;
   readonly trace?: string | undefined;
   readonly channel?: CommandChannel;
+  /** In whose name (protocol/principal.ts). */
+  readonly principal?: string | undefined;
 }
 
 export interface CommandClient {
@@ -46,8 +55,21 @@ const FAST_PATIENCE_MS = 250;
 /** Marks the answers of the fast lane, after their token. */
 const FAST = "fast";
 
-/** `fast_lane: false` makes every command durable first: for callers that wait long, and for tests of that way. */
-export function createCommandClient({ bus, world, fast_lane = true }: { bus: Bus; world: World; fast_lane?: boolean }): CommandClient {
+/**
+ * `fast_lane: false` makes every command durable first: for callers that wait long, and for tests of that way.
+ * `principal`: in whose name is spoken where a request names nobody.
+ */
+export function createCommandClient({
+  bus,
+  world,
+  fast_lane = true,
+  principal: own,
+}: {
+  bus: Bus;
+  world: World;
+  fast_lane?: boolean;
+  principal?: string;
+}): CommandClient {
   const nonce = world.id();
   // One subscription for all answers; the last token tells whose it is.
   const inbox = bus.inbox();
@@ -80,7 +102,7 @@ export function createCommandClient({ bus, world, fast_lane = true }: { bus: Bus
   }
 
   return {
-    async command(actor, { type, body, key, trace, channel = "command" }, { patience_ms = PATIENCE_MS } = {}) {
+    async command(actor, { type, body, key, trace, channel = "command", principal = own }, { patience_ms = PATIENCE_MS } = {}) {
       const data = new TextEncoder().encode(JSON.stringify({ type, body }));
       if (data.byteLength > COMMAND_BYTES_MAX)
         return {
@@ -105,6 +127,7 @@ export function createCommandClient({ bus, world, fast_lane = true }: { bus: Bus
       const headers = {
         [HEADER_IDEMPOTENCY_KEY]: key ?? `${AUTOMATIC_KEY_PREFIX}${nonce}.${token}`,
         ...(trace === undefined ? {} : { [HEADER_TRACEPARENT]: trace }),
+        ...(principal === undefined ? {} : { [HEADER_PRINCIPAL]: principal }),
       };
       if (fast_lane && (SHARDED_KINDS as readonly string[]).includes(actor.kind)) await fastLane(actor, subject, data, headers, token, `${reply_to}-${FAST}`);
       if (got !== undefined) return { kind: "decided", reply: got };

@@ -10,17 +10,20 @@
 //   H1. An actor's cell exists at most once in this process.
 //   H2. A taken shard restores every actor that has a resident mark: those and only those may owe something.
 //   H3. A mark is cleared only by compare-and-set on the very message, after the actor settled what it owed.
+//   H4. What a tenant's client says of itself in headers gives it no power: not who it is, and an answer goes to its own inbox or nowhere.
 import { type Bus, type CoreMessage, type Delivery, headerOf, type StoredMessage, type Subscription } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
-import { decodeCommand, HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO, HEADER_SUBJECT } from "../protocol/commands.ts";
+import { decodeCommand, HEADER_IDEMPOTENCY_KEY, HEADER_PRINCIPAL, HEADER_REPLY_TO, HEADER_SUBJECT } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import { PASSIVATE_AFTER_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
+import { isPrincipal, PRINCIPAL_ON_BUS } from "../protocol/principal.ts";
 import { encodeReply } from "../protocol/reply.ts";
 import {
   type CommandChannel,
   fastLaneSubject,
+  isFromEdge,
   isReplyAllowed,
   parseActorSubject,
   parseDueSubject,
@@ -280,7 +283,8 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       decided({ ok: false, error: errorBody("invalid", `this runtime hosts no actors of kind '${actor.kind}'`) });
       return;
     }
-    const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
+    const { principal } = whoSaid(message);
+    const decoding = decodeCommand(actor.kind, channel, message.data, (name) => (name === HEADER_PRINCIPAL ? principal : headerOf(message.headers, name)));
     const item: MailItem =
       reply.kind === "forbidden"
         ? {
@@ -294,7 +298,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
         : decoding.kind === "command"
           ? { kind: "command", command: decoding.command, source, decided, ...(overloaded === undefined ? {} : { overloaded }) }
           : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, source, decided };
-    resident.cell.push(item);
+    resident.cell.push(item.kind === "refused" ? { ...item, ...whoSaid(message) } : item);
   }
 
   /** What is told to a tenant that has more waiting here than it may. What the runtime itself says (`control`) is never refused for that. */
@@ -330,7 +334,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       residentOf(shard, actor)?.cell.push(
         decoding.kind === "command"
           ? { kind: "command", command: decoding.command, decided, given_up: done }
-          : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided },
+          : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided, ...whoSaid(message) },
       );
     });
   }
@@ -345,7 +349,14 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   function replyTo(tenant: string | undefined, message: StoredMessage): { kind: "none" } | { kind: "to"; subject: string } | { kind: "forbidden" } {
     const subject = headerOf(message.headers, HEADER_REPLY_TO);
     if (subject === undefined || subject === "") return { kind: "none" };
-    return tenant !== undefined && isReplyAllowed(tenant, subject) ? { kind: "to", subject: replyRoute(tenant, subject) } : { kind: "forbidden" };
+    const said_by = isFromEdge(message.subject) ? "client" : "runtime";
+    return tenant !== undefined && isReplyAllowed(tenant, subject, said_by) ? { kind: "to", subject: replyRoute(tenant, subject) } : { kind: "forbidden" };
+  }
+
+  /** Of a tenant's client only that it was one, whatever its headers say (H4). */
+  function whoSaid({ subject, headers }: Pick<StoredMessage, "subject" | "headers">): { principal?: string } {
+    const said = isFromEdge(subject) ? PRINCIPAL_ON_BUS : headerOf(headers, HEADER_PRINCIPAL);
+    return isPrincipal(said) ? { principal: said } : {};
   }
 
   function onDue(shard: Shard, delivery: Delivery): void {

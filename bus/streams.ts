@@ -10,6 +10,7 @@
 import { assert } from "../protocol/assert.ts";
 import { ACTOR_KINDS } from "../protocol/ids.ts";
 import { COMMAND_BYTES_MAX, LEASE_TTL_MS } from "../protocol/limits.ts";
+import { EDGE_KINDS, edgeCommandFilter } from "../protocol/subjects.ts";
 import { BUCKETS, type BucketName, STREAMS, type StreamName } from "./port.ts";
 
 export interface StreamDeclaration {
@@ -98,7 +99,7 @@ export function declareStreams(parameters: StreamParameters): Declarations {
       name: "COMMANDS",
       purpose: "What actors are asked to do, until it is done; each shard reads its own part.",
       // Of the kinds there are, and no other: what nobody reads would lie here for ever, until the stream is full for all.
-      subjects: ACTOR_KINDS.flatMap((kind) => [`tenant.*.${kind}.*.command`, `tenant.*.${kind}.*.control`]),
+      subjects: [...ACTOR_KINDS.flatMap((kind) => [`tenant.*.${kind}.*.command`, `tenant.*.${kind}.*.control`]), ...EDGE_KINDS.map(edgeCommandFilter)],
       kept: "until_acknowledged",
       replicas,
       when_full: "refuse_new",

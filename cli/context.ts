@@ -6,6 +6,7 @@ import { createRestorer, type Restorer } from "../actors/restore.ts";
 import type { Bus } from "../bus/port.ts";
 import type { Database } from "../projections/database.ts";
 import { createQueries, type Queries } from "../projections/queries.ts";
+import { principalWord } from "../protocol/principal.ts";
 import { cores } from "../state-machines/kinds.ts";
 import { type DevFileReading, homeDirectory, readDevFile } from "./dev-file.ts";
 import type { CliPorts } from "./ports.ts";
@@ -75,7 +76,7 @@ export function createContext(ports: CliPorts, printer: Printer): Context {
       return directory;
     }),
     commands: once(async () => {
-      const commands = createCommandClient({ bus: await bus(), world });
+      const commands = createCommandClient({ bus: await bus(), world, principal: principalWord(`login:${await ports.login()}`) });
       closers.push(() => commands.stop());
       return commands;
     }),

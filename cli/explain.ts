@@ -15,7 +15,7 @@ import type { Context } from "./context.ts";
 import { coreFor } from "./look.ts";
 import { EXIT } from "./ports.ts";
 import { ago } from "./printer.ts";
-import { entryWords } from "./replay.ts";
+import { byWords, entryWords } from "./replay.ts";
 
 /** One thing that happened. */
 interface Chapter {
@@ -102,7 +102,7 @@ function ownChapters({ sequence, message }: Told, before: JournalMessage | undef
       chapters.push(chapter("claim", `claimed by ${worker}, epoch ${message.epoch}, from ${entry.from ?? "nobody"} (${entry.reason}); ${lost}`));
     } else if (entry.t === "done") {
       if (message.events.length === 0) chapters.push(chapter("done", `${entry.inst} done`));
-    } else chapters.push(chapter(entry.t, entry.t === "command" || entry.t === "init" ? entry.type : entryWords(entry)));
+    } else chapters.push(chapter(entry.t, entry.t === "command" || entry.t === "init" ? `${entry.type}${byWords(entry)}` : entryWords(entry)));
   }
   for (const event of message.events) {
     const text = eventWords(event);

@@ -73,6 +73,8 @@ export interface CliPorts {
   on_interrupt(listener: () => void): () => void;
   /** With the operator's credentials. Rejects when there is no broker. */
   connectBus(): Promise<Bus>;
+  /** The user under which `connectBus` comes onto the bus: in whose name commands are said. */
+  login(): Promise<string>;
   /** Rejects when none is configured or it cannot be reached. */
   openDatabase(): Promise<Database>;
   /** Compares the broker with what is declared; what is as it must be is not named. */

@@ -95,25 +95,27 @@ export interface AuditOptions {
   readonly actor?: string;
   readonly entry?: string;
   readonly command?: string;
+  readonly principal?: string;
   readonly since?: string;
   readonly until?: string;
   readonly limit?: number;
   readonly after?: string;
 }
 
-export async function audit(context: Context, { tenant, kind, actor, entry, command, since, until, limit, after }: AuditOptions): Promise<number> {
+export async function audit(context: Context, { tenant, kind, actor, entry, command, principal, since, until, limit, after }: AuditOptions): Promise<number> {
   const { printer } = context;
-  const page = await (await context.queries()).audit(tenant, { kind, actor, entry_type: entry, command_type: command, since, until, limit, after });
+  const page = await (await context.queries()).audit(tenant, { kind, actor, entry_type: entry, command_type: command, principal, since, until, limit, after });
   if (printer.json) for (const row of page.items) printer.json_line(row);
   else
     printer.table(
-      ["at", "actor", "seq", "entry", "what", "state after", "events", "worker", "epoch"],
+      ["at", "actor", "seq", "entry", "what", "by", "state after", "events", "worker", "epoch"],
       page.items.map((row) => [
         row.at,
         `${row.kind}/${row.actor}`,
         row.seq,
         row.code === null ? row.entry_type : `${row.entry_type} ${row.code}`,
         row.command_type ?? row.inst,
+        row.principal,
         row.state_after,
         row.events.join(" "),
         row.worker,

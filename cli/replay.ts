@@ -160,6 +160,9 @@ export async function replay(options: ReplayOptions): Promise<ReplayOutcome> {
   return { kind: "replayed", entries, seq: state.seq, state, differences, snapshot: proof };
 }
 
+/** Who said it, where that is known and not the runtime itself. */
+export const byWords = (entry: Entry): string => ("principal" in entry && entry.principal !== undefined ? ` by ${entry.principal}` : "");
+
 /** An entry in a few words, for a line of a terminal. */
 export function entryWords(entry: Entry): string {
   const short = (value: unknown): string => {
@@ -169,9 +172,9 @@ export function entryWords(entry: Entry): string {
   switch (entry.t) {
     case "init":
     case "command":
-      return `${entry.type} ${short(entry.body)}`;
+      return `${entry.type}${byWords(entry)} ${short(entry.body)}`;
     case "refused":
-      return `${entry.type} → ${entry.error.code}: ${entry.error.message}`;
+      return `${entry.type}${byWords(entry)} → ${entry.error.code}: ${entry.error.message}`;
     case "done":
       return `${entry.inst} ${short(entry.output)}`;
     case "fail":

@@ -11,6 +11,9 @@
 //   G6. A route names the one scope it needs. Tenants' scopes are never an operator's and the other way round (protocol/scopes.ts), so an operator's
 //       credential reaches no tenant's session and a tenant's no operator's route.
 //   G5. Ending a connection ends nothing but the connection (F3).
+//   G7. What is said to an actor while a route is served is said in the name of its credential: the client that routes are given adds it, so no route
+//       can forget it, and none can name another.
+import { AsyncLocalStorage } from "node:async_hooks";
 import { createHash } from "node:crypto";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
@@ -28,6 +31,7 @@ import { decodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { COMMAND_BYTES_MAX } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
+import { principalWord } from "../protocol/principal.ts";
 import type { Scope } from "../protocol/scopes.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
@@ -248,7 +252,12 @@ function commandBytes(type: string, body: JsonObject): Uint8Array {
 const pathPattern = (url: string): RegExp => new RegExp(`^${url.replace(/:[a-z_]+/g, "[^/]+")}/?$`);
 
 export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
-  const { bus, restorer, directory, client, sessions, definition, readiness, metrics, world, log, host, port, streams_max = STREAMS_MAX } = deps;
+  const { bus, restorer, directory, sessions, definition, readiness, metrics, world, log, host, port, streams_max = STREAMS_MAX } = deps;
+  /** G7: whose request is being served. */
+  const acting = new AsyncLocalStorage<string>();
+  const client: GatewayDeps["client"] = {
+    command: (actor, request, options) => deps.client.command(actor, { ...request, principal: acting.getStore() }, options),
+  };
   const hub = createFeedHub({ bus, world, log, on_behind: () => metrics.add("troupe_gateway_gaps_repaired_total", { channel: "reader" }) });
   const feedDeps = { bus, hub, world, log };
   const replay = startReplay({ bus, log });
@@ -332,7 +341,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
       handler: async (request, reply) => {
         const visitor = visitors.get(request);
         if (visitor === undefined) throw new TroupeError(errorBody("unauthenticated", "no credential was seen")); // G1
-        return handler(request, reply, visitor);
+        return acting.run(principalWord(visitor.principal.name), () => handler(request, reply, visitor)); // G7
       },
     });
   }

@@ -29,9 +29,10 @@ export function genesisOf(tenant: string): string {
   return sha256(`troupe audit 1 ${tenant}`);
 }
 
-/** A row as it will be read back: times in one form, text as Postgres can hold it. */
+/** A row as it will be read back: times in one form, text as Postgres can hold it. A row without a principal is as it was before there was one. */
 function canonicalRow(row: AuditRecord): string {
-  const { chain: _, ...rest } = row as AuditRecord & { chain?: string };
+  const { chain: _, principal, ...known } = row as AuditRecord & { chain?: string };
+  const rest = principal === null || principal === undefined ? known : { ...known, principal };
   const at_ms = Date.parse(row.at);
   // What is no time is refused by the table.
   return canonicalJson(storable({ ...rest, at: Number.isNaN(at_ms) ? row.at : timestamp(at_ms) }));

@@ -110,6 +110,7 @@ export interface AuditFilter {
   readonly actor?: string | undefined;
   readonly entry_type?: string | undefined;
   readonly command_type?: string | undefined;
+  readonly principal?: string | undefined;
   readonly since?: string | undefined;
   readonly until?: string | undefined;
 }
@@ -221,7 +222,7 @@ const SESSION_COLUMNS = `session, agent, agent_version, config_hash, external_id
 const USAGE_COLUMNS = `session, inst, attempt, turn, step, agent, user_id as "user", model, provider, key_source, input_tokens, output_tokens,
   cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, price_version, estimated, outcome, code, started_at, ended_at, stream_sequence`;
 const AUDIT_COLUMNS = `kind, actor, stream_sequence, entry_index, seq, at, epoch, worker, machine, entry_type, command_type, channel, key, source, inst, code,
-  state_after, events, trace, hash, chain`;
+  state_after, events, trace, principal, hash, chain`;
 const USAGE_FILTER = `tenant = $1 and ($2::text is null or session = $2) and ($3::text is null or agent = $3) and ($4::text is null or user_id = $4)
   and ($5::text is null or model = $5) and ($6::timestamptz is null or ended_at >= $6) and ($7::timestamptz is null or ended_at < $7)`;
 
@@ -308,8 +309,8 @@ export function createQueries(database: Database): Queries {
         `select ${AUDIT_COLUMNS} from audit
          where tenant = $1 and ($2::text is null or kind = $2) and ($3::text is null or actor = $3) and ($4::text is null or entry_type = $4)
            and ($5::text is null or command_type = $5) and ($6::timestamptz is null or at >= $6) and ($7::timestamptz is null or at < $7)
-           and ($8::bigint is null or (stream_sequence, entry_index) < ($8, $9))
-         order by stream_sequence desc, entry_index desc limit $10`,
+           and ($8::bigint is null or (stream_sequence, entry_index) < ($8, $9)) and ($10::text is null or principal = $10)
+         order by stream_sequence desc, entry_index desc limit $11`,
         [
           tenant,
           filterOf(request.kind),
@@ -320,6 +321,7 @@ export function createQueries(database: Database): Queries {
           timeOf(request.until, "until"),
           sequence,
           index,
+          filterOf(request.principal),
         ],
         limitOf(request.limit),
         (row) => [row.stream_sequence, row.entry_index],

@@ -76,6 +76,8 @@ export interface AuditRecord {
   readonly state_after: string | null;
   readonly events: readonly string[];
   readonly trace: string | null;
+  /** Who said it (protocol/principal.ts); null for the runtime itself, and for what is no command. */
+  readonly principal: string | null;
   readonly hash: string;
 }
 
@@ -193,6 +195,7 @@ export function auditRecords(message: JournalMessage, stream_sequence: number): 
       state_after: index === last ? message.state : null,
       events: index === last ? message.events.map((event) => event.type) : [],
       trace: command?.trace ?? null,
+      principal: command?.principal ?? null,
       hash: auditHash(entry),
     };
   });

@@ -8,12 +8,15 @@ import { type ErrorBody, errorBody } from "./errors.ts";
 import { type ActorKind, ID_PATTERN } from "./ids.ts";
 import type { Json } from "./json.ts";
 import { COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX } from "./limits.ts";
+import { isPrincipal } from "./principal.ts";
 import type { CommandChannel } from "./subjects.ts";
 
 export const HEADER_IDEMPOTENCY_KEY = "Idempotency-Key";
 export const HEADER_REPLY_TO = "Troupe-Reply-To";
 export const HEADER_CONTENT_TYPE = "Content-Type";
 export const HEADER_TRACEPARENT = "traceparent";
+/** Who said it, as a process of ours knows (protocol/principal.ts). From a tenant's client it counts for nothing. */
+export const HEADER_PRINCIPAL = "Troupe-Principal";
 /** On the fast lane: the actor's subject that the command is meant for. */
 export const HEADER_SUBJECT = "Troupe-Subject";
 /** Keys that our own clients make for senders that gave none; remembered only as long as such a client may still repeat. */
@@ -290,6 +293,8 @@ export interface Command {
   /** The sender's Idempotency-Key, if any. */
   readonly key?: string;
   readonly trace?: string;
+  /** Who said it; absent for the runtime itself. */
+  readonly principal?: string;
 }
 
 export type CommandDecoding =
@@ -364,7 +369,7 @@ export function decodeCommand(kind: ActorKind, channel: CommandChannel, data: Ui
   const key = header(HEADER_IDEMPOTENCY_KEY);
   if (key !== undefined && (key.length === 0 || Buffer.byteLength(key) > IDEMPOTENCY_KEY_BYTES_MAX))
     return refused(errorBody("invalid", `${HEADER_IDEMPOTENCY_KEY} is 1 to ${IDEMPOTENCY_KEY_BYTES_MAX} bytes`), envelope.data.type);
-  return checkCommand(kind, channel, envelope.data.type, envelope.data.body, { key, trace: header(HEADER_TRACEPARENT) });
+  return checkCommand(kind, channel, envelope.data.type, envelope.data.body, { key, trace: header(HEADER_TRACEPARENT), principal: header(HEADER_PRINCIPAL) });
 }
 
 /** Checks a command's type, channel and body. For senders that already hold a value, and for decodeCommand. */
@@ -373,7 +378,7 @@ export function checkCommand(
   channel: CommandChannel,
   type: string,
   body: unknown,
-  extra: { key?: string | undefined; trace?: string | undefined } = {},
+  extra: { key?: string | undefined; trace?: string | undefined; principal?: string | undefined } = {},
 ): CommandDecoding {
   const known: Record<string, { channels: readonly CommandChannel[]; body: z.ZodType }> = COMMANDS[kind];
   const declared = Object.hasOwn(known, type) ? known[type] : undefined;
@@ -387,6 +392,7 @@ export function checkCommand(
     body: checked.data as { [key: string]: Json },
     ...(extra.key === undefined ? {} : { key: extra.key }),
     ...(extra.trace !== undefined && /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/.test(extra.trace) ? { trace: extra.trace } : {}),
+    ...(isPrincipal(extra.principal) ? { principal: extra.principal } : {}),
   };
   return { kind: "command", command };
 }

@@ -27,6 +27,8 @@ interface CommandIdentity {
   readonly key?: string;
   readonly source?: CommandSource;
   readonly trace?: string;
+  /** Who said it (protocol/principal.ts); absent for the runtime itself, and in journals from before it was noted. No machine sees it. */
+  readonly principal?: string;
 }
 
 export interface EffectError {

@@ -1,6 +1,7 @@
 // subjects: the only file that builds or parses a NATS subject.
 //
 //   tenant.{tenant}.{kind}.{id}.{channel}     what services and tenants see
+//   tenant.{tenant}.{kind}.{id}.edge          what a tenant's client said on `….command`, as it arrives in the runtime's account
 //   live.tenant.…                             what the streams stored, as it is stored
 //   shard.{n}.tenant.…  shard.{n}.due.…       COMMANDS and TIMERS after their subject transform: a shard's inbox
 //   timer.…  due.…                            a schedule, and where it is aimed
@@ -23,6 +24,17 @@ export function actorSubject(actor: ActorAddress, channel: Channel): string {
   return `tenant.${actor.tenant}.${actor.kind}.${actor.id}.${channel}`;
 }
 
+/** The last word of a subject under which the broker hands on what came from a tenant's client. No client can name such a subject, and no process of ours does. */
+const EDGE_WORD = "edge";
+/** Kinds to which a tenant's clients may say commands on the bus. */
+export const EDGE_KINDS = ["session", "workflow"] as const;
+/** Where commands of tenants' clients arrive in the runtime's account. */
+export const edgeCommandFilter = (kind: (typeof EDGE_KINDS)[number]): string => `tenant.*.${kind}.*.${EDGE_WORD}`;
+/** Was it said by a tenant's client? Everything else on an actor's subject was said with the runtime's credentials. */
+export function isFromEdge(subject: string): boolean {
+  return subject.endsWith(`.${EDGE_WORD}`);
+}
+
 /** Where the live copy of what EVENTS or TOKENS stored is heard. */
 export function liveSubject(actor: ActorAddress, channel: "event" | "token"): string {
   return `live.${actorSubject(actor, channel)}`;
@@ -33,7 +45,7 @@ export type SubjectParse =
   /** `tenant`: whose subject it is, when that much can be read. */
   | { readonly kind: "malformed"; readonly reason: string; readonly tenant?: string };
 
-/** Parses `tenant.…`, `live.tenant.…` and `shard.{n}.tenant.…` alike. */
+/** Parses `tenant.…`, `live.tenant.…` and `shard.{n}.tenant.…` alike. What came from the edge is a command like another; isFromEdge tells it. */
 export function parseActorSubject(subject: string): SubjectParse {
   let tokens = subject.split(".");
   if (tokens[0] === "live") tokens = tokens.slice(1);
@@ -43,6 +55,7 @@ export function parseActorSubject(subject: string): SubjectParse {
   if (!isId(tenant)) return { kind: "malformed", reason: "the tenant is not 1 to 64 of A-Z a-z 0-9 _ -" };
   if (!isActorKind(kind)) return { kind: "malformed", tenant, reason: `unknown kind of actor '${String(kind).slice(0, 64)}'` };
   if (!isId(id)) return { kind: "malformed", tenant, reason: "the id is not 1 to 64 of A-Z a-z 0-9 _ -" };
+  if (channel === EDGE_WORD && (EDGE_KINDS as readonly string[]).includes(kind)) return { kind: "actor", actor: { tenant, kind, id }, channel: "command" };
   if (!isChannel(channel)) return { kind: "malformed", tenant, reason: `unknown channel '${String(channel).slice(0, 64)}'` };
   return { kind: "actor", actor: { tenant, kind, id }, channel };
 }
@@ -126,7 +139,7 @@ const CROSSING_REPLY_PREFIX = "_R_.";
 
 /** May history of `tenant` be sent to `reply`? It is the reply of a NATS message, not a header: one that came across accounts is the broker's own. */
 export function isReplayReplyAllowed(tenant: string, reply: string): boolean {
-  return isReplyAllowed(tenant, reply) || (isLiteralSubject(reply) && reply.startsWith(CROSSING_REPLY_PREFIX));
+  return isReplyAllowed(tenant, reply, "runtime") || (isLiteralSubject(reply) && reply.startsWith(CROSSING_REPLY_PREFIX));
 }
 
 /** Where a tenant's clients say commands. */
@@ -140,10 +153,10 @@ export function isLiteralSubject(subject: string): boolean {
   return subject.length <= 255 && /^[^\s.*>]+(\.[^\s.*>]+)*$/.test(subject);
 }
 
-/** May a command for `tenant` be answered on `subject`? Only under that tenant's own inbox prefix, or our own. */
-export function isReplyAllowed(tenant: string, subject: string): boolean {
+/** May a command for `tenant` be answered on `subject`? Only under that tenant's own inbox prefix, or, when it was not a tenant's client that said it, our own. */
+export function isReplyAllowed(tenant: string, subject: string, said_by: "runtime" | "client"): boolean {
   if (!isLiteralSubject(subject)) return false;
-  return subject.startsWith(tenantInboxPrefix(tenant)) || subject.startsWith(RUNTIME_INBOX_PREFIX);
+  return subject.startsWith(tenantInboxPrefix(tenant)) || (said_by === "runtime" && subject.startsWith(RUNTIME_INBOX_PREFIX));
 }
 
 /** What a worker can be asked by our own processes, one request and one reply each. */

@@ -884,7 +884,7 @@ export class Leader {
     if (actor.tenant !== SYSTEM_TENANT) return refuse(errorBody("not_found", `there is no worker '${actor.id}'`));
     const decoding = decodeCommand("worker", channel, message.data, (name) => headerOf(message.headers, name));
     if (decoding.kind === "refused") return refuse(decoding.error);
-    const { type, body, key, trace } = decoding.command;
+    const { type, body, key, trace, principal } = decoding.command;
     const cell = this.#cell(leadership, actor.id);
     await Promise.race([leadership.loads.get(actor.id), leadership.ended]);
     if (leadership.over) return;
@@ -895,6 +895,7 @@ export class Leader {
     const outcome = await this.#say(leadership, actor.id, type, body, {
       source,
       ...(key === undefined ? {} : { key }),
+      ...(principal === undefined ? {} : { principal }),
       ...(trace === undefined ? {} : { trace }),
     });
     if (outcome === undefined) return; // unacknowledged: the next leader decides it, and recognises it if it was decided
@@ -905,7 +906,7 @@ export class Leader {
 
   #answer(actor: ActorAddress, delivery: Delivery, outcome: Outcome): void {
     const reply_to = headerOf(delivery.message.headers, HEADER_REPLY_TO);
-    if (reply_to === undefined || !isReplyAllowed(actor.tenant, reply_to)) return;
+    if (reply_to === undefined || !isReplyAllowed(actor.tenant, reply_to, "runtime")) return;
     const path = actorPath(actor.tenant === SYSTEM_TENANT ? workerActor(actor.id) : actor);
     const data = outcome.ok
       ? encodeReply({ ok: true, actor: path, seq: outcome.seq, state: outcome.state, result: outcome.result })

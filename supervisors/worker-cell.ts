@@ -27,6 +27,7 @@ export interface CommandOrigin {
   readonly key?: string;
   readonly source?: CommandSource;
   readonly trace?: string;
+  readonly principal?: string;
 }
 
 export interface WorkerCell {

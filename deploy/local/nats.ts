@@ -20,7 +20,15 @@ import { join } from "node:path";
 import { standInPassword, standInUser } from "../../protocol/api-key.ts";
 import { assert } from "../../protocol/assert.ts";
 import { EDGE_ACCOUNTS_DEFAULT } from "../../protocol/limits.ts";
-import { tenantCommandFilters, tenantInboxPrefix, tenantLiveFilter, tenantOwnLiveFilter, replaySubject } from "../../protocol/subjects.ts";
+import {
+  EDGE_KINDS,
+  edgeCommandFilter,
+  replaySubject,
+  tenantCommandFilters,
+  tenantInboxPrefix,
+  tenantLiveFilter,
+  tenantOwnLiveFilter,
+} from "../../protocol/subjects.ts";
 import { localSecrets } from "./secrets.ts";
 import { SetupFault } from "./setup-fault.ts";
 import { endLeftover, freePort, logTail, sendSignal, startServer, until } from "./server-process.ts";
@@ -274,17 +282,21 @@ ${edges.join("\n")}
 `;
 }
 
-/** What crosses between the runtime and the edge, and nothing else does. Answers cross without their `reply.` before them. */
-const COMMANDS_CROSSING = ["tenant.*.session.*.command", "tenant.*.workflow.*.command"];
+/**
+ * What crosses between the runtime and the edge, and nothing else does. Answers cross without their `reply.` before them. A command arrives under a
+ * subject of its own, so that the runtime knows what a tenant's client said from what was said with the runtime's credentials.
+ */
+const COMMANDS_CROSSING = EDGE_KINDS.map((kind) => ({ said: `tenant.*.${kind}.*.command`, arrives: edgeCommandFilter(kind) }));
 const REPLAY_CROSSING = "tenant.*.replay";
 const RUNTIME_EXPORTS = [
-  ...COMMANDS_CROSSING.map((subject) => `{ service: ${quoted(subject)} }`),
+  ...COMMANDS_CROSSING.map(({ arrives }) => `{ service: ${quoted(arrives)} }`),
   `{ service: ${quoted(REPLAY_CROSSING)}, response_type: stream }`,
   `{ stream: "live.tenant.>" }`,
   `{ stream: "reply.>" }`,
 ];
 const EDGE_IMPORTS = [
-  ...[...COMMANDS_CROSSING, REPLAY_CROSSING].map((subject) => `{ service: { account: RT, subject: ${quoted(subject)} } }`),
+  ...COMMANDS_CROSSING.map(({ said, arrives }) => `{ service: { account: RT, subject: ${quoted(arrives)} }, to: ${quoted(said)} }`),
+  `{ service: { account: RT, subject: ${quoted(REPLAY_CROSSING)} } }`,
   `{ stream: { account: RT, subject: "live.tenant.>" } }`,
   `{ stream: { account: RT, subject: "reply.>" }, to: ">" }`,
 ];

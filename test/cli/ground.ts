@@ -50,6 +50,7 @@ export async function run(argv: readonly string[], { input, ...ports }: RanOptio
     fetch: absent("gateway"),
     on_interrupt: () => () => {},
     connectBus: absent("broker"),
+    login: async () => "operator",
     openDatabase: absent("database"),
     auditSubstrate: async () => [],
     roles: { up: role("up"), worker: role("worker"), supervisor: role("supervisor"), gateway: role("gateway"), projector: role("projector") },
