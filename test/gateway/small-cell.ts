@@ -18,6 +18,8 @@ import { silentMetrics } from "../../telemetry/metrics.ts";
 
 export const keyOf = (tenant: string, key_id = "k1"): string => `troupe.${tenant}.${key_id}.${"s".repeat(43)}`;
 export const bearer = (key: string): { authorization: string } => ({ authorization: `Bearer ${key}` });
+/** In whose name `tell` speaks. */
+export const OPERATOR = "login:operator";
 
 export interface SmallCell {
   readonly broker: MemoryBroker;
@@ -68,7 +70,7 @@ export async function startSmallCell({
   for (let shard = 0; shard < SHARDS; shard++) await host.take(shard, 1, { worker: null, reason: "first" });
 
   const operator = broker.connect("operator");
-  const operators = createCommandClient({ bus: operator, world });
+  const operators = createCommandClient({ bus: operator, world, principal: OPERATOR });
   async function tell(tenant: string, type: string, body: JsonObject): Promise<void> {
     const outcome = await operators.command(tenantActor(tenant), { type, body, channel: "control" });
     if (outcome.kind === "refused" || !outcome.reply.ok) throw new Error(`${type}: ${JSON.stringify(outcome)}`);
