@@ -127,6 +127,8 @@ describe("what the broker itself refuses a tenant", () => {
     `tenant.rival.session.${SESSION}.command`,
     `tenant.rival.replay`,
     `tenant.acme.session.${SESSION}.control`,
+    `tenant.acme.session.${SESSION}.edge`,
+    `tenant.rival.session.${SESSION}.edge`,
     `tenant.acme.session.${SESSION}.event`,
     `tenant.acme.session.${SESSION}.token`,
     `tenant.acme.session.${SESSION}.snapshot`,
@@ -264,6 +266,9 @@ describe("what a message says gives no power over what is another's", () => {
     ["Troupe-Reply-To to the broker's API", () => ({ "Troupe-Reply-To": "$JS.API.STREAM.PURGE.COMMANDS" })],
     ["Troupe-Reply-To with a wildcard", () => ({ "Troupe-Reply-To": "_INBOX_acme.*" })],
     ["Troupe-Reply-To of the broker's own crossing", () => ({ "Troupe-Reply-To": "_R_.abc.def" })],
+    ["Troupe-Reply-To into the runtime's own inboxes", () => ({ "Troupe-Reply-To": "_INBOX.abc.def" })],
+    ["somebody else's name", () => ({ "Troupe-Principal": "login:operator" })],
+    ["somebody else's name in other letters", () => ({ "troupe-principal": "login:operator" })],
   ];
   test.each(WEAPONS.map(([what, head], index) => ({ what, head, index })))("$what", async ({ head, index }) => {
     const before = await storedOfOthers();
@@ -278,6 +283,78 @@ describe("what a message says gives no power over what is another's", () => {
     const journal = await ground.troupe.journal(`acme/session/${SESSION}`);
     const refused = journal.flatMap((message) => message.entries).filter((entry) => entry.t === "refused" && JSON.stringify(entry).includes("Troupe-Reply-To"));
     expect(refused.length).toBeGreaterThan(5);
+  });
+
+  /** The refused entries of this body's reason in the sender's journal. */
+  async function entriesOf(reason: string): Promise<{ t: string; principal?: string; error?: { code: string } }[]> {
+    const journal = await ground.troupe.journal(`acme/session/${SESSION}`);
+    return journal.flatMap((message) => message.entries as never[]).filter((entry) => JSON.stringify(entry).includes(reason));
+  }
+
+  test("an answer under the runtime's own prefix is refused to a tenant's client, and given to who holds the runtime's credentials", async () => {
+    const bus = await ground.troupe.bus();
+    const id = "answers";
+    expect((await ground.troupe.api("/v1/sessions", { key: ground.keys.acme, json: { id, agent: "assistant" } })).status).toBe(201);
+    const inbox = bus.inbox();
+    const heard: string[] = [];
+    const mine = bus.subscribe(`${inbox}.*`, ({ data }) => void heard.push(new TextDecoder().decode(data)));
+    await bus.flush();
+    const head = { "Troupe-Reply-To": `${inbox}.x` };
+    const subject = `tenant.acme.session.${id}.command`;
+    expect((await ask(acme, subject, bytes({ type: "session.pause", body: { reason: "by a client" } }), head)).answer).toContain("COMMANDS");
+    const journal = async (): Promise<object[]> => (await ground.troupe.journal(`acme/session/${id}`)).flatMap((message) => [...message.entries]);
+    expect(await until(async () => (await journal()).some((entry) => "t" in entry && entry.t === "refused"), 5_000, 50)).toBe(true);
+    expect(heard).toEqual([]);
+    expect((await journal()).at(-1)).toMatchObject({ t: "refused", principal: "nats", error: { code: "forbidden" } });
+    await bus.publish(subject, bytes({ type: "session.pause", body: { reason: "by an operator" } }), { headers: head });
+    expect(await until(() => heard.length === 1, 5_000)).toBe(true);
+    expect(JSON.parse(heard[0]!)).toMatchObject({ ok: true, actor: `acme/session/${id}`, state: "paused" });
+    await mine.stop();
+  });
+
+  test("who said it stands in the journal and the audit: a key over HTTP, `nats` for a client on the bus whatever it says of itself, a login at the command line", async () => {
+    const id = "signed";
+    const key_id = ground.keys.acme.split(".")[2];
+    expect(
+      (await ground.troupe.api("/v1/sessions", { key: ground.keys.acme, json: { id, agent: "assistant" }, headers: { "troupe-principal": "key:forged" } }))
+        .status,
+    ).toBe(201);
+    const forged = { "Troupe-Principal": "key:forged" };
+    expect((await ask(acme, `tenant.acme.session.${id}.command`, bytes({ type: "session.pause", body: {} }), forged)).answer).toContain("COMMANDS");
+    const entries = async (): Promise<unknown[]> =>
+      (await ground.troupe.journal(`acme/session/${id}`)).flatMap((message) =>
+        message.entries.flatMap((entry) => (entry.t === "init" || entry.t === "command" ? [[entry.type, entry.principal]] : [])),
+      );
+    const expected = [
+      ["session.create", `key:${key_id}`],
+      ["session.pause", "nats"],
+    ];
+    await until(async () => (await entries()).length === 2, 5_000, 50);
+    expect(await entries()).toEqual(expected);
+    expect(await ground.troupe.cli(["keys", "create", "--tenant", "acme", "--label", "by the command line"])).toMatchObject({ code: 0 });
+    const rows = async (args: string[]): Promise<{ command_type: string; principal: string | null }[]> => {
+      const { stdout } = await ground.troupe.cli(["audit", "--tenant", "acme", "--json", ...args]);
+      return stdout
+        .split("\n")
+        .filter((line) => line !== "")
+        .map((line) => JSON.parse(line) as never);
+    };
+    await until(async () => (await rows(["--actor", id, "--command", "session.pause"])).length === 1, 10_000, 200);
+    const audited = (await rows(["--actor", id])).filter(({ command_type }) => command_type !== null);
+    expect(audited.map(({ command_type, principal }) => [command_type, principal]).reverse()).toEqual(expected);
+    await until(async () => (await rows(["--principal", "login:operator"])).length > 0, 10_000, 200);
+    expect((await rows(["--principal", "login:operator"]))[0]).toMatchObject({ command_type: "key.create", principal: "login:operator" });
+    for (const args of [
+      ["replay", `acme/session/${id}`],
+      ["explain", `acme/session/${id}`],
+    ]) {
+      const { stdout } = await ground.troupe.cli(args);
+      expect(stdout).toMatch(new RegExp(`session\\.create by key:${key_id}`));
+      expect(stdout).toMatch(/session\.pause by nats/);
+      expect(stdout).not.toContain("forged");
+    }
+    expect((await entriesOf("forged")).length).toBe(0);
+    expect(await ground.troupe.cli(["audit", "verify", "--tenant", "acme"])).toMatchObject({ code: 0 });
   });
 
   test.each([
