@@ -11,7 +11,8 @@
 // Invariants:
 //   C1. Nothing is acknowledged, answered, published or begun before the append that makes it durable (A1).
 //   C2. Every append carries the sequence of the journal's last message: only one owner's can succeed (A2).
-//   C3. Before an append that leaves something owing (effects, timers, outgoing messages) the actor's resident mark is durable.
+//   C3. Before anything is acknowledged, answered or begun of an append that leaves something owing (effects, timers, outgoing messages), the
+//       actor's resident mark is durable; before the append itself, unless the command that caused it would come again.
 //   C4. An item of the mailbox leaves it decided, or stays unacknowledged; none is dropped.
 //   C5. An actor that had effects in flight under another owner is claimed before anything else happens to it.
 //   C6. A stored command that cannot be judged now waits, and no other of the actor's commands passes it; news of effects and timers does.
@@ -69,7 +70,7 @@ export type MailItem =
       readonly source?: CommandSource;
       readonly decided: Decide;
     }
-  | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" | "claim" }> };
+  | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" | "claim" | "progress" }> };
 
 export interface CellObserver {
   committed?(entries: number, ms: number): void;
@@ -182,11 +183,11 @@ export class ActorCell {
       log: deps.log,
       post: (entry) => this.push({ kind: "entry", entry }),
       observe: (what, src) => deps.observer?.effect?.(what, src),
-      scope: (effect, signal) => this.#scopeOf(effect, signal),
+      scope: (effect, signal, so_far) => this.#scopeOf(effect, signal, so_far),
     });
   }
 
-  #scopeOf(effect: Running, signal: AbortSignal): EffectScope {
+  #scopeOf(effect: Running, signal: AbortSignal, so_far: EffectScope["so_far"] = () => undefined): EffectScope {
     const { actor, bus, world, log, epoch, observer } = this.#deps;
     return {
       actor,
@@ -197,6 +198,10 @@ export class ActorCell {
       signal,
       trace: this.#trace,
       entries: (seqs) => this.#entriesOf(seqs, signal),
+      progress: (told) => {
+        if (!signal.aborted) this.push({ kind: "entry", entry: { t: "progress", inst: effect.inst, told } });
+      },
+      so_far,
       tokens: (place) =>
         createTokenWriter(actor, { ...place, attempt: effect.attempt, epoch }, { bus, world, log, on_first: () => observer?.first_token?.(actor) }),
     };
@@ -297,6 +302,8 @@ export class ActorCell {
       .catch((error: unknown) => {
         this.#deps.log.error("actor loop broke; the actor starts over from its journal", { actor: actorPath(this.actor), ...errorFields(error) });
         this.#needs_load = true;
+        // The claim that follows calls them lost, and some of them may have been stopped for an entry that is not there.
+        this.#effects.reconcile({}, true);
       })
       .finally(() => {
         this.#running_loop = undefined;
@@ -547,10 +554,23 @@ export class ActorCell {
     return { entry, state: step.state, events: step.events, out: step.out, outcome: step.outcome, at_ms, bytes };
   }
 
+  /** An entry that stops effects bears what they came to: they are ended now, and the step is taken with that (E4). */
+  #foldStopping(state: ActorState | undefined, entry: Entry, at_ms: number): Fold {
+    const fold = this.#fold(state, entry, at_ms);
+    if (state === undefined || (entry.t !== "command" && entry.t !== "timer")) return fold;
+    const left = new Set(Object.values(fold.state.running).map(({ inst }) => inst));
+    const stopped: Record<string, JsonObject> = {};
+    for (const { inst } of Object.values(state.running)) {
+      const told = left.has(inst) ? undefined : this.#effects.end(inst);
+      if (told !== undefined) stopped[inst] = told;
+    }
+    return Object.keys(stopped).length === 0 ? fold : this.#fold(state, { ...entry, stopped }, at_ms);
+  }
+
   /** A step that throws is a bug of a machine: the actor hears a failure instead, and goes on. */
   #foldSafely(state: ActorState | undefined, entry: Entry, at_ms: number): Fold {
     try {
-      const fold = this.#fold(state, entry, at_ms);
+      const fold = this.#foldStopping(state, entry, at_ms);
       if (fold.bytes <= PAYLOAD_BYTES_MAX - APPEND_BYTES_TARGET || entry.t !== "done") return fold;
       return this.#fold(
         state,
@@ -562,7 +582,7 @@ export class ActorCell {
       const internal = errorBody("internal", "the actor could not take this");
       if (entry.t === "done") return this.#fold(state, { t: "fail", inst: entry.inst, error: internal }, at_ms);
       if (entry.t === "command" && state !== undefined) {
-        const { t: _, body, ...identity } = entry;
+        const { t: _, body, stopped: __, ...identity } = entry;
         return this.#fold(state, { t: "refused", hash: commandHash(entry.type, body), error: internal, ...identity }, at_ms);
       }
       throw error;
@@ -598,10 +618,15 @@ export class ActorCell {
       out_confirmed_seq: this.#head?.seq ?? 0,
       ...(held.length === 0 ? {} : { held }),
     };
-    if (Object.keys(state.running).length > 0 || Object.keys(state.timers).length > 0 || out.length > 0) await this.#deps.mark?.(); // C3
+    const owes = Object.keys(state.running).length > 0 || Object.keys(state.timers).length > 0 || out.length > 0;
+    // C3. A command that comes again when this process dies between the two brings its actor back as well as the mark would: they need not wait for
+    // each other, only the world for both.
+    const comes_again = decided.some(({ item, journaled }) => journaled && item.kind === "command" && (item.source ?? item.command.key) !== undefined);
+    const marked = owes ? this.#deps.mark?.() : undefined;
+    if (!comes_again) await marked;
     const data = encodeJournal(message);
     const after_sequence = this.#last_sequence;
-    const outcome = await this.#append(data);
+    const [outcome] = await Promise.all([this.#append(data), marked]);
     if (outcome === undefined) return "stopped";
     if (outcome.kind === "superseded") {
       this.#mailbox.unshift(...taken); // C4: decided anew against the journal as it is

@@ -4,13 +4,18 @@
 //   E1. An effect starts only after the append that began it (the caller reconciles with committed states only).
 //   E2. An effect whose result is not yet journaled stays known here, so reconciling again never starts it twice (A3).
 //   E3. What the ledger no longer names is aborted, and its result is dropped.
+//   E4. What is stopped by an entry says what it came to before that entry is appended, and is not heard again.
 import type { EffectError, Entry } from "../protocol/journal.ts";
-import type { Json } from "../protocol/json.ts";
+import type { Json, JsonObject } from "../protocol/json.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import type { Running } from "../state-machines/step.ts";
 import { EffectFailure, type EffectScope, type Performers } from "./performer.ts";
 
+/** What an effect that is going on can say of itself. */
+export type SoFar = () => JsonObject;
+
 interface Live {
+  so_far?: SoFar;
   readonly abort: AbortController;
   readonly attempt: number;
   settled: boolean;
@@ -19,7 +24,8 @@ interface Live {
 export interface EffectRunnerDeps {
   readonly performers: Performers;
   readonly log: Log;
-  scope(effect: Running, signal: AbortSignal): EffectScope;
+  /** `so_far` is given to the effect, to say how it can be asked. */
+  scope(effect: Running, signal: AbortSignal, so_far: (read: SoFar) => void): EffectScope;
   /** The result, to be journaled. */
   post(entry: Extract<Entry, { t: "done" | "fail" }>): void;
   observe?(what: "started" | "done" | "failed" | "aborted", src: string): void;
@@ -28,6 +34,8 @@ export interface EffectRunnerDeps {
 export interface EffectRunner {
   /** Starts what the ledger names and is not live, aborts what is live and not named. With `hold` nothing new is started. */
   reconcile(ledger: Readonly<Record<string, Running>>, hold: boolean): void;
+  /** E4: ends it at once, and answers what it came to; undefined where it does not run here, has its result already, or has nothing to say. */
+  end(inst: string): JsonObject | undefined;
   /** insts that have been started here and are not yet journaled. */
   live(): ReadonlySet<string>;
   /** How many are still working (not merely waiting to be journaled). */
@@ -55,7 +63,12 @@ export function createEffectRunner({ performers, log, scope, post, observe }: Ef
       settle({ t: "fail", inst: effect.inst, error: { code: "internal", message: `nobody performs '${effect.src}'` } });
       return;
     }
-    Promise.try(() => perform(effect.input as never, scope(effect, abort.signal))).then(
+    Promise.try(() =>
+      perform(
+        effect.input as never,
+        scope(effect, abort.signal, (read) => (me.so_far = read)),
+      ),
+    ).then(
       (output: Json) => settle({ t: "done", inst: effect.inst, output }),
       (error: unknown) => {
         if (!(error instanceof EffectFailure) && !abort.signal.aborted)
@@ -81,6 +94,15 @@ export function createEffectRunner({ performers, log, scope, post, observe }: Ef
       }
       if (hold) return;
       for (const [inst, effect] of wanted) if (!live.has(inst)) start(effect); // E2
+    },
+    end(inst) {
+      const mine = live.get(inst);
+      if (mine?.so_far === undefined || mine.settled) return undefined;
+      const told = mine.so_far();
+      mine.settled = true; // It stays known until the ledger no longer names it: E2.
+      mine.abort.abort();
+      observe?.("aborted", inst.slice(inst.indexOf(":") + 1));
+      return told;
     },
     live: () => new Set(live.keys()),
     working: () => [...live.values()].filter((mine) => !mine.settled).length,

@@ -7,7 +7,8 @@
 //   GR1. A message that breaks an input rule reaches no model; not even a judge after the rule that it broke.
 //   GR2. An answer that breaks an output rule is in no entry of the journal: the failure names the rule, not the text.
 //   GR3. What cannot be looked at (too long, too slow, a judge that does not answer or not clearly) is broken, never kept.
-//   GR4. What judges cost is told with the call's own attempts, so it is settled and counted with them.
+//   GR4. A judge is paid for as the call itself is: reserved before it is asked, settled with the attempt, and told with the call's own
+//        attempts, each under the name of its rule. Where the budget refuses a judge, the message it would have judged reaches no model (GR3).
 import type { AgentConfig, Guardrail, MessageContent } from "../protocol/commands.ts";
 import { contentText } from "../protocol/commands.ts";
 import type { Entry } from "../protocol/journal.ts";
@@ -16,14 +17,18 @@ import type { BreakerBoard } from "../providers/breaker.ts";
 import type { Providers } from "../providers/registry.ts";
 import type { World } from "../protocol/world.ts";
 import type { ConfigurationOutput, ModelInput } from "../state-machines/session.ts";
-import { type ModelAttempt, routeModelCall } from "./model-routing.ts";
+import { type CallAccount, createCallAccount } from "./call-account.ts";
+import type { ModelCall } from "./effects/call-model.ts";
+import { type AttemptHold, type ModelMoney, noHold } from "./model-money.ts";
+import { routeModelCall, type RouteDeps } from "./model-routing.ts";
 import type { PatternMatcher } from "./pattern-matcher.ts";
+import type { TenantModels } from "./tenant-models.ts";
 import { EffectFailure, type EffectScope, type Performer } from "./performer.ts";
 
 /** A pattern looks at texts up to here; a longer one breaks the rule (GR3). A command is 1 MiB at most. */
 const PATTERN_CHARACTERS_MAX = 1_100_000;
 /** One word is asked for; a model that thinks first needs room for it. */
-const JUDGE_OUTPUT_TOKENS = 512;
+export const JUDGE_OUTPUT_TOKENS = 512;
 
 /**
  * The shapes of credentials that services hand out. Each begins with letters that nothing else begins with, and none has a repeat within a
@@ -50,8 +55,22 @@ export function secretIn(text: string): string | undefined {
 export interface GuardrailDeps {
   readonly world: World;
   readonly providers: Providers;
+  /** Absent: judges are asked with the platform's keys. */
+  readonly models?: TenantModels;
   readonly breakers: BreakerBoard;
   readonly patterns: PatternMatcher;
+  /** Absent: nobody counts money. */
+  readonly money?: ModelMoney;
+  readonly on_attempt?: RouteDeps["on_attempt"];
+  readonly on_skipped?: RouteDeps["on_skipped"];
+}
+
+/** What the rules of one attempt have in common. */
+interface Judging {
+  readonly scope: EffectScope;
+  readonly deps: GuardrailDeps;
+  readonly account: CallAccount;
+  readonly hold: AttemptHold;
 }
 
 interface Broken {
@@ -67,22 +86,16 @@ The policy:
 ${policy}`;
 
 /** The first rule that a text breaks, in the order of the rules' cost: judges last. */
-async function brokenRule(
-  rules: readonly Guardrail[],
-  text: string,
-  scope: EffectScope,
-  deps: GuardrailDeps,
-  made: ModelAttempt[],
-): Promise<Broken | undefined> {
+async function brokenRule(rules: readonly Guardrail[], text: string, judging: Judging): Promise<Broken | undefined> {
   const inOrder = [...rules.filter((rule) => rule.kind !== "judge"), ...rules.filter((rule) => rule.kind === "judge")];
   for (const rule of inOrder) {
-    const message = await faultOf(rule, text, scope, deps, made);
+    const message = await faultOf(rule, text, judging);
     if (message !== undefined) return { rule: rule.name, message: `the guardrail '${rule.name}' blocked it: ${message}` };
   }
   return undefined;
 }
 
-async function faultOf(rule: Guardrail, text: string, scope: EffectScope, deps: GuardrailDeps, made: ModelAttempt[]): Promise<string | undefined> {
+async function faultOf(rule: Guardrail, text: string, judging: Judging): Promise<string | undefined> {
   switch (rule.kind) {
     case "size":
       return text.length > rule.characters_max ? `${text.length} characters are more than ${rule.characters_max}` : undefined;
@@ -92,39 +105,44 @@ async function faultOf(rule: Guardrail, text: string, scope: EffectScope, deps: 
     }
     case "pattern": {
       if (text.length > PATTERN_CHARACTERS_MAX) return "it is too long to be looked at"; // GR3
-      const match = await deps.patterns.matches(rule.pattern, rule.ignore_case === true ? "iu" : "u", text);
+      const match = await judging.deps.patterns.matches(rule.pattern, rule.ignore_case === true ? "iu" : "u", text);
       return match === "no" ? undefined : match === "yes" ? "the pattern matches" : "the pattern was too slow on it"; // GR3
     }
     case "judge":
-      return judged(rule, text, scope, deps, made);
+      return judged(rule, text, judging);
   }
 }
 
-async function judged(
-  rule: Extract<Guardrail, { kind: "judge" }>,
-  text: string,
-  scope: EffectScope,
-  deps: GuardrailDeps,
-  made: ModelAttempt[],
-): Promise<string | undefined> {
-  const { world, providers, breakers } = deps;
+async function judged(rule: Extract<Guardrail, { kind: "judge" }>, text: string, { scope, deps, account, hold }: Judging): Promise<string | undefined> {
+  const { world, providers, models, breakers, money, on_attempt, on_skipped } = deps;
+  const request = {
+    instructions: JUDGE(rule.policy),
+    messages: [{ role: "user", text }],
+    tools: [],
+    max_output_tokens: JUDGE_OUTPUT_TOKENS,
+    idempotency_key: `${scope.idempotency_key}/guardrail/${rule.name}/${account.attempts.length}`,
+  } as const;
+  let paid;
+  try {
+    paid = await money?.judge({ scope, model: rule.model, request, hold, made: account.attempts });
+  } catch (error) {
+    // Before the call the turn ends with the budget's own words; after it the answer is there, and nobody may see it unjudged.
+    if (!(error instanceof EffectFailure) || rule.on === "input") throw error;
+    return `it could not be judged (${error.effect_error.code})`; // GR3
+  }
   const route = await routeModelCall(
-    { world, providers, breakers, owner: "platform" },
     {
-      model: rule.model,
-      fallbacks: {},
-      attempt: scope.attempt,
-      request: {
-        instructions: JUDGE(rule.policy),
-        messages: [{ role: "user", text }],
-        tools: [],
-        max_output_tokens: JUDGE_OUTPUT_TOKENS,
-        idempotency_key: `${scope.idempotency_key}/guardrail/${rule.name}/${made.length}`,
-      },
+      world,
+      models: models?.of(scope.actor.tenant) ?? providers,
+      breakers,
+      account,
+      ...(on_attempt === undefined ? {} : { on_attempt }),
+      ...(on_skipped === undefined ? {} : { on_skipped }),
+      ...(paid === undefined ? {} : { pay: (model, made) => paid.pay(model, made) }),
     },
+    { model: rule.model, fallbacks: {}, rule: rule.name, attempt: scope.attempt, request },
     { signal: scope.signal, on_delta: () => undefined },
   );
-  made.push(...route.attempts);
   if (route.kind === "failed") return `it could not be judged (${route.code})`; // GR3
   return /^\W{0,8}allow\W{0,8}$/i.test(route.outcome.text.trim()) ? undefined : "the judge does not allow it";
 }
@@ -141,52 +159,54 @@ function newMessages(messages: ModelInput["messages"]): ModelInput["messages"] {
   return messages.slice(messages.findLastIndex((item) => item.role === "assistant") + 1);
 }
 
-const attemptsOf = (told: JsonObject | undefined): readonly Json[] => (Array.isArray(told?.["attempts"]) ? (told["attempts"] as readonly Json[]) : []);
-
-/** A model call within its agent's guardrails. */
-export function withGuardrails(deps: GuardrailDeps, call: Performer): Performer {
+/** A model call within its agent's guardrails: one account and one hold for all its calls. */
+export function withGuardrails(deps: GuardrailDeps, call: ModelCall): Performer {
   return async (input: never, scope): Promise<Json> => {
-    const { config_seq, messages } = input as ModelInput;
-    const frozen = (await scope.entries([config_seq])).get(config_seq);
-    const config = frozen?.t === "done" ? (frozen.output as unknown as ConfigurationOutput).config : undefined;
-    const rules = config?.guardrails ?? [];
-    if (config === undefined || rules.length === 0) return call(input, scope);
-    const on = (side: "input" | "output"): Guardrail[] => rules.filter((rule) => rule.on === side);
-    const judges: ModelAttempt[] = [];
-
-    if (on("input").length > 0) {
-      const fresh = newMessages(messages);
-      const entries = await scope.entries(fresh.map((item) => item.at));
-      const text = fresh.map((item) => textOf(item, entries)).join("\n");
-      const broken = await brokenRule(on("input"), text, scope, deps, judges);
-      if (broken !== undefined) throw blocked("input", broken, config, judges, {}); // GR1
-    }
-
-    let output: JsonObject;
+    const account = createCallAccount(scope);
+    const judging: Judging = { scope, deps, account, hold: noHold() };
     try {
-      output = (await call(input, scope)) as JsonObject;
+      return await within(input, judging, call);
     } catch (error) {
-      if (!(error instanceof EffectFailure) || judges.length === 0) throw error;
+      if (!(error instanceof EffectFailure) || account.attempts.length === 0) throw error;
       const { code, message, details } = error.effect_error;
-      throw new EffectFailure(code, message, { ...details, attempts: [...(judges as unknown as Json[]), ...attemptsOf(details)] }); // GR4
+      throw new EffectFailure(code, message, { ...details, attempts: [...account.attempts] as unknown as Json }); // GR4
     }
-    const own = attemptsOf(output);
-    if (on("output").length > 0) {
-      const calls = (output["tool_calls"] ?? []) as readonly JsonObject[];
-      const text = [String(output["text"] ?? ""), ...calls.map((one) => JSON.stringify(one["args"] ?? {}))].join("\n").trim();
-      const broken = await brokenRule(on("output"), text, scope, deps, judges);
-      // GR2: of the answer only what it cost.
-      if (broken !== undefined) {
-        const { usage = null, cost_usd_micros = null, price_version = null, model = config.model, decision } = output;
-        const told = { usage, cost_usd_micros, price_version, model, ...(decision === undefined ? {} : { decision }), attempts: own };
-        throw blocked("output", broken, config, judges, told);
-      }
-    }
-    return judges.length === 0 ? output : { ...output, attempts: [...(judges as unknown as Json[]), ...own] }; // GR4
   };
 }
 
-function blocked(on: "input" | "output", { rule, message }: Broken, config: AgentConfig, judges: readonly ModelAttempt[], told: JsonObject): EffectFailure {
+async function within(input: never, judging: Judging, call: ModelCall): Promise<Json> {
+  const { scope, account, hold } = judging;
+  const { config_seq, messages } = input as ModelInput;
+  const frozen = (await scope.entries([config_seq])).get(config_seq);
+  const config = frozen?.t === "done" ? (frozen.output as unknown as ConfigurationOutput).config : undefined;
+  const rules = config?.guardrails ?? [];
+  if (config === undefined || rules.length === 0) return call(input, scope, account, hold);
+  const on = (side: "input" | "output"): Guardrail[] => rules.filter((rule) => rule.on === side);
+
+  if (on("input").length > 0) {
+    const fresh = newMessages(messages);
+    const entries = await scope.entries(fresh.map((item) => item.at));
+    const text = fresh.map((item) => textOf(item, entries)).join("\n");
+    const broken = await brokenRule(on("input"), text, judging);
+    if (broken !== undefined) throw blocked("input", broken, config, {}); // GR1
+  }
+
+  const output = (await call(input, scope, account, hold)) as JsonObject;
+  if (on("output").length > 0) {
+    const calls = (output["tool_calls"] ?? []) as readonly JsonObject[];
+    const text = [String(output["text"] ?? ""), ...calls.map((one) => JSON.stringify(one["args"] ?? {}))].join("\n").trim();
+    const broken = await brokenRule(on("output"), text, judging);
+    // GR2: of the answer only what it cost.
+    if (broken !== undefined) {
+      const { usage = null, cost_usd_micros = null, price_version = null, model = config.model, decision } = output;
+      const told = { usage, cost_usd_micros, price_version, model, ...(decision === undefined ? {} : { decision }) };
+      throw blocked("output", broken, config, told);
+    }
+  }
+  return { ...output, attempts: [...account.attempts] as unknown as Json }; // GR4
+}
+
+function blocked(on: "input" | "output", { rule, message }: Broken, config: AgentConfig, told: JsonObject): EffectFailure {
   const nothing = { model: config.model, usage: null, cost_usd_micros: 0, price_version: null };
-  return new EffectFailure("guardrail", message, { ...nothing, ...told, attempts: [...(judges as unknown as Json[]), ...attemptsOf(told)], rule, on });
+  return new EffectFailure("guardrail", message, { ...nothing, ...told, attempts: [], rule, on });
 }

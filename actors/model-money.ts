@@ -3,6 +3,7 @@
 //   begin ──budget.reserve──▶ granted: the model as wanted, or as the agent's plan for hard times has it; with as many output tokens as are paid for
 //      │                  └─▶ refused: the turn ends with the budget's own code and numbers
 //      └─ pay, before every call: within what is held, or one more part for a further try
+//   judge ─ the same for a call beside it, in which a guardrail has a text judged: one more part of the same hold
 //
 // The hold is settled by the session itself (state-machines/model-dues.ts), with the commit that ends the attempt.
 //
@@ -48,9 +49,28 @@ export interface CallMoney {
   pay(model: string, made: readonly Made[]): Promise<Payment>;
 }
 
+/** The one hold of an attempt of a model call: what all its calls are paid from. */
+export interface AttemptHold {
+  /** Parts that were granted. */
+  parts: number;
+  held_usd_micros: number;
+}
+export const noHold = (): AttemptHold => ({ parts: 0, held_usd_micros: 0 });
+
+interface OneCall {
+  readonly scope: EffectScope;
+  readonly request: Request;
+  /** Absent: nothing was called in this attempt before, and nothing else will be. */
+  readonly hold?: AttemptHold;
+  /** The calls of this attempt that were made before. */
+  readonly made?: readonly Made[];
+}
+
 export interface ModelMoney {
   /** Decides and reserves. Throws EffectFailure when the budget refuses or cannot be asked. */
-  begin(call: { readonly scope: EffectScope; readonly config: AgentConfig; readonly request: Request }): Promise<CallMoney>;
+  begin(call: OneCall & { readonly config: AgentConfig }): Promise<CallMoney>;
+  /** The same for a call that is no answer of the agent: nothing makes it cheaper. */
+  judge(call: OneCall & { readonly model: string }): Promise<CallMoney>;
 }
 
 /** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
@@ -173,80 +193,100 @@ export function createModelMoney({
     }
   }
 
-  return {
-    async begin({ scope, config, request }) {
-      const init: Entry | undefined = (await scope.entries([1])).get(1);
-      assert(init?.t === "init", "a journal begins with init");
-      const { agent, user } = init.body as { agent: string; user?: string };
-      const hold = holdId(scope.actor, scope.inst, scope.attempt);
-      const who = { hold, session: scope.actor.id, agent, ...(user === undefined ? {} : { user }) };
-      const cheaper = degradedCall(config, request);
-      const asked = askOf(config.model, inputTokensOf(config.model, request), request.max_output_tokens);
-      const degraded =
-        cheaper === undefined ? undefined : askOf(cheaper.model, inputTokensOf(cheaper.model, cheaper.request), cheaper.request.max_output_tokens);
-      const rateOf = (model: string, one: Request): JsonObject => ({
-        provider: model.slice(0, model.indexOf("/")),
-        tokens: inputTokensOf(model, one) + one.max_output_tokens,
-      });
+  async function open(
+    { scope, request, hold: kept = noHold(), made: made_before = [] }: OneCall,
+    wanted_model: string,
+    cheaper: ReturnType<typeof degradedCall>,
+  ): Promise<CallMoney> {
+    const init: Entry | undefined = (await scope.entries([1])).get(1);
+    assert(init?.t === "init", "a journal begins with init");
+    const { agent, user } = init.body as { agent: string; user?: string };
+    const hold = holdId(scope.actor, scope.inst, scope.attempt);
+    const who = { hold, session: scope.actor.id, agent, ...(user === undefined ? {} : { user }) };
+    const costOf = (calls: readonly Made[]): number => calls.reduce((sum, one) => sum + (one.cost_usd_micros ?? 0), 0);
+    /** What is held and not used up by calls that have ended. */
+    const leftAfter = (calls: readonly Made[]): number => Math.max(0, kept.held_usd_micros - costOf(calls));
+    const left_before = leftAfter(made_before);
+    const beyond = (ask: Ask): Ask => ({
+      model: ask.model,
+      amount_usd_micros: ask.amount_usd_micros === null ? null : Math.max(0, ask.amount_usd_micros - left_before),
+      minimum_usd_micros: Math.max(0, ask.minimum_usd_micros - left_before),
+    });
+    const asked = askOf(wanted_model, inputTokensOf(wanted_model, request), request.max_output_tokens);
+    const degraded = cheaper === undefined ? undefined : askOf(cheaper.model, inputTokensOf(cheaper.model, cheaper.request), cheaper.request.max_output_tokens);
+    const rateOf = (model: string, one: Request): JsonObject => ({
+      provider: model.slice(0, model.indexOf("/")),
+      tokens: inputTokensOf(model, one) + one.max_output_tokens,
+    });
 
-      const first = await reserve(scope, { ...who, ...asked, ...(degraded === undefined ? {} : { degraded }), rate: rateOf(config.model, request) }, hold);
-      if (first.kind === "refused") {
-        const { code, message, details } = first.refused;
-        // Nothing was called: `attempts` says so, and the hold that may be there is settled with nothing.
-        throw new EffectFailure(code, message, { model: config.model, attempts: [], refusal: details, usage: null, cost_usd_micros: 0, price_version: null });
+    /** Asks for one more part of the hold. */
+    const part = async (body: JsonObject): Promise<Answer> => {
+      const number = kept.parts + 1;
+      const answer = await reserve(scope, { ...who, ...body, ...(number === 1 ? {} : { part: number }) }, number === 1 ? hold : `${hold}+${number}`);
+      if (answer.kind === "granted") {
+        kept.parts = number;
+        kept.held_usd_micros += Number(answer.result["granted_usd_micros"]);
       }
-      const is_degraded = first.result["choice"] === "degraded" && cheaper !== undefined;
-      const order = is_degraded ? cheaper : { model: config.model, request };
-      const priced = (is_degraded ? degraded : asked)?.amount_usd_micros !== null;
-      let held = Number(first.result["granted_usd_micros"]);
-      let part = 1;
-      let refusal: JsonObject | undefined;
-      const decision = first.result["decision"] as JsonObject | undefined;
+      return answer;
+    };
 
-      /** MM2 */
-      const paid = (model: string, left: number): Payment => {
-        const bounds = { input_tokens: inputTokensOf(model, order.request), max_output_tokens: order.request.max_output_tokens };
-        const tokens = affordableOutputTokens(model, bounds, left);
-        if (tokens === undefined) return { kind: "refused", code: "budget_exceeded", message: "what is held does not pay for a single token of answer" };
-        return { kind: "paid", max_output_tokens: tokens };
-      };
+    const first = await part({ ...beyond(asked), ...(degraded === undefined ? {} : { degraded: beyond(degraded) }), rate: rateOf(wanted_model, request) });
+    if (first.kind === "refused") {
+      const { code, message, details } = first.refused;
+      // Nothing was called: `attempts` says so, and the hold that may be there is settled with nothing.
+      throw new EffectFailure(code, message, { model: wanted_model, attempts: [], refusal: details, usage: null, cost_usd_micros: 0, price_version: null });
+    }
+    const is_degraded = first.result["choice"] === "degraded" && cheaper !== undefined;
+    const order = is_degraded ? cheaper : { model: wanted_model, request };
+    const priced = (is_degraded ? degraded : asked)?.amount_usd_micros !== null;
+    const calls_before = made_before.length;
+    let refusal: JsonObject | undefined;
+    const decision = first.result["decision"] as JsonObject | undefined;
 
-      return {
-        model: order.model,
-        request: order.request,
-        decision: first.result["limited"] === true || decision?.["kind"] === "degrade" ? decision : undefined,
-        get refusal() {
-          return refusal;
-        },
-        async pay(model, made) {
-          const ask = askOf(model, inputTokensOf(model, order.request), order.request.max_output_tokens);
-          const spent = made.reduce((sum, one) => sum + (one.cost_usd_micros ?? 0), 0);
-          const left = Math.max(0, held - spent);
-          if (made.length === 0 && model === order.model)
-            return priced ? paid(model, left) : { kind: "paid", max_output_tokens: order.request.max_output_tokens };
-          if (ask.amount_usd_micros !== null && ask.amount_usd_micros <= left) return paid(model, left);
-          part += 1;
-          const more = {
-            model,
-            amount_usd_micros: ask.amount_usd_micros === null ? null : ask.amount_usd_micros - left,
-            minimum_usd_micros: Math.max(0, ask.minimum_usd_micros - left),
-          };
-          // A call that is called off is refused here like any other: who routes is told by its signal, and nothing is thrown at it.
-          const cancelled = (error: unknown): Answer => {
-            if (error instanceof EffectFailure)
-              return { kind: "refused", refused: { code: error.effect_error.code, message: error.effect_error.message, details: {} } };
-            throw error;
-          };
-          const answer = await reserve(scope, { ...who, ...more, part, rate: rateOf(model, order.request) }, `${hold}+${part}`).catch(cancelled);
-          if (answer.kind === "refused") {
-            part -= 1;
-            refusal = answer.refused.details;
-            return { kind: "refused", code: answer.refused.code, message: answer.refused.message };
-          }
-          held += Number(answer.result["granted_usd_micros"]);
-          return ask.amount_usd_micros === null ? { kind: "paid", max_output_tokens: order.request.max_output_tokens } : paid(model, Math.max(0, held - spent));
-        },
-      };
-    },
+    /** MM2 */
+    const paid = (model: string, left: number): Payment => {
+      const bounds = { input_tokens: inputTokensOf(model, order.request), max_output_tokens: order.request.max_output_tokens };
+      const tokens = affordableOutputTokens(model, bounds, left);
+      if (tokens === undefined) return { kind: "refused", code: "budget_exceeded", message: "what is held does not pay for a single token of answer" };
+      return { kind: "paid", max_output_tokens: tokens };
+    };
+
+    return {
+      model: order.model,
+      request: order.request,
+      decision: first.result["limited"] === true || decision?.["kind"] === "degrade" ? decision : undefined,
+      get refusal() {
+        return refusal;
+      },
+      async pay(model, made) {
+        const ask = askOf(model, inputTokensOf(model, order.request), order.request.max_output_tokens);
+        const left = leftAfter(made);
+        if (made.length === calls_before && model === order.model)
+          return priced ? paid(model, left) : { kind: "paid", max_output_tokens: order.request.max_output_tokens };
+        if (ask.amount_usd_micros !== null && ask.amount_usd_micros <= left) return paid(model, left);
+        const more = {
+          model,
+          amount_usd_micros: ask.amount_usd_micros === null ? null : ask.amount_usd_micros - left,
+          minimum_usd_micros: Math.max(0, ask.minimum_usd_micros - left),
+        };
+        // A call that is called off is refused here like any other: who routes is told by its signal, and nothing is thrown at it.
+        const cancelled = (error: unknown): Answer => {
+          if (error instanceof EffectFailure)
+            return { kind: "refused", refused: { code: error.effect_error.code, message: error.effect_error.message, details: {} } };
+          throw error;
+        };
+        const answer = await part({ ...more, rate: rateOf(model, order.request) }).catch(cancelled);
+        if (answer.kind === "refused") {
+          refusal = answer.refused.details;
+          return { kind: "refused", code: answer.refused.code, message: answer.refused.message };
+        }
+        return ask.amount_usd_micros === null ? { kind: "paid", max_output_tokens: order.request.max_output_tokens } : paid(model, leftAfter(made));
+      },
+    };
+  }
+
+  return {
+    begin: (call) => open(call, call.config.model, degradedCall(call.config, call.request)),
+    judge: (call) => open(call, call.model, undefined),
   };
 }

@@ -12,13 +12,26 @@
 //   MR4. A provider's wish to stay away is honoured: never asked before it is over. If the wish is long and another model is there, that is asked instead.
 //   MR5. An open breaker is not a call: the model is passed over (or waited for, when it is the last), and that is said in `skipped`.
 //   MR6. When more than one model could have answered and none did, the error is `models_exhausted` and lists the causes; otherwise it is the model's own.
+//   MR7. Whoever stops a call hears what it has used so far, the call in flight included; and the journal hears of every failure before the next try.
 import { assert } from "../protocol/assert.ts";
 import { timestamp, type World } from "../protocol/world.ts";
 import { type BreakerBoard, verdictOf } from "../providers/breaker.ts";
 import { costOf } from "../providers/prices.ts";
-import type { CallIo, ModelError, ModelOutcome, ModelRequest, StopReason, Usage } from "../providers/provider.ts";
-import type { Providers } from "../providers/registry.ts";
+import { estimateInputTokens, estimateTokens } from "../providers/estimate.ts";
+import {
+  type CallIo,
+  type ModelError,
+  type ModelOutcome,
+  type ModelRequest,
+  NO_USAGE,
+  type Provider,
+  type StopReason,
+  type Usage,
+} from "../providers/provider.ts";
+import type { KeySource } from "../providers/registry.ts";
+import type { CallAccount } from "./call-account.ts";
 import type { Payment } from "./model-money.ts";
+import type { Models } from "./tenant-models.ts";
 
 export const TRIES_MAX = 3;
 /** As the schema of an agent's configuration has it. */
@@ -49,6 +62,12 @@ export interface ModelAttempt {
   readonly attempt: number;
   /** Counts the calls of this attempt of the effect, from 1. */
   readonly try: number;
+  /** An answer of the agent, or a judgement for one of its guardrails. Machines tell of each call by it; journals from before it was there have none. */
+  readonly purpose: "answer" | "guardrail";
+  /** Of a guardrail: its name. */
+  readonly rule: string | null;
+  /** Whose key it was made with; journals from before it was there have none, and knew the platform's alone. */
+  readonly key_source: KeySource;
   readonly outcome: "completed" | "failed";
   readonly stop: StopReason | null;
   readonly code: string | null;
@@ -66,6 +85,7 @@ export interface SkippedModel {
   readonly model: string;
   readonly code: string;
   readonly message: string;
+  readonly purpose: ModelAttempt["purpose"];
 }
 
 export interface Route {
@@ -81,10 +101,11 @@ export type RouteOutcome =
 
 export interface RouteDeps {
   readonly world: World;
-  readonly providers: Providers;
+  /** Of the attempt of the effect that this route is a part of. */
+  readonly account: CallAccount;
+  /** Of the tenant: which provider a model's name means, and with whose key. */
+  readonly models: Models;
   readonly breakers: BreakerBoard;
-  /** Whose key is used. */
-  readonly owner: string;
   on_attempt?(attempt: ModelAttempt, ms: number): void;
   on_skipped?(skipped: SkippedModel): void;
   /** Asked before each call; what it refuses is not called. Absent: nobody counts money. */
@@ -94,6 +115,8 @@ export interface RouteDeps {
 export interface RouteOrder {
   readonly model: string;
   readonly fallbacks: Fallbacks;
+  /** The guardrail that has something judged; absent: the agent's own call. */
+  readonly rule?: string;
   /** Of the effect. */
   readonly attempt: number;
   readonly request: Omit<ModelRequest, "model">;
@@ -115,8 +138,10 @@ export interface Trouble {
   readonly code: string;
   readonly transient: boolean;
   readonly retry_after_ms?: number | undefined;
-  /** The breaker is open: nothing was called. */
+  /** Nothing was called. */
   readonly skipped?: true;
+  /** Because the breaker is open. */
+  readonly is_open?: true;
 }
 
 export function nextAfter(
@@ -138,7 +163,8 @@ export function nextAfter(
 
 /** Asks models until one answers or none is left. Never rejects. */
 export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: CallIo): Promise<RouteOutcome> {
-  const { world, providers, breakers, owner } = deps;
+  const { world, models, breakers, account } = deps;
+  const purpose = order.rule === undefined ? "answer" : "guardrail";
   const attempts: ModelAttempt[] = [];
   const skipped: SkippedModel[] = [];
   const began_ms = world.monotonic_ms();
@@ -153,47 +179,71 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
   let tries = 0;
 
   const skip = (model: string, code: string, message: string): void => {
-    const one = { model, code, message };
+    const one: SkippedModel = { model, code, message, purpose };
     skipped.push(one);
+    account.passedOver(one);
     deps.on_skipped?.(one);
   };
 
   /** One place's turn: called, or passed over. */
   const ask = async (model: string): Promise<{ outcome: ModelOutcome; delivered: boolean } | (Trouble & { readonly message: string })> => {
-    const resolved = providers.resolve(model);
+    const resolved = await models.resolve(model);
     if (resolved.kind === "refused") {
-      const { code, message } = resolved.error;
+      const { code, message, transient } = resolved.error;
       skip(model, code, message);
-      return { code, message, transient: false, skipped: true };
+      return { code, message, transient, skipped: true };
     }
-    const payment = await deps.pay?.(model, attempts);
+    const payment = await deps.pay?.(model, account.attempts);
     if (payment?.kind === "refused") {
       skip(model, payment.code, payment.message);
       return { code: payment.code, message: payment.message, transient: false, skipped: true };
     }
-    const admission = await breakers.admit({ provider: resolved.provider.name, owner });
+    const admission = await breakers.admit({ provider: resolved.provider.name, owner: resolved.owner });
     if (admission.kind === "refused") {
       const message = `the circuit breaker of ${resolved.provider.name} is open`;
       skip(model, "circuit_open", message);
-      return { code: "provider_unavailable", message, transient: true, retry_after_ms: admission.retry_after_ms, skipped: true };
+      return { code: "provider_unavailable", message, transient: true, retry_after_ms: admission.retry_after_ms, skipped: true, is_open: true };
     }
     const started_ms = world.now_ms();
     const from_ms = world.monotonic_ms();
     let first_token_ms: number | null = null;
-    const outcome = await resolved.provider.call(
-      { ...order.request, model: resolved.model, ...(payment === undefined ? {} : { max_output_tokens: payment.max_output_tokens }) },
-      {
-        signal: io.signal,
-        on_delta(delta) {
-          first_token_ms ??= Math.round(world.monotonic_ms() - from_ms);
-          io.on_delta(delta);
-        },
+    const request = { ...order.request, model: resolved.model, ...(payment === undefined ? {} : { max_output_tokens: payment.max_output_tokens }) };
+    const delivered = { text: "", reasoning: "", tool_call: "" };
+    let metered = false;
+    let usageSoFar = (): Usage => estimatedSoFar(resolved.provider, request, delivered);
+    const facts = () =>
+      ({
+        attempt: order.attempt,
+        try: account.attempts.length + 1,
+        purpose,
+        rule: order.rule ?? null,
+        key_source: resolved.key_source,
+        started_ms,
+        ended_ms: world.now_ms(),
+        first_token_ms,
+      }) as const;
+    // MR7
+    account.begun(() => {
+      const error: ModelError = { code: "cancelled", message: "the call was cancelled", transient: false };
+      return attemptOf(model, { kind: "failed", error, usage: usageSoFar(), text: "" }, facts());
+    });
+    const outcome = await resolved.provider.call(request, {
+      signal: io.signal,
+      on_delta(delta) {
+        first_token_ms ??= Math.round(world.monotonic_ms() - from_ms);
+        if (!metered) delivered[delta.kind] += delta.text;
+        io.on_delta(delta);
       },
-    );
+      meter(usage_so_far) {
+        metered = true;
+        usageSoFar = usage_so_far;
+      },
+    });
     admission.ended(verdictOf(outcome.kind === "failed" ? outcome.error.code : undefined));
     const ms = world.monotonic_ms() - from_ms;
-    const attempt = attemptOf(model, outcome, { attempt: order.attempt, try: attempts.length + 1, started_ms, ended_ms: world.now_ms(), first_token_ms });
+    const attempt = attemptOf(model, outcome, facts());
     attempts.push(attempt);
+    account.ended(attempt);
     deps.on_attempt?.(attempt, ms);
     return { outcome, delivered: first_token_ms !== null };
   };
@@ -219,19 +269,27 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
     if (io.signal.aborted) trouble = { code: "cancelled", message: "the call was cancelled", transient: false };
     const left_ms = began_ms + ROUTE_PATIENCE_MS - world.monotonic_ms();
     const next = nextAfter(trouble, { tries, has_next: at + 1 < chain.length, other_chains: new Set(other_chains.keys()), left_ms }, world.random());
+    const heard = (of: string, wait_ms: number): void => {
+      const { code, message } = trouble;
+      const left = [...chain.slice(at + 1), ...[...other_chains.values()].flat()];
+      account.next({ model: of, try: tries + 1, wait_ms, code: trouble.is_open === true ? "circuit_open" : code, message, purpose, left });
+    };
     switch (next.kind) {
       case "again":
+        heard(model, next.wait_ms);
         if (await waited(next.wait_ms)) break;
         return failedRoute({ code: "cancelled", message: "the call was cancelled", transient: false }, model);
       case "next":
         at += 1;
         tries = 0;
+        heard(chain[at] ?? model, 0);
         break;
       case "other_chain":
         chain = other_chains.get(next.chain) ?? [];
         other_chains.delete(next.chain); // MR3
         at = 0;
         tries = 0;
+        heard(chain[at] ?? model, 0);
         break;
       case "give_up":
         return failedRoute(trouble, model);
@@ -269,17 +327,32 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
   }
 }
 
-function attemptOf(
-  model: string,
-  outcome: ModelOutcome,
-  facts: { readonly attempt: number; readonly try: number; readonly started_ms: number; readonly ended_ms: number; readonly first_token_ms: number | null },
-): ModelAttempt {
+/** What an unfinished call has used, by our own count, of a provider that keeps no meter. */
+function estimatedSoFar(provider: Provider, request: ModelRequest, delivered: { text: string; reasoning: string; tool_call: string }): Usage {
+  return {
+    ...NO_USAGE,
+    input_tokens: provider.countInputTokens?.(request) ?? estimateInputTokens(request),
+    output_tokens: estimateTokens(delivered.text) + estimateTokens(delivered.tool_call),
+    reasoning_tokens: estimateTokens(delivered.reasoning),
+    estimated: true,
+  };
+}
+
+interface Facts extends Pick<ModelAttempt, "attempt" | "try" | "purpose" | "rule" | "key_source" | "first_token_ms"> {
+  readonly started_ms: number;
+  readonly ended_ms: number;
+}
+
+function attemptOf(model: string, outcome: ModelOutcome, facts: Facts): ModelAttempt {
   const cost = outcome.usage === undefined ? undefined : costOf(model, outcome.usage, facts.started_ms);
   const priced = cost?.kind === "priced" ? cost : undefined;
   return {
     model,
     attempt: facts.attempt,
     try: facts.try,
+    purpose: facts.purpose,
+    rule: facts.rule,
+    key_source: facts.key_source,
     outcome: outcome.kind,
     stop: outcome.kind === "completed" ? outcome.stop : null,
     code: outcome.kind === "failed" ? outcome.error.code : null,

@@ -18,6 +18,10 @@ export interface EffectScope {
   readonly trace: string | undefined;
   /** Committed entries of this actor by seq: messages rest there, not in the machine's context. Rejects when one is not there. */
   entries(seqs: readonly number[]): Promise<ReadonlyMap<number, Entry>>;
+  /** How far this attempt has come, for the journal: nobody waits until it stands there, and what comes after the attempt's end is dropped. */
+  progress(told: JsonObject): void;
+  /** What the attempt has come to so far, asked when it is stopped from outside; the last one given counts. Must not throw. */
+  so_far(read: () => JsonObject): void;
   /** Chunks of this attempt, on the actor's token subject. */
   tokens(place: { turn: number; step: number }): TokenWriter;
 }

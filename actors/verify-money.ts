@@ -32,6 +32,8 @@ const DECIDED_WITHIN_MS = 60_000;
 interface Awaited {
   readonly session: string;
   readonly cost_usd_micros: number | null;
+  /** What the usage rows have of it until the budget has decided: the whole, or what ended before the rest was lost. */
+  readonly known_usd_micros: number;
   readonly stream_sequence: number;
   readonly seq: number;
   readonly at_ms: number;
@@ -82,7 +84,7 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
   function ended(message: JournalMessage, stream_sequence: number, books: Books): void {
     for (const out of message.out) {
       if (out.type !== "budget.settle" || parseActorPath(out.to)?.kind !== "budget") continue;
-      const { hold, cost_usd_micros } = out.body;
+      const { hold, cost_usd_micros, spent_usd_micros } = out.body;
       if (typeof hold !== "string" || !HOLD_PATTERN.test(hold)) continue; // The budget refuses it as invalid; no money is in it.
       const cost = typeof cost_usd_micros === "number" ? cost_usd_micros : null;
       const session = `${message.actor.tenant}/session/${message.actor.id}`;
@@ -90,8 +92,9 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
         report({ actor: session, stream_sequence, seq: message.seq, what: `the hold ${hold} is settled a second time` });
         continue;
       }
-      books.awaited.set(hold, { session, cost_usd_micros: cost, stream_sequence, seq: message.seq, at_ms: Date.parse(message.at) });
-      books.awaited_usd_micros += cost ?? 0;
+      const known_usd_micros = cost ?? amountOf(spent_usd_micros);
+      books.awaited.set(hold, { session, cost_usd_micros: cost, known_usd_micros, stream_sequence, seq: message.seq, at_ms: Date.parse(message.at) });
+      books.awaited_usd_micros += known_usd_micros;
     }
   }
 
@@ -110,7 +113,7 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
       const said = books.awaited.get(hold);
       if (said === undefined) continue; // A repeat whose key was forgotten, or somebody's who is no session.
       books.awaited.delete(hold);
-      books.awaited_usd_micros -= said.cost_usd_micros ?? 0;
+      books.awaited_usd_micros -= said.known_usd_micros;
       const event = settled.get(hold);
       if ((entry.body["cost_usd_micros"] ?? null) !== said.cost_usd_micros)
         fault(
@@ -138,15 +141,13 @@ export function createMoneyCheck(usage: UsageCosts | undefined, report: (fault: 
     },
     end() {
       for (const [tenant, books] of tenants) {
-        const overdue = [...books.awaited].filter(
-          ([, one]) => books.has_budget && one.at_ms + DECIDED_WITHIN_MS < last_at_ms && (one.cost_usd_micros ?? 0) > 0,
-        );
+        const overdue = [...books.awaited].filter(([, one]) => books.has_budget && one.at_ms + DECIDED_WITHIN_MS < last_at_ms && one.known_usd_micros > 0);
         for (const [hold, one] of overdue)
           report({
             actor: one.session,
             stream_sequence: one.stream_sequence,
             seq: one.seq,
-            what: `the settlement of ${hold} (${one.cost_usd_micros ?? 0} micro-dollars) never reached the budget`,
+            what: `the settlement of ${hold} (${one.known_usd_micros} micro-dollars) never reached the budget`,
           });
         if (usage === undefined) continue;
         const expected = books.at_position ?? sumOf(books);

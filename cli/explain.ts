@@ -196,7 +196,7 @@ export async function explain(context: Context, { last }: { last: number }, acto
   const story = await storyOf(context, actor, shard ?? -1);
   const now_ms = ports.world.now_ms();
   const orphan = shard !== null && !view.final && (placed === undefined || placed.worker === "");
-  const wait_reason = view.final ? null : (definition.waits(view) ?? null);
+  const wait_reason = view.final ? null : (definition.waits(view, now_ms) ?? null);
   if (printer.json) {
     printer.document({
       actor: actorPath(actor),

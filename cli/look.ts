@@ -69,12 +69,13 @@ export async function show(context: Context, { entries: count }: { entries: numb
   const running = Object.values(state.running);
   const timers = Object.values(state.timers).sort((a, b) => a.due_ms - b.due_ms);
   const last_entries = await lastEntries(context, actor, count);
+  const now_ms = ports.world.now_ms();
   if (printer.json) {
     printer.document({
       actor: actorPath(actor),
       state: view.state,
       final: view.final,
-      wait_reason: definition.waits(view) ?? null,
+      wait_reason: definition.waits(view, now_ms) ?? null,
       seq: state.seq,
       at: last.at,
       epoch: last.epoch,
@@ -90,11 +91,10 @@ export async function show(context: Context, { entries: count }: { entries: numb
     });
     return EXIT.done;
   }
-  const now_ms = ports.world.now_ms();
   printer.line(printer.style("bold", actorPath(actor)));
   printer.pairs([
     ["state", view.final ? `${view.state} (finished)` : view.state],
-    ["why", view.final ? "it is finished" : (definition.waits(view) ?? "it works")],
+    ["why", view.final ? "it is finished" : (definition.waits(view, now_ms) ?? "it works")],
     ["owner", `${last.worker}, epoch ${last.epoch}`],
     [
       "journal",

@@ -181,6 +181,8 @@ export function entryWords(entry: Entry): string {
       return `${entry.inst} ${entry.error.code}: ${entry.error.message}`;
     case "timer":
       return entry.inst;
+    case "progress":
+      return `${entry.inst} ${short(entry.told)}`;
     case "claim":
       return `from ${entry.from ?? "nobody"}: ${entry.reason}${entry.lost.length === 0 ? "" : `, lost ${entry.lost.join(" ")}`}`;
     default:

@@ -363,7 +363,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   async function viewOfSession(session: ActorAddress): Promise<JsonObject> {
     const restored = await available("the session", () => restorer.restore(session));
     if (restored === undefined) throw notFound();
-    return sessionView(restored, definition);
+    return sessionView(restored, definition, world.now_ms());
   }
 
   /** Where a session's journal ends now. Refuses: not_found. */

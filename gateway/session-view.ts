@@ -10,7 +10,8 @@ const fieldOf = (value: Json | undefined, field: string): Json => {
   return (value as JsonObject)[field] ?? null;
 };
 
-export function sessionView(restored: Restored, definition: Pick<ActorDefinition, "waits">): JsonObject {
+/** `at_ms`: now, for what a wait has left. */
+export function sessionView(restored: Restored, definition: Pick<ActorDefinition, "waits">, at_ms: number): JsonObject {
   const { state, last } = restored;
   const view = viewOf(state);
   const { context } = view;
@@ -19,7 +20,7 @@ export function sessionView(restored: Restored, definition: Pick<ActorDefinition
   return {
     id: state.actor.id,
     state: view.state,
-    wait_reason: definition.waits(view) ?? null,
+    wait_reason: definition.waits(view, at_ms) ?? null,
     turn: context["turn"] ?? null,
     usage: context["usage"] ?? null,
     agent: context["agent"] ?? null,

@@ -593,11 +593,28 @@ const UPSERT_KEYS = `
   on conflict (tenant, key_id) do update set hash = excluded.hash, scopes = excluded.scopes, label = excluded.label, created_at = excluded.created_at,
     revoked_at = excluded.revoked_at`;
 
+/**
+ * What the budget settled for an attempt, shared out over its calls: each costs what it said, as far as the sum goes; what is left over is that of
+ * the call whose cost nobody knew, the last one of several. So the rows of an attempt sum to the ledger, whatever was known of them.
+ */
 const SETTLE_USAGE = `
-  update llm_usage_events as used set cost_usd_micros = settled.cost_usd_micros, estimated = used.estimated or settled.assumed
-  from json_to_recordset($1::json) as settled (tenant text, session text, inst text, attempt integer, cost_usd_micros bigint, assumed boolean)
-  where used.tenant = settled.tenant and used.session = settled.session and used.inst = settled.inst and used.attempt = settled.attempt
-    and (used.cost_usd_micros is distinct from settled.cost_usd_micros or (settled.assumed and not used.estimated))`;
+  with shares as (
+    select tenant, session, inst, attempt, try, settled.cost_usd_micros as total, settled.assumed, coalesce(used.cost_usd_micros, 0) as known,
+      coalesce(sum(coalesce(used.cost_usd_micros, 0)) over (calls rows between unbounded preceding and 1 preceding), 0) as known_before,
+      sum(coalesce(used.cost_usd_micros, 0)) over (partition by tenant, session, inst, attempt) as known_all,
+      row_number() over (partition by tenant, session, inst, attempt order by used.cost_usd_micros is not null, try desc) = 1 as takes_rest
+    from json_to_recordset($1::json) as settled (tenant text, session text, inst text, attempt integer, cost_usd_micros bigint, assumed boolean)
+    join llm_usage_events as used using (tenant, session, inst, attempt)
+    window calls as (partition by tenant, session, inst, attempt order by try)
+  ), costs as (
+    select tenant, session, inst, attempt, try, assumed and takes_rest as assumed,
+      (least(known, greatest(total - known_before, 0)) + case when takes_rest then greatest(total - known_all, 0) else 0 end)::bigint as cost_usd_micros
+    from shares
+  )
+  update llm_usage_events as used set cost_usd_micros = costs.cost_usd_micros, estimated = used.estimated or costs.assumed
+  from costs
+  where used.tenant = costs.tenant and used.session = costs.session and used.inst = costs.inst and used.attempt = costs.attempt and used.try = costs.try
+    and (used.cost_usd_micros is distinct from costs.cost_usd_micros or (costs.assumed and not used.estimated))`;
 
 const PROJECTED_TABLES = "tenants, keys, agents, sessions, audit, audit_heads, llm_usage_events";
 

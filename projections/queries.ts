@@ -50,10 +50,16 @@ export interface SessionRow {
 
 export type UsageOutcome = "completed" | "failed" | "cancelled" | "superseded";
 
+/** One call of a model. */
 export interface UsageRow {
   readonly session: string;
   readonly inst: string;
   readonly attempt: number;
+  /** Counts the calls of one attempt, from 1: again, or of another model. */
+  readonly try: number;
+  readonly purpose: "answer" | "guardrail";
+  /** Of a guardrail that had something judged: its name. */
+  readonly rule: string | null;
   readonly turn: number;
   readonly step: number;
   readonly agent: string;
@@ -75,6 +81,8 @@ export interface UsageRow {
   readonly code: string | null;
   readonly started_at: string;
   readonly ended_at: string;
+  readonly latency_ms: number;
+  readonly first_token_ms: number | null;
   readonly stream_sequence: number;
 }
 
@@ -91,8 +99,9 @@ export interface UsageFilter {
 export interface UsageTotal {
   readonly agent: string;
   readonly model: string;
+  /** Calls of models: each try counts. */
   readonly attempts: number;
-  /** Attempts whose cost is unknown; `cost_usd_micros` leaves them out. */
+  /** Those whose cost is unknown; `cost_usd_micros` leaves them out. */
   readonly attempts_unpriced: number;
   readonly input_tokens: number;
   readonly output_tokens: number;
@@ -219,8 +228,9 @@ const filterOf = (text: string | undefined): string | null => (text === undefine
 
 const SESSION_COLUMNS = `session, agent, agent_version, config_hash, external_id, user_id as "user", mode, metadata, model, state, reason, turn,
   created_at, updated_at, seq, epoch, worker`;
-const USAGE_COLUMNS = `session, inst, attempt, turn, step, agent, user_id as "user", model, provider, key_source, input_tokens, output_tokens,
-  cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, price_version, estimated, outcome, code, started_at, ended_at, stream_sequence`;
+const USAGE_COLUMNS = `session, inst, attempt, try, purpose, rule, turn, step, agent, user_id as "user", model, provider, key_source, input_tokens, output_tokens,
+  cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, price_version, estimated, outcome, code, started_at, ended_at,
+  (extract(epoch from ended_at - started_at) * 1000)::bigint as latency_ms, first_token_ms, stream_sequence`;
 const AUDIT_COLUMNS = `kind, actor, stream_sequence, entry_index, seq, at, epoch, worker, machine, entry_type, command_type, channel, key, source, inst, code,
   state_after, events, trace, principal, hash, chain`;
 const USAGE_FILTER = `tenant = $1 and ($2::text is null or session = $2) and ($3::text is null or agent = $3) and ($4::text is null or user_id = $4)
@@ -280,14 +290,15 @@ export function createQueries(database: Database): Queries {
     },
 
     usage(tenant, request = {}) {
-      const [sequence = null, inst = null, attempt = null] = request.after === undefined ? [] : keyOf(request.after, ["number", "string", "number"]);
+      const [sequence = null, inst = null, attempt = null, number = null] =
+        request.after === undefined ? [] : keyOf(request.after, ["number", "string", "number", "number"]);
       return page<UsageRow>(
         `select ${USAGE_COLUMNS} from llm_usage_events
-         where ${USAGE_FILTER} and ($8::bigint is null or (stream_sequence, inst, attempt) < ($8, $9, $10))
-         order by stream_sequence desc, inst desc, attempt desc limit $11`,
-        [...usageFilterValues(tenant, request), sequence, inst, attempt],
+         where ${USAGE_FILTER} and ($8::bigint is null or (stream_sequence, inst, attempt, try) < ($8, $9, $10, $11))
+         order by stream_sequence desc, inst desc, attempt desc, try desc limit $12`,
+        [...usageFilterValues(tenant, request), sequence, inst, attempt, number],
         limitOf(request.limit),
-        (row) => [row.stream_sequence, row.inst, row.attempt],
+        (row) => [row.stream_sequence, row.inst, row.attempt, row.try],
       );
     },
 

@@ -1,14 +1,14 @@
 // rows: what one journal message means for the tables. Pure: (rows in hand, message) → rows; no clock, no database.
 //
 //   message ──▶ one audit row an entry
-//           ──▶ the session's row, and a usage row for each attempt of a model call that ended here
+//           ──▶ the session's row, and a usage row for each try of each attempt of a model call that ended here
 //           ──▶ the tenant's row, its keys, the versions of its agents
 //
 // Invariants:
 //   R1. Equal messages in equal order give equal rows: a rebuild from the first message gives the tables that were there.
 //   R2. Every entry has exactly one audit row; its hash is computed over the entry, so the stream can be held against it.
-//   R3. An attempt of a model call has one usage row, whatever ended it. What nobody knows is null, until the budget has settled it: the
-//       cost of a row is the ledger's.
+//   R3. An attempt of a model call has a usage row for each call of a model that was made for it, and one if none was, whatever ended it. What
+//       nobody knows is null, until the budget has settled it: the costs of an attempt's rows sum to the ledger's.
 //   R4. No customer's text leaves the journal here: of a message's body only what configures a session or a tenant is taken.
 import { assert } from "../protocol/assert.ts";
 import { HOLD_PATTERN } from "../protocol/commands.ts";
@@ -27,6 +27,8 @@ export interface OpenCall {
   readonly attempt: number;
   readonly model: string;
   readonly started_at: string;
+  /** Calls that this attempt had made when it last said so; its end tells them again, unless it is lost. */
+  readonly tried?: readonly JsonObject[];
 }
 
 /** Rows as they stand in the tables: the keys are the columns. */
@@ -106,9 +108,13 @@ export interface UsageRecord {
   readonly started_at: string;
   readonly ended_at: string;
   readonly stream_sequence: number;
+  readonly try: number;
+  readonly purpose: "answer" | "guardrail";
+  readonly rule: string | null;
+  readonly first_token_ms: number | null;
 }
 
-/** Of one attempt of a model call; its usage row is there already, because the budget hears of it after the session's commit. */
+/** Of one attempt of a model call; its usage rows are there already, because the budget hears of it after the session's commit. */
 export interface SettlementRecord {
   readonly tenant: string;
   readonly session: string;
@@ -226,7 +232,14 @@ interface Spent {
   readonly cost_usd_micros: number | null;
   readonly price_version: string | null;
   readonly key_source: "platform" | "tenant";
+  /** Every call that was made, in order; empty where nothing was called, or where it is not known. */
+  readonly calls: readonly JsonObject[];
 }
+
+const callsIn = (fields: JsonObject | null | undefined): readonly JsonObject[] => {
+  const calls = fields?.["attempts"];
+  return Array.isArray(calls) ? calls.map((call: Json) => objectOf(call)).filter((call) => call !== null) : [];
+};
 
 function spentIn(fields: JsonObject | null): Spent {
   return {
@@ -234,8 +247,18 @@ function spentIn(fields: JsonObject | null): Spent {
     cost_usd_micros: wholeOf(fields?.cost_usd_micros),
     price_version: textOf(fields?.price_version),
     key_source: fields?.key_source === "tenant" ? "tenant" : "platform",
+    calls: callsIn(fields),
   };
 }
+
+/** What an entry that stopped a model call from outside says it had come to. */
+function stoppedIn(message: JournalMessage, inst: string): JsonObject | undefined {
+  for (const entry of message.entries) if ((entry.t === "command" || entry.t === "timer") && entry.stopped?.[inst] !== undefined) return entry.stopped[inst];
+  return undefined;
+}
+
+const callOutcome = (call: JsonObject): UsageRecord["outcome"] =>
+  call["outcome"] === "completed" ? "completed" : call["code"] === "cancelled" ? "cancelled" : "failed";
 
 /** The rows that the messages of one batch read and make. Loaded before, written after; in between all is in memory. */
 export interface Batch {
@@ -323,33 +346,54 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
 
   /** R3: every end of an attempt comes through here. */
   const end = (call: OpenCall, outcome: UsageRecord["outcome"], code: string | null, spent: Spent): void => {
-    const tokens = (name: string): number | null => wholeOf(spent.usage?.[name]);
-    batch.usage.push({
-      tenant: message.actor.tenant,
-      session: message.actor.id,
-      inst: call.inst,
-      attempt: call.attempt,
-      turn: call.turn,
-      step: call.step,
-      agent,
-      user_id: before.user_id,
-      model: call.model,
-      provider: providerOf(call.model),
-      key_source: spent.key_source,
-      input_tokens: tokens("input_tokens"),
-      output_tokens: tokens("output_tokens"),
-      cache_read_tokens: tokens("cache_read_tokens"),
-      cache_write_tokens: tokens("cache_write_tokens"),
-      reasoning_tokens: tokens("reasoning_tokens"),
-      cost_usd_micros: spent.cost_usd_micros,
-      price_version: spent.price_version,
-      estimated: spent.usage?.estimated === true,
-      outcome,
-      code,
-      started_at: call.started_at,
-      ended_at: message.at,
-      stream_sequence,
+    const row = (own: Spent, more: Pick<UsageRecord, "try" | "model" | "outcome" | "code" | "started_at" | "ended_at"> & Partial<UsageRecord>): void => {
+      const tokens = (name: string): number | null => wholeOf(own.usage?.[name]);
+      batch.usage.push({
+        tenant: message.actor.tenant,
+        session: message.actor.id,
+        inst: call.inst,
+        attempt: call.attempt,
+        turn: call.turn,
+        step: call.step,
+        agent,
+        user_id: before.user_id,
+        provider: providerOf(more.model),
+        key_source: own.key_source,
+        input_tokens: tokens("input_tokens"),
+        output_tokens: tokens("output_tokens"),
+        cache_read_tokens: tokens("cache_read_tokens"),
+        cache_write_tokens: tokens("cache_write_tokens"),
+        reasoning_tokens: tokens("reasoning_tokens"),
+        cost_usd_micros: own.cost_usd_micros,
+        price_version: own.price_version,
+        estimated: own.usage?.estimated === true,
+        stream_sequence,
+        purpose: "answer",
+        rule: null,
+        first_token_ms: null,
+        ...more,
+      });
+    };
+    const answer = spent.calls.findLastIndex((one) => one["purpose"] !== "guardrail");
+    spent.calls.forEach((one, index) => {
+      // A guardrail that dropped the answer ended it: that is no fault of the call's own.
+      const dropped = index === answer && code === "guardrail";
+      row(spentIn({ key_source: spent.key_source, ...one }), {
+        try: index + 1,
+        model: textOf(one["model"]) ?? call.model,
+        outcome: dropped ? outcome : callOutcome(one),
+        code: dropped ? code : textOf(one["code"]),
+        started_at: textOf(one["started_at"]) ?? call.started_at,
+        ended_at: textOf(one["ended_at"]) ?? message.at,
+        purpose: one["purpose"] === "guardrail" ? "guardrail" : "answer",
+        rule: textOf(one["rule"]),
+        first_token_ms: wholeOf(one["first_token_ms"]),
+      });
     });
+    // Nothing was called, or nobody knows what was; and of a lost attempt, what was lost of it.
+    if (spent.calls.length === 0 || outcome === "superseded") {
+      row(spent, { try: spent.calls.length + 1, model: call.model, outcome, code, started_at: call.started_at, ended_at: message.at });
+    }
   };
 
   /** The call is over and nothing told so: it was stopped from outside. Its result may stand in this commit after the stop. */
@@ -357,9 +401,13 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
     if (open === null) return;
     const call = open;
     const late = ends.find((entry) => entry.inst === call.inst);
-    end(call, "cancelled", null, spentIn(late?.t === "done" ? objectOf(late.output) : late?.t === "fail" ? (late.error.details ?? null) : null));
+    const lateTold = late?.t === "done" ? objectOf(late.output) : late?.t === "fail" ? (late.error.details ?? null) : null;
+    end(call, "cancelled", null, spentIn(stoppedIn(message, call.inst) ?? lateTold));
     open = null;
   };
+
+  /** What a call said of itself while it went on: of a call that a message before this one began. */
+  for (const entry of message.entries) if (entry.t === "progress" && open?.inst === entry.inst) open = { ...open, tried: callsIn(entry.told) };
 
   for (const event of message.events) {
     switch (event.type) {
@@ -393,16 +441,18 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
         const claim = message.entries.find((entry) => entry.t === "claim");
         const lost = claim?.lost.find((inst) => MODEL_INST.test(inst)) ?? open.inst;
         const attempt = wholeOf(event.attempt) ?? open.attempt;
-        end({ ...open, inst: lost, attempt }, "superseded", null, spentIn(event));
-        open = { ...open, inst: lost, attempt: attempt + 1, started_at: message.at };
+        const { tried = [], ...call }: OpenCall = open;
+        end({ ...call, inst: lost, attempt }, "superseded", null, { ...spentIn(event), calls: tried });
+        open = { ...call, inst: lost, attempt: attempt + 1, started_at: message.at };
         break;
       }
       case "model.completed":
       case "model.failed": {
         const told = spentIn(event);
         const entry: Extract<Entry, { t: "done" | "fail" }> | undefined = ends.find((candidate) => candidate.inst === open?.inst) ?? ends[0];
-        const output = spentIn(entry?.t === "done" ? objectOf(entry.output) : null);
-        const inst = entry?.inst ?? open?.inst;
+        const stopped = open === null ? undefined : stoppedIn(message, open.inst);
+        const output = spentIn(stopped ?? (entry?.t === "done" ? objectOf(entry.output) : entry?.t === "fail" ? (entry.error.details ?? null) : null));
+        const inst = stopped === undefined ? (entry?.inst ?? open?.inst) : open?.inst;
         if (inst === undefined) throw new Unprojectable("a model call that ended had begun");
         end(
           {
@@ -420,6 +470,7 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
             cost_usd_micros: told.cost_usd_micros ?? output.cost_usd_micros,
             price_version: told.price_version ?? output.price_version,
             key_source: told.key_source,
+            calls: output.calls,
           },
         );
         open = null;

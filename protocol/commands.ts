@@ -7,8 +7,10 @@ import { z } from "zod";
 import { type ErrorBody, errorBody } from "./errors.ts";
 import { type ActorKind, ID_PATTERN } from "./ids.ts";
 import type { Json } from "./json.ts";
+import { CIPHERTEXT_CHARACTERS_MAX } from "./key-ring.ts";
 import { COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX } from "./limits.ts";
 import { isPrincipal } from "./principal.ts";
+import { PRIORITIES } from "./priority.ts";
 import type { CommandChannel } from "./subjects.ts";
 
 export const HEADER_IDEMPOTENCY_KEY = "Idempotency-Key";
@@ -92,6 +94,8 @@ const permissionRule = z
   .regex(/^(model|tool|memory):[\x21-\x29\x2b-\x7e]{0,160}\*?$/, "is {model|tool|memory}:{name}, or the beginning of a name and *");
 const permissionRules = z.array(permissionRule).max(256);
 
+const priority = z.enum(PRIORITIES);
+
 /** What an agent is. A version of it is frozen into each session that is created from it. */
 export const agentConfig = z.object({
   model: modelName,
@@ -101,6 +105,8 @@ export const agentConfig = z.object({
   max_loops: z.int().min(1).max(LOOPS_MAX).optional(),
   max_output_tokens: z.int().min(1).max(1_000_000).optional(),
   temperature: z.number().min(0).max(2).optional(),
+  /** Of its model calls among the tenant's own, where they wait; `normal` when absent. */
+  priority: priority.optional(),
   fallbacks: fallbacks.optional(),
   degrade: degrade.optional(),
   guardrails: guardrails.optional(),
@@ -118,6 +124,7 @@ const sessionOverrides = z.object({
   max_loops: z.int().min(1).max(LOOPS_MAX).optional(),
   max_output_tokens: z.int().min(1).max(1_000_000).optional(),
   temperature: z.number().min(0).max(2).optional(),
+  priority: priority.optional(),
 });
 
 /** The most that one amount of money may be: a million dollars. Sums of thousands of them are still safe integers. */
@@ -156,6 +163,17 @@ const instant = z.iso.datetime();
 /** SHA-256 in hex. */
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 
+/** A secret as it rests (key-ring.ts). Whoever says it has sealed it: no command ever bears the secret itself. */
+const sealed = z.object({
+  v: z.literal(1),
+  master_key_id: id,
+  nonce: z.string().regex(/^[A-Za-z0-9_-]{16}$/, "12 bytes in base64url"),
+  ciphertext: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]+$/, "base64url")
+    .max(CIPHERTEXT_CHARACTERS_MAX),
+});
+
 /** Every command type: where it may be said, and its body. Unknown fields of a body are dropped; unknown types are refused by name. */
 export const COMMANDS = {
   session: {
@@ -175,7 +193,7 @@ export const COMMANDS = {
     },
     "message.send": {
       channels: ["command", "control"],
-      body: z.object({ content: messageContent, on_busy: z.enum(["enqueue", "reject", "interrupt"]).optional() }),
+      body: z.object({ content: messageContent, on_busy: z.enum(["enqueue", "reject", "interrupt"]).optional(), priority: priority.optional() }),
     },
     "turn.cancel": { channels: ["command", "control"], body: reason },
     "session.pause": { channels: ["command", "control"], body: reason },
@@ -209,6 +227,19 @@ export const COMMANDS = {
     "grant.put": { channels: ["control"], body: z.object({ role: id, allow: permissionRules.default([]), deny: permissionRules.default([]) }) },
     /** Sessions of the agent, or of all, load their configuration anew at their next turn. */
     "config.updated": { channels: ["control"], body: z.object({ agent: id.optional(), reason: z.string().max(1000).optional() }) },
+    /** The tenant's own key at a model provider, or another one in its place. */
+    "provider_key.put": {
+      channels: ["control"],
+      body: z.object({
+        provider: providerName,
+        sealed,
+        last_four: z.string().length(4).nullable(),
+        label: z.string().max(256).optional(),
+      }),
+    },
+    "provider_key.remove": { channels: ["control"], body: z.object({ provider: providerName, reason: z.string().max(1000).optional() }) },
+    /** The same key under another master key. `replaces` is the nonce of what was opened for it. */
+    "provider_key.reseal": { channels: ["control"], body: z.object({ provider: providerName, sealed, replaces: z.string().max(64) }) },
   },
   worker: {
     "worker.drain": { channels: ["control"], body: reason },
@@ -267,13 +298,14 @@ export const COMMANDS = {
           ...ask,
           degraded: z.object(ask).optional(),
           rate: z.object({ provider: providerName, tokens: z.int().min(0).max(1_000_000_000) }).optional(),
+          priority: priority.optional(),
         })
         .refine(
           (body) => body.amount_usd_micros === null || body.minimum_usd_micros <= body.amount_usd_micros,
           "minimum_usd_micros is at most amount_usd_micros",
         ),
     },
-    "budget.settle": { channels: ["control"], body: z.object({ hold, cost_usd_micros: money.nullable(), model: modelName.optional() }) },
+    "budget.settle": { channels: ["control"], body: z.object({ hold, cost_usd_micros: money.nullable(), spent_usd_micros: money.optional(), model: modelName.optional() }) },
     "budget.release": { channels: ["control"], body: z.object({ hold }) },
     "slot.acquire": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
     "slot.release": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },

@@ -38,13 +38,21 @@ export interface EffectError {
   readonly details?: JsonObject;
 }
 
+/** An entry that ends effects from outside. */
+interface Stopping {
+  /** inst → what that effect had come to when it was stopped; absent where nobody ran it here, or it had nothing to say. */
+  readonly stopped?: Readonly<Record<string, JsonObject>>;
+}
+
 export type Entry =
   | ({ readonly t: "init"; readonly type: string; readonly body: JsonObject } & CommandIdentity)
-  | ({ readonly t: "command"; readonly type: string; readonly body: JsonObject } & CommandIdentity)
+  | ({ readonly t: "command"; readonly type: string; readonly body: JsonObject } & CommandIdentity & Stopping)
   | ({ readonly t: "refused"; readonly type: string; readonly hash: string; readonly error: ErrorBody } & CommandIdentity)
   | { readonly t: "done"; readonly inst: string; readonly output: Json }
   | { readonly t: "fail"; readonly inst: string; readonly error: EffectError }
-  | { readonly t: "timer"; readonly inst: string }
+  | ({ readonly t: "timer"; readonly inst: string } & Stopping)
+  /** An effect that is still going on says how far it has come: what a take-over would otherwise not know. */
+  | { readonly t: "progress"; readonly inst: string; readonly told: JsonObject }
   /** A new owner took the actor over while effects were in flight; `lost` are the insts whose attempt may have begun elsewhere. */
   | {
       readonly t: "claim";

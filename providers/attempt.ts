@@ -145,6 +145,7 @@ export function runAttempt(
     };
 
     io.signal.addEventListener("abort", onAbort, { once: true });
+    io.meter?.(usageSoFar);
     watch();
     // Begun in a microtask, so that a synchronous throw is a rejection like any other.
     Promise.resolve()

@@ -97,6 +97,7 @@ export const MODEL_ERRORS = {
   context_overflow: { transient: false, meaning: "the prompt does not fit the model" },
   content_policy: { transient: false, meaning: "the provider refuses the prompt for its content" },
   provider_auth: { transient: false, meaning: "the provider refuses the key, or the account behind it is out of credit" },
+  provider_key_unusable: { transient: false, meaning: "the tenant's own key for the provider cannot be opened here" },
   invalid_request: { transient: false, meaning: "the provider does not understand the request" },
   cancelled: { transient: false, meaning: "we called it off" },
   script_failed: { transient: false, meaning: "the text given to simulated/script is not a script" },
@@ -141,6 +142,8 @@ export interface CallIo {
   readonly signal: AbortSignal;
   /** Called in order, never after the call has settled, never with an empty text. */
   on_delta(delta: ModelDelta): void;
+  /** Given once, before the request goes out: says at any time until the call has settled what an abort at that moment would tell as usage. */
+  meter?(usage_so_far: () => Usage): void;
 }
 
 export interface Provider {

@@ -21,9 +21,11 @@
 //   B5. settled of a level only rises within a period; what a period came to is told when it closes, and the next one begins at 0.
 //   B6. Nothing here is a fraction: money is whole micro-dollars, and no sum leaves the safe integers.
 //   B7. A settlement above the hold is counted in full and told as `budget.overrun`: it is never cut down to what was reserved.
-//   B8. Everything kept has a bound: LEVELS_MAX, HOLDS_MAX, CLOSED_MAX, SLOTS_MAX, RATES_MAX.
+//   B8. Everything kept has a bound: LEVELS_MAX, HOLDS_MAX, CLOSED_MAX, SLOTS_MAX, RATES_MAX, LINE_MAX.
+//   B9. A slot goes to whose turn it is (protocol/priority.ts): nobody is granted one while more stand before him than are free.
 import { enqueueActions, setup } from "xstate";
 import { assert } from "../protocol/assert.ts";
+import { type Priority, PRIORITY_DEFAULT, turnAt } from "../protocol/priority.ts";
 import { type BudgetLevelKind, HOLD_PATTERN, MONEY_USD_MICROS_MAX } from "../protocol/commands.ts";
 import { type ErrorBody, type ErrorCode, errorBody } from "../protocol/errors.ts";
 import { actorPath } from "../protocol/ids.ts";
@@ -63,6 +65,15 @@ export const CATEGORIES_MAX = 32;
 export const ALERTS_TO_MAX = 16;
 /** What a refusal for want of a slot says when to ask again. */
 const SLOT_RETRY_MS = 250;
+/** Calls that wait in line for a slot. More are refused without a place in it, and may come again. */
+export const LINE_MAX = 1_000;
+/** Who stands in line asks again this often. Whose turn it is, is told at once (`slot.free`); the asking only makes up for what was not heard. */
+export const LINE_ASK_MS = 5_000;
+/** Who has not asked for so long stands in line no more: its process died, and the next attempt stands there under a name of its own. */
+export const LINE_SILENT_MS = 12_000;
+assert(LINE_SILENT_MS > 2 * LINE_ASK_MS, "who misses one asking keeps its place");
+/** Whose turn it is, in one event. More slots than that do not come free at once; those behind are told by their own asking. */
+const CALLED_MAX = 32;
 const ALERTS_PERCENT: Readonly<Record<BudgetStatus, number>> = { healthy: 0, warning: 80, critical: 90, exceeded: 100 };
 assert(HOLDS_MAX * MONEY_USD_MICROS_MAX < Number.MAX_SAFE_INTEGER, "B6: what is reserved is always a safe integer");
 
@@ -94,6 +105,15 @@ export interface Hold {
   readonly at_ms: number;
 }
 
+/** A call that waits for a slot. */
+export interface InLine {
+  readonly priority: Priority;
+  readonly since_ms: number;
+  readonly asked_ms: number;
+  /** Counts those who joined, so that equal turns go in the order they came. */
+  readonly number: number;
+}
+
 /** The newest closed attempt of a sender: it and all before it are closed. */
 interface Closed {
   readonly seq: number;
@@ -113,6 +133,8 @@ export interface BudgetContext extends BaseContext {
   readonly concurrency_max: number | null;
   /** slot → since when. */
   readonly slots: Readonly<Record<string, number>>;
+  /** Who waits for a slot, by hold id; absent while nobody ever did. */
+  readonly line?: Table<InLine>;
   readonly rates: Readonly<Record<string, { readonly limit: RateLimit; readonly window: RateWindow }>>;
   /** The rate at every provider without one of its own, and what was taken there; absent where none was ever set. */
   readonly tier?: RateTier | null;
@@ -159,6 +181,8 @@ export interface ReserveBody extends Ask {
   /** What the caller would do if it must be cheaper. */
   readonly degraded?: Ask;
   readonly rate?: { readonly provider: string; readonly tokens: number };
+  /** With it, who is refused for want of a slot stands in line: the next slots go by it and by the time that was waited. */
+  readonly priority?: Priority;
 }
 
 export interface SettleBody {
@@ -226,6 +250,12 @@ const moneyOf = ({ limit_usd_micros, settled_usd_micros, reserved_usd_micros }: 
   settled_usd_micros,
   reserved_usd_micros,
 });
+
+/** Does one in line go before a call whose turn is then, and that joined as that number (absent: it has not joined)? */
+function isBefore(one: InLine, turn_at_ms: number, number = Number.POSITIVE_INFINITY): boolean {
+  const at_ms = turnAt(one.priority, one.since_ms);
+  return at_ms < turn_at_ms || (at_ms === turn_at_ms && one.number < number);
+}
 
 interface Verdict {
   readonly decision: Decision;
@@ -384,6 +414,7 @@ class Books {
       ...(alerts_to === undefined ? {} : { alerts_to: this.#now.alerts_to ?? [] }),
     };
     this.told.push({ type: "budget.configured", ...levelName(key), ...told });
+    if (concurrency_max !== undefined) this.#callNext();
     this.answer = { ...levelName(key), ...moneyOf(now), period: now.period, status: now.status };
   }
 
@@ -410,6 +441,7 @@ class Books {
 
   #close(hold: string): void {
     const { sender, seq, attempt } = senderOf(hold);
+    this.#leaveLine(hold);
     if (!this.#isClosed(hold)) this.#set({ closed: tableRemember(this.#now.closed, sender, { seq, attempt }, CLOSED_MAX) });
     if (tableGet(this.#now.holds, hold) === undefined) return;
     this.#set({ holds: tableDrop(this.#now.holds, hold), holds_open: this.#now.holds_open - 1 });
@@ -448,6 +480,7 @@ class Books {
   }
 
   #refuse(hold: string, code: ErrorCode, message: string, details: JsonObject): void {
+    this.#leaveLine(hold);
     this.told.push({ type: "budget.refused", hold, code, ...details });
     this.answer = { refused: { code, message, details } };
   }
@@ -479,7 +512,7 @@ class Books {
       this.#refuseMoney(hold, wanted, body, open?.amount_usd_micros ?? 0);
       return;
     }
-    if (open === undefined && !this.#roomForOne(hold)) return;
+    if (open === undefined && !this.#roomForOne(hold, body.priority)) return;
     if (rate !== undefined && !this.#takeRate(hold, { provider: rate.provider, requests: 1, tokens: rate.tokens })) return;
     const ask: Ask = takes_cheaper && degraded !== undefined ? degraded : body;
     const asked = ask.amount_usd_micros ?? 0;
@@ -556,6 +589,7 @@ class Books {
     if (open === undefined) {
       const was_closed = this.#isClosed(hold);
       this.#close(hold); // B4: a reservation that comes later is refused
+      this.#callNext();
       // Money that was spent without having been reserved is told, whatever else is true.
       const unreserved = cost_usd_micros ?? spent_usd_micros;
       if (!was_closed && unreserved > 0) this.told.push({ type: "budget.unreserved", hold, cost_usd_micros: unreserved });
@@ -595,6 +629,7 @@ class Books {
         over_usd_micros: cost - amount_usd_micros,
       }); // B7
     this.#add(open.levels, cost, -amount_usd_micros);
+    this.#callNext();
     this.answer = { settled: true, cost_usd_micros: cost };
   }
 
@@ -602,28 +637,83 @@ class Books {
     const open = tableGet(this.#now.holds, hold);
     this.#close(hold);
     if (open === undefined) {
+      this.#callNext();
       this.answer = { released: false };
       return;
     }
     const { session, agent, amount_usd_micros } = open;
     this.told.push({ type: "budget.released", hold, session, agent, amount_usd_micros });
     this.#add(open.levels, 0, -amount_usd_micros);
+    this.#callNext();
     this.answer = { released: true, amount_usd_micros };
   }
 
   // ── concurrency and rates ──
 
-  #roomForOne(what: string): boolean {
-    const { concurrency_max, holds_open } = this.#now;
+  /** B9. With a priority, who finds no room stands in line. */
+  #roomForOne(what: string, priority?: Priority): boolean {
+    const { concurrency_max, holds_open, now } = this.#now;
     const running = this.#concurrency;
-    if (holds_open < HOLDS_MAX && (concurrency_max === null || running < concurrency_max)) return true;
+    const free = Math.min(HOLDS_MAX - holds_open, (concurrency_max ?? Number.POSITIVE_INFINITY) - running);
+    const line = this.#line(what);
+    const mine = this.#inLine(what);
+    const turn_at_ms = turnAt(mine?.priority ?? priority ?? PRIORITY_DEFAULT, mine?.since_ms ?? now.at_ms);
+    const ahead = line.filter(([, other]) => isBefore(other, turn_at_ms, mine?.number)).length;
+    if (free > ahead) {
+      this.#leaveLine(what);
+      return true;
+    }
     const max = Math.min(HOLDS_MAX, concurrency_max ?? HOLDS_MAX);
-    this.#refuse(what, "overloaded", `${running} of ${max} calls of this tenant run already`, {
-      concurrency: running,
-      concurrency_max: max,
-      retry_after_ms: SLOT_RETRY_MS,
-    });
+    const message = free > 0 ? "others of this tenant were there before" : `${running} of ${max} calls of this tenant run already`;
+    if (priority === undefined || (mine === undefined && line.length >= LINE_MAX)) {
+      this.#refuse(what, "overloaded", message, { concurrency: running, concurrency_max: max, retry_after_ms: SLOT_RETRY_MS });
+      return false;
+    }
+    const details = { concurrency: running, concurrency_max: max, priority: mine?.priority ?? priority, ahead, retry_after_ms: LINE_ASK_MS };
+    if (mine === undefined) this.#refuse(what, "overloaded", message, details);
+    this.#joinLine(what, priority, mine);
+    // It has been told that this one waits; asking again changes nothing that the world should hear.
+    this.answer = { refused: { code: "overloaded", message, details } };
     return false;
+  }
+
+  // ── the line ──
+
+  /** Who else waits for a slot, and has asked lately. Those who went silent leave it. */
+  #line(but?: string): readonly (readonly [string, InLine])[] {
+    const { line, now } = this.#now;
+    if (line === undefined) return [];
+    const rows = [...tableRows(line)];
+    for (const [hold, { asked_ms }] of rows) if (asked_ms + LINE_SILENT_MS <= now.at_ms) this.#leaveLine(hold);
+    return rows.filter(([hold, { asked_ms }]) => hold !== but && asked_ms + LINE_SILENT_MS > now.at_ms);
+  }
+
+  #joinLine(hold: string, priority: Priority, mine: InLine | undefined): void {
+    const { line = emptyTable<InLine>(), now } = this.#now;
+    const last = mine === undefined ? Math.max(0, ...[...tableRows(line)].map(([, { number }]) => number)) : 0;
+    const next = mine === undefined ? { priority, since_ms: now.at_ms, number: last + 1 } : mine;
+    this.#set({ line: tablePut(line, hold, { ...next, asked_ms: now.at_ms }) });
+  }
+
+  /** Only holds stand in line; slots that are taken by name, and rates, do not. */
+  #inLine(what: string): InLine | undefined {
+    const { line } = this.#now;
+    return line === undefined || !what.includes("/") ? undefined : tableGet(line, what);
+  }
+
+  #leaveLine(what: string): void {
+    const { line } = this.#now;
+    if (line !== undefined && this.#inLine(what) !== undefined) this.#set({ line: tableDrop(line, what) });
+  }
+
+  /** Tells those whose turn it is, when something came free. */
+  #callNext(): void {
+    const line = this.#line();
+    const { concurrency_max, holds_open } = this.#now;
+    const free = Math.min(HOLDS_MAX - holds_open, (concurrency_max ?? Number.POSITIVE_INFINITY) - this.#concurrency, CALLED_MAX);
+    if (line.length === 0 || free <= 0) return;
+    const order = line.toSorted(([, a], [, b]) => (isBefore(a, turnAt(b.priority, b.since_ms), b.number) ? -1 : 1));
+    this.told.push({ type: "slot.free", next: order.slice(0, free).map(([hold]) => hold), waiting: line.length });
   }
 
   acquireSlot(slot: string): void {
@@ -652,6 +742,7 @@ class Books {
     const { [slot]: _, ...slots } = this.#now.slots;
     this.#set({ slots });
     this.told.push({ type: "slot.released", slot, concurrency: this.#concurrency });
+    this.#callNext();
     this.answer = { released: true };
   }
 
@@ -848,9 +939,10 @@ export const budgetDefinition: ActorDefinition = {
     }
   },
   waits(view) {
-    const { holds_open, slots } = budgetContextOf(view);
+    const { holds_open, slots, line = [] } = budgetContextOf(view);
     const held = Object.keys(slots).length;
-    return `waits for calls; ${holds_open} in flight${held === 0 ? "" : `, ${held} slots held`}`;
+    const waiting = [...tableRows(line)].length;
+    return `waits for calls; ${holds_open} in flight${held === 0 ? "" : `, ${held} slots held`}${waiting === 0 ? "" : `, ${waiting} in line for a slot`}`;
   },
 };
 

@@ -25,6 +25,8 @@ export interface Now {
   readonly at_ms: number;
   /** Effect id → its attempt, for every effect that was in flight when the entry came: what its end is told under. */
   readonly attempts: Readonly<Record<string, number>>;
+  /** Effect id → what the effect had come to, for those that this entry stops; absent when it stops none that said anything. */
+  readonly stopped?: Readonly<Record<string, JsonObject>>;
 }
 
 /** Every machine's context has at least this. Plain JSON, `null` and never `undefined`. */
@@ -58,6 +60,9 @@ export const effect = <I extends NonReducibleUnknown, O>(): PromiseActorLogic<O,
 export const groupDone = <G extends string>(group: G): `xstate.done.actor.${G}.*` => `xstate.done.actor.${group}.*`;
 export const groupFailed = <G extends string>(group: G): `xstate.error.actor.${G}.*` => `xstate.error.actor.${group}.*`;
 
+/** The event under which a machine hears how far its effect `id` has come. A machine that does not take it hears nothing; the ledger keeps it anyway. */
+export const progressOf = <I extends string>(id: I): `${I}.progress` => `${id}.progress`;
+
 /** Such results as a machine's event union must name them. */
 export type GroupResult<G extends string, O> = DoneActorEvent<O, `${G}.${string}`> | ErrorActorEvent<EffectError, `${G}.${string}`>;
 
@@ -72,8 +77,8 @@ export type LostAttempt = "retry" | "ambiguous";
 export type AttemptEnd =
   | { readonly kind: "done"; readonly output: Json }
   | { readonly kind: "failed"; readonly error: EffectError }
-  /** The machine left it: cancelled, timed out, paused, finished. */
-  | { readonly kind: "stopped" }
+  /** The machine left it: cancelled, timed out, paused, finished. `told` is what it had come to by then, where it ran here. */
+  | { readonly kind: "stopped"; readonly told?: JsonObject }
   /** With the worker that ran it. */
   | { readonly kind: "lost" };
 
@@ -82,6 +87,8 @@ export interface EndedAttempt {
   readonly inst: string;
   readonly attempt: number;
   readonly input: Json;
+  /** What it had said of itself while it ran. */
+  readonly progress?: JsonObject;
   readonly end: AttemptEnd;
 }
 
@@ -111,8 +118,8 @@ export interface ActorDefinition {
   readonly effects: Readonly<Record<string, EffectKind>>;
   /** A finer refusal than `illegal_transition` for a command the state does not take, or takes only with conditions. Pure. */
   refuse?(view: ActorView, command: Command): ErrorBody | undefined;
-  /** Why the actor does nothing right now, in words for people; undefined while it works (A6). */
-  waits(view: ActorView): string | undefined;
+  /** Why the actor does nothing right now, in words for people; undefined while it works (A6). `at_ms`: when it is asked, where that is known. */
+  waits(view: ActorView, at_ms?: number): string | undefined;
   /** The event that tells of a change of the outer state (`session.state`, `worker.state`); it comes after what the machine tells itself. */
   moved?(change: { before: ActorView; after: ActorView; entry: Entry }): ActorEvent;
   /** The event that tells of a take-over; it comes first. */

@@ -1,7 +1,9 @@
 // model-dues: what the end of one attempt of a model call owes to its tenant's budget: the settlement of its hold, in whatever way it ended.
 //
 //   done, failed with its calls    what its calls cost together
-//   stopped, lost, no word of it   null: nobody knows, and the provider may have billed it; the budget settles the whole hold
+//   stopped where it ran           what its calls cost together, the one in flight with what it had used by then
+//   lost, no word of it            null: nobody knows, and the provider may have billed it; the budget settles the whole hold, and at least
+//                                  what the calls cost that had ended before (`spent_usd_micros`)
 //
 // It goes out with the commit that ends the attempt, so it is said exactly once and no crash forgets it. A call that never reserved anything
 // settles a hold that is not there, which only closes its id.
@@ -12,6 +14,8 @@ import { holdId } from "./budget.ts";
 import type { Emitted, EndedAttempt } from "./definition.ts";
 
 interface Call {
+  /** Absent in journals of before calls were told one by one: their settlements are as they were. */
+  readonly purpose?: string;
   readonly usage: Json;
   readonly cost_usd_micros: number | null;
 }
@@ -28,11 +32,19 @@ function costOfCalls(told: JsonObject | undefined): number | null {
   return sum;
 }
 
-export function modelCallDues({ actor, inst, attempt, input, end }: EndedAttempt): readonly Exclude<Emitted, { type: "answer" }>[] {
-  const told = end.kind === "done" ? (end.output as JsonObject) : end.kind === "failed" ? end.error.details : undefined;
+/** What of it is known where the whole is not. */
+function spentOnCalls(told: JsonObject | undefined): number {
+  const calls = told?.["attempts"] as unknown as readonly Call[] | undefined;
+  if (!Array.isArray(calls)) return 0;
+  return (calls as readonly Call[]).reduce((sum, { purpose, cost_usd_micros }) => sum + (purpose === undefined ? 0 : (cost_usd_micros ?? 0)), 0);
+}
+
+export function modelCallDues({ actor, inst, attempt, input, progress, end }: EndedAttempt): readonly Exclude<Emitted, { type: "answer" }>[] {
+  const told = end.kind === "done" ? (end.output as JsonObject) : end.kind === "failed" ? end.error.details : end.kind === "stopped" ? end.told : undefined;
   const cost_usd_micros = costOfCalls(told);
+  const spent_usd_micros = cost_usd_micros === null ? spentOnCalls(told ?? progress) : 0;
   const model = typeof told?.["model"] === "string" ? { model: told["model"] } : {};
-  const body = { hold: holdId(actor, inst, attempt), cost_usd_micros, ...model };
+  const body = { hold: holdId(actor, inst, attempt), cost_usd_micros, ...(spent_usd_micros === 0 ? {} : { spent_usd_micros }), ...model };
   const { turn = 0, step = 0 } = (input ?? {}) as { turn?: number; step?: number };
   const decision = told?.["decision"];
   const decided: ActorEvent[] =

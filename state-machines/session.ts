@@ -45,6 +45,7 @@ import { errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { LOOPS_DEFAULT, SESSION_QUEUE_MAX } from "../protocol/limits.ts";
+import { timestamp } from "../protocol/world.ts";
 import type { Permissions } from "./permission.ts";
 import {
   type ActorDefinition,
@@ -58,6 +59,7 @@ import {
   groupDone,
   groupFailed,
   type GroupResult,
+  progressOf,
 } from "./definition.ts";
 import { modelCallDues } from "./model-dues.ts";
 import { BUILT_IN_TOOLS, type ToolTable, WAIT_MS_MAX } from "./tools.ts";
@@ -185,6 +187,19 @@ export interface SessionContext extends BaseContext {
   /** Why it is in a state that somebody or something put it in: unhealthy, paused, hibernated, terminated. */
   readonly reason: string | null;
   readonly created_at_ms: number;
+  /** The model call in flight waits before it tries again; absent until one has done so, null when it is over. */
+  readonly retry?: ModelRetry | null;
+}
+
+/** Why a model call waits, and until when. */
+export interface ModelRetry {
+  readonly provider: string;
+  readonly model: string;
+  /** The try that comes, of this model. */
+  readonly try: number;
+  readonly wait_ms: number;
+  readonly until_ms: number;
+  readonly code: string;
 }
 
 // ── effects ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,6 +257,43 @@ export interface ModelOutput {
   /** `{provider}/{model}` that answered. */
   readonly model: string;
   readonly continuation?: Json;
+  readonly key_source?: KeySource;
+  readonly attempts?: readonly ToldCall[];
+  readonly skipped?: readonly ToldSkip[];
+}
+
+/** Whose key a call was made with. */
+type KeySource = "platform" | "tenant";
+
+/** One call of a model among those that an effect made. */
+interface ToldCall {
+  /** Of a call for a guardrail, or of the agent's own. Absent in journals of before calls were told one by one. */
+  readonly purpose?: "answer" | "guardrail";
+  readonly rule?: string | null;
+  readonly try: number;
+  readonly model: string;
+  readonly outcome: string;
+  readonly code: string | null;
+  readonly message: string | null;
+  readonly usage: ModelUsage | null;
+  readonly cost_usd_micros: number | null;
+  readonly price_version: string | null;
+  /** Whose key it was made with. Absent in journals of before tenants had keys of their own. */
+  readonly key_source?: KeySource;
+}
+interface ToldSkip {
+  readonly purpose?: "answer" | "guardrail";
+  readonly model: string;
+  readonly code: string;
+  readonly message: string;
+}
+interface ToldCalls {
+  readonly attempts?: readonly ToldCall[];
+  readonly skipped?: readonly ToldSkip[];
+}
+/** What a model call says while it goes on. */
+interface ModelProgress {
+  readonly next: { readonly model: string; readonly try: number; readonly wait_ms: number; readonly code: string; readonly message: string };
 }
 
 export interface ToolInput {
@@ -439,6 +491,59 @@ function modelStarted(context: SessionContext): Change {
   return { tell: [{ type: "model.started", turn: context.turn, step: context.step, model: modelOf(context), inst: `${context.now.seq}:model` }] };
 }
 
+/** The calls that are told one by one. */
+const toldOneByOne = ({ attempts }: ToldCalls): readonly ToldCall[] =>
+  Array.isArray(attempts) ? (attempts as readonly ToldCall[]).filter(({ purpose }) => purpose !== undefined) : [];
+
+const keyOf = (key_source: KeySource | undefined): { readonly key_source?: KeySource } => (key_source === undefined ? {} : { key_source });
+
+/** Each call but the one that the end itself tells of, and each model that was passed over. */
+function callsTold(context: SessionContext, told: ToldCalls): ActorEvent[] {
+  const calls = toldOneByOne(told);
+  const own = calls.findLast(({ purpose }) => purpose === "answer");
+  const skipped = Array.isArray(told.skipped) ? (told.skipped as readonly ToldSkip[]).filter(({ purpose }) => purpose !== undefined) : [];
+  return [
+    ...skipped.map(({ model, code, message }): ActorEvent => ({ type: "model.skipped", ...callOf(context), model, code, message })),
+    ...calls
+      .filter((call) => call !== own)
+      .map(
+        ({ purpose = "answer", rule = null, model, outcome, code, message, usage, cost_usd_micros, price_version, key_source, try: number }): ActorEvent => ({
+          type: "model.tried",
+          ...callOf(context),
+          try: number,
+          purpose,
+          ...(rule === null ? {} : { rule }),
+          model,
+          outcome,
+          code,
+          message: message === null ? null : message.slice(0, FAILURE_CHARACTERS_MAX),
+          usage: usage === null ? null : { ...usage },
+          cost_usd_micros,
+          price_version,
+          ...keyOf(key_source),
+        }),
+      ),
+  ];
+}
+
+/** Usage of everything that was called, or of the one call that is known of. */
+function withCalls(before: SessionUsage, told: ToldCalls, usage: ModelUsage | null, cost_usd_micros: number | null): SessionUsage {
+  const calls = toldOneByOne(told);
+  return calls.length === 0 ? withCall(before, usage, cost_usd_micros) : calls.reduce((sum, call) => withCall(sum, call.usage, call.cost_usd_micros), before);
+}
+
+const retryOver = ({ retry }: SessionContext): Partial<SessionContext> => (retry === undefined || retry === null ? {} : { retry: null });
+
+/** A call that failed is made again, now or after a while, there or elsewhere. */
+function modelRetried(context: SessionContext, { next }: ModelProgress): Change {
+  const { model, try: number, wait_ms, code, message } = next;
+  const provider = model.slice(0, Math.max(0, model.indexOf("/")));
+  return {
+    context: { retry: { provider, model, try: number, wait_ms, until_ms: context.now.at_ms + wait_ms, code } },
+    tell: [{ type: "model.waiting", ...callOf(context), model, try: number, wait_ms, code, message: message.slice(0, FAILURE_CHARACTERS_MAX) }],
+  };
+}
+
 /** Usage of one more call. What is not known counts as nothing here; projections settle it. */
 function withCall(usage: SessionUsage, call: ModelUsage | null, cost_usd_micros: number | null): SessionUsage {
   return {
@@ -452,21 +557,30 @@ function withCall(usage: SessionUsage, call: ModelUsage | null, cost_usd_micros:
   };
 }
 
-function modelCompleted(context: SessionContext, { usage, cost_usd_micros, price_version, model, stop }: ModelOutput): Change {
+function modelCompleted(context: SessionContext, output: ModelOutput): Change {
+  const { usage, cost_usd_micros, price_version, key_source, model, stop } = output;
+  const completed = { type: "model.completed", ...callOf(context), model, usage: { ...usage }, cost_usd_micros, price_version, ...keyOf(key_source), stop };
   return {
-    context: { usage: withCall(context.usage, usage, cost_usd_micros), at_boundary: false },
-    tell: [{ type: "model.completed", ...callOf(context), model, usage: { ...usage }, cost_usd_micros, price_version, stop }],
+    context: { usage: withCalls(context.usage, output, usage, cost_usd_micros), at_boundary: false, ...retryOver(context) },
+    tell: [...callsTold(context, output), completed],
   };
 }
 
-/** A call without an answer. What it cost stands in the error's details, when its performer knows. */
+/** A call without an answer. What it cost stands in the error's details, when its performer knows; of one that was stopped, in the entry that did it. */
 function modelFailed(context: SessionContext, error: EffectError): Change {
-  const details = (error.details ?? {}) as { usage?: ModelUsage | null; cost_usd_micros?: number | null; price_version?: string | null; model?: string };
+  const details = (error.details ?? context.now.stopped?.["model"] ?? {}) as ToldCalls & {
+    usage?: ModelUsage | null;
+    cost_usd_micros?: number | null;
+    price_version?: string | null;
+    key_source?: KeySource;
+    model?: string;
+  };
   const usage = details.usage ?? null;
   const cost_usd_micros = details.cost_usd_micros ?? null;
   return {
-    context: { usage: withCall(context.usage, usage, cost_usd_micros) },
+    context: { usage: withCalls(context.usage, details, usage, cost_usd_micros), ...retryOver(context) },
     tell: [
+      ...callsTold(context, details),
       {
         type: "model.failed",
         ...callOf(context),
@@ -476,6 +590,7 @@ function modelFailed(context: SessionContext, error: EffectError): Change {
         usage: usage === null ? null : { ...usage },
         cost_usd_micros,
         price_version: details.price_version ?? null,
+        ...keyOf(details.key_source),
       },
     ],
   };
@@ -688,7 +803,12 @@ interface RecoveryExhausted {
   readonly tries: number;
   readonly cost_usd_micros: number;
 }
-type SessionEvent = SessionCommand | RecoveryExhausted | GroupResult<"tool", ToolOutput>;
+/** Said by the host: what the model call in flight told of itself. */
+interface ModelToldProgress {
+  readonly type: ReturnType<typeof progressOf<"model">>;
+  readonly told: ModelProgress;
+}
+type SessionEvent = SessionCommand | ModelToldProgress | RecoveryExhausted | GroupResult<"tool", ToolOutput>;
 
 /** What enqueueActions offers, as far as it is used here. */
 interface Enqueue {
@@ -760,6 +880,7 @@ export function sessionMachineOver(table: ToolTable) {
       tell_model_started: enqueueActions((args) => perform(args, modelStarted(args.context))),
       complete_model: enqueueActions((args, output: ModelOutput) => perform(args, modelCompleted(args.context, output))),
       fail_model: enqueueActions((args, error: EffectError) => perform(args, modelFailed(args.context, error))),
+      retry_model: enqueueActions((args, told: ModelProgress) => perform(args, modelRetried(args.context, told))),
       supersede_model: enqueueActions((args) => perform(args, modelSuperseded(args.context, "the session was paused"))),
       call_tools: enqueueActions((args, output: ModelOutput) => perform(args, toolsCalled(args.context, output, table))),
       complete_tool: enqueueActions((args, { id, output }: { id: string; output: ToolOutput }) => perform(args, toolCompleted(args.context, id, output))),
@@ -947,6 +1068,7 @@ export function sessionMachineOver(table: ToolTable) {
           },
         },
         on: {
+          [progressOf("model")]: { actions: { type: "retry_model", params: ({ event }) => event.told } },
           "message.send": [
             { guard: "interrupts", target: "choosing", actions: ["receive_first", { type: "cancel_turn", params: { reason: "interrupted" } }] },
             { actions: "receive" },
@@ -1066,8 +1188,23 @@ function waiting(count: number): string {
   return count === 0 ? "" : `; ${count} message${count === 1 ? " waits" : "s wait"}`;
 }
 
-function waits(view: ActorView): string | undefined {
-  const { reason, queue, turn, turn_state, init } = sessionContextOf(view);
+/** Why a call that failed is made again, in words for people. */
+const RETRY_REASONS: Readonly<Record<string, string>> = {
+  rate_limited: "it has had enough requests of ours (429)",
+  overloaded: "it is overloaded",
+  circuit_open: "its circuit breaker is open",
+  provider_unavailable: "it cannot be reached",
+};
+
+function waitsForProvider(retry: ModelRetry | null | undefined, at_ms: number | undefined): string | undefined {
+  if (retry === undefined || retry === null || retry.wait_ms === 0 || (at_ms !== undefined && at_ms >= retry.until_ms)) return undefined;
+  const { provider, model, try: number, wait_ms, until_ms, code } = retry;
+  const when = at_ms === undefined ? `${wait_ms} ms after ${timestamp(until_ms - wait_ms)}` : `in ${until_ms - at_ms} ms`;
+  return `waits for provider ${provider}: try ${number} of ${model} ${when}, because ${RETRY_REASONS[code] ?? "the last one failed"} (${code})`;
+}
+
+function waits(view: ActorView, at_ms?: number): string | undefined {
+  const { reason, queue, turn, turn_state, init, retry } = sessionContextOf(view);
   const because = reason === null ? "" : ` (${reason})`;
   const halfway = turn_state === "open" ? `; turn ${turn} goes on then` : "";
   switch (view.state) {
@@ -1087,6 +1224,8 @@ function waits(view: ActorView): string | undefined {
       return init === null || init.failed === null
         ? undefined
         : `step '${init.step}' of its initialisation failed (${init.failed.code}); it is tried again${waiting(queue.length)}`;
+    case "thinking":
+      return waitsForProvider(retry, at_ms);
     default:
       return undefined; // initializing, thinking and acting work: SE6
   }
@@ -1098,7 +1237,7 @@ export function sessionDefinitionOver(table: ToolTable): ActorDefinition {
     kind: "session",
     machine: sessionMachineOver(table),
     creates: "session.create",
-    internal: ["recovery.exhausted"],
+    internal: ["recovery.exhausted", progressOf("model")],
     effects: {
       load_configuration: { lost: () => "retry" },
       call_model: {

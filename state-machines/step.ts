@@ -12,6 +12,7 @@
 //   S3. A finished actor has no effects and no timers.
 //   S4. The input of an effect is fixed when it begins; attempts differ only in their number.
 //   S5. Each attempt ends once (done, failed, stopped, lost), and in the step that ends it its kind says what that owes to others.
+//   S6. What an effect says while it runs (`progress`) changes neither its input nor who runs it, and is forgotten with its attempt.
 import { type AnyActorScope, type AnyMachineSnapshot, createActor, type ExecutableActionObject } from "xstate";
 import { assert, unreachable } from "../protocol/assert.ts";
 import { type ErrorBody, ERRORS, errorBody } from "../protocol/errors.ts";
@@ -21,7 +22,7 @@ import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 import { AUTOMATIC_KEY_PREFIX } from "../protocol/commands.ts";
 import { AUTOMATIC_KEY_KEEP_MS, IDEMPOTENCY_KEEP_MS, IDEMPOTENCY_KEYS_MAX } from "../protocol/limits.ts";
 import type { CommandChannel } from "../protocol/subjects.ts";
-import type { ActorDefinition, ActorView, AttemptEnd, Emitted, Now } from "./definition.ts";
+import { type ActorDefinition, type ActorView, type AttemptEnd, type Emitted, type Now, progressOf } from "./definition.ts";
 
 /** An effect that must be going on. */
 export interface Running {
@@ -31,6 +32,8 @@ export interface Running {
   readonly input: Json;
   /** 1 + how often a take-over lost it. */
   readonly attempt: number;
+  /** What this attempt last said of itself. */
+  readonly told?: JsonObject;
 }
 
 export interface Timer {
@@ -338,10 +341,18 @@ export function coreOf(definition: ActorDefinition): Core {
   }
 
   /** Sends one event through the machine. */
-  function move(state: ActorState, event: { type: string }, frame: EntryFrame, running: Record<string, Running>, timers: Record<string, Timer>): Moved {
+  function move(
+    state: ActorState,
+    event: { type: string },
+    frame: EntryFrame,
+    running: Record<string, Running>,
+    timers: Record<string, Timer>,
+    stopped_insts?: Readonly<Record<string, JsonObject>>,
+  ): Moved {
     // Of the effects in flight before this event, so of the one that just ended too.
     const attempts = Object.fromEntries(Object.entries(state.running).map(([id, effect]) => [id, effect.attempt]));
-    const now: Now = { seq: frame.seq, at_ms: frame.at_ms, attempts };
+    const stopped = Object.fromEntries(Object.entries(state.running).flatMap(([id, { inst }]) => (stopped_insts?.[inst] ? [[id, stopped_insts[inst]]] : [])));
+    const now: Now = { seq: frame.seq, at_ms: frame.at_ms, attempts, ...(Object.keys(stopped).length === 0 ? {} : { stopped }) };
     const before = { ...state.snapshot, context: { ...(state.snapshot.context as object), now } };
     const [snapshot, actions] = withActions((scope) => asSnapshot(machine.transition(before as never, event as never, scope as never)));
     const told = interpret(actions, frame, running, timers);
@@ -366,8 +377,9 @@ export function coreOf(definition: ActorDefinition): Core {
     const events: ActorEvent[] = [];
     const out: OutMessage[] = [];
     const end = (effect: Running, how: AttemptEnd): void => {
-      const { inst, attempt, input } = effect;
-      for (const emitted of definition.effects[effect.src]?.owes?.({ actor: step.state.actor, inst, attempt, input, end: how }) ?? []) {
+      const { inst, attempt, input, told } = effect;
+      const ended = { actor: step.state.actor, inst, attempt, input, ...(told === undefined ? {} : { progress: told }), end: how };
+      for (const emitted of definition.effects[effect.src]?.owes?.(ended) ?? []) {
         if (emitted.type === "tell") events.push(emitted.event);
         else out.push({ id: `${frame.seq}.${step.out.length + out.length}`, to: emitted.to, type: emitted.command, body: emitted.body });
       }
@@ -379,7 +391,10 @@ export function coreOf(definition: ActorDefinition): Core {
       if (lost) end(effect, { kind: "lost" });
       else if (gone && entry.t === "done" && entry.inst === effect.inst) end(effect, { kind: "done", output: entry.output });
       else if (gone && entry.t === "fail" && entry.inst === effect.inst) end(effect, { kind: "failed", error: entry.error });
-      else if (gone) end(effect, { kind: "stopped" });
+      else if (gone) {
+        const told = entry.t === "command" || entry.t === "timer" ? entry.stopped?.[effect.inst] : undefined;
+        end(effect, { kind: "stopped", ...(told === undefined ? {} : { told }) });
+      }
     }
     return events.length + out.length === 0 ? step : { ...step, events: [...step.events, ...events], out: [...step.out, ...out] };
   }
@@ -400,7 +415,8 @@ export function coreOf(definition: ActorDefinition): Core {
       const assumed = entry.assumed?.[inst];
       if (superseded) events.push(assumed === undefined ? superseded : { ...superseded, assumed_usd_micros: assumed });
       if (kind.lost(effect.input) === "retry") {
-        current = { ...current, running: { ...current.running, [id]: { ...effect, attempt: effect.attempt + 1 } } };
+        const { told: _, ...anew } = effect; // S6
+        current = { ...current, running: { ...current.running, [id]: { ...anew, attempt: effect.attempt + 1 } } };
         continue;
       }
       const running = { ...current.running };
@@ -463,7 +479,7 @@ export function coreOf(definition: ActorDefinition): Core {
         // XState's own transition does not refuse events in a finished snapshot.
         assert(state.snapshot.status === "active", "a finished actor takes no command");
         const running = { ...state.running };
-        const moved = move(state, { type: entry.type, body: entry.body } as { type: string }, frame, running, { ...state.timers });
+        const moved = move(state, { type: entry.type, body: entry.body } as { type: string }, frame, running, { ...state.timers }, entry.stopped);
         const outcome: Outcome = { ok: true, seq: frame.seq, state: outerState(moved.state.snapshot), result: moved.result ?? {} };
         const seen = remember(state.seen, frame.at_ms, { ...entry, hash: commandHash(entry.type, entry.body) }, outcome, keysMax);
         return { state: { ...moved.state, seen }, events: moved.events, out: moved.out, outcome };
@@ -492,7 +508,16 @@ export function coreOf(definition: ActorDefinition): Core {
         if (id === undefined || timer === undefined) return nothing;
         const timers = { ...state.timers };
         delete timers[id];
-        return { ...move(state, timer.event, frame, { ...state.running }, timers), outcome: undefined };
+        return { ...move(state, timer.event, frame, { ...state.running }, timers, entry.stopped), outcome: undefined };
+      }
+      case "progress": {
+        const id = state.snapshot.status === "active" ? idOf(state.running, entry.inst) : undefined;
+        const effect = id === undefined ? undefined : state.running[id];
+        if (id === undefined || effect === undefined) return nothing;
+        const running = { ...state.running, [id]: { ...effect, told: entry.told } };
+        const event = { type: progressOf(id), told: entry.told };
+        if (!state.snapshot.can(event as never)) return { ...nothing, state: { ...nothing.state, running } };
+        return { ...move({ ...state, running }, event, frame, running, { ...state.timers }), outcome: undefined };
       }
       case "claim":
         return applyClaim(state, entry, frame);
@@ -519,7 +544,7 @@ export function coreOf(definition: ActorDefinition): Core {
     },
     awaits(state, entry) {
       if (state.snapshot.status !== "active") return false;
-      if (entry.t === "done" || entry.t === "fail") return idOf(state.running, entry.inst) !== undefined;
+      if (entry.t === "done" || entry.t === "fail" || entry.t === "progress") return idOf(state.running, entry.inst) !== undefined;
       if (entry.t === "timer") return idOf(state.timers, entry.inst) !== undefined;
       return true;
     },

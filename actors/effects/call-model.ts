@@ -2,7 +2,8 @@
 // what it came to (text, tool calls, usage, cost) goes back into the journal.
 //
 // Which models are asked, and how often, is model-routing.ts. `usage` and `cost_usd_micros` of the output are those of the call that answered;
-// `attempts` has every call that was made, each with its own, and `skipped` the models that were passed over.
+// `attempts` has every call that was made, each with its own, and `skipped` the models that were passed over. While it goes on, they stand in the
+// attempt's account (call-account.ts), from where they are told when it is stopped from outside.
 import { type AgentConfig, contentText, type MessageContent } from "../../protocol/commands.ts";
 import type { Entry } from "../../protocol/journal.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
@@ -12,8 +13,10 @@ import type { ChatMessage, ToolCall, ToolSpec } from "../../providers/provider.t
 import type { Providers } from "../../providers/registry.ts";
 import { BUILT_IN_TOOLS, type ToolTable } from "../../state-machines/tools.ts";
 import { type ModelAttempt, routeModelCall, type SkippedModel } from "../model-routing.ts";
-import type { ModelMoney } from "../model-money.ts";
-import { EffectFailure, type Performer } from "../performer.ts";
+import type { TenantModels } from "../tenant-models.ts";
+import type { CallAccount } from "../call-account.ts";
+import type { AttemptHold, ModelMoney } from "../model-money.ts";
+import { EffectFailure, type EffectScope } from "../performer.ts";
 
 /** A message of the conversation: where it stands in the journal, and what it is. */
 interface Position {
@@ -67,12 +70,11 @@ function toolSpecs(names: readonly string[]): ToolSpec[] {
   });
 }
 
-/** Whose keys they are that this process was given. */
-const PLATFORM = "platform";
-
 export interface CallModelDeps {
   readonly world: World;
   readonly providers: Providers;
+  /** Absent: every tenant is served with the platform's keys. */
+  readonly models?: TenantModels;
   readonly breakers: BreakerBoard;
   /** Absent: nobody counts money. */
   readonly money?: ModelMoney;
@@ -80,16 +82,17 @@ export interface CallModelDeps {
   on_skipped?(skipped: SkippedModel): void;
 }
 
-export function callModel({ world, providers, breakers, money, on_attempt, on_skipped }: CallModelDeps): Performer {
+/** A model call, with the account and the hold of the attempt that it is a part of. */
+export type ModelCall = (input: never, scope: EffectScope, account: CallAccount, hold: AttemptHold) => Promise<Json>;
+
+export function callModel({ world, providers, models, breakers, money, on_attempt, on_skipped }: CallModelDeps): ModelCall {
   const deps = {
     world,
-    providers,
     breakers,
-    owner: PLATFORM,
     ...(on_attempt === undefined ? {} : { on_attempt }),
     ...(on_skipped === undefined ? {} : { on_skipped }),
   };
-  return async ({ turn, step, config_seq, messages }: Input, scope): Promise<Json> => {
+  return async ({ turn, step, config_seq, messages }: Input, scope, account, hold): Promise<Json> => {
     const entries = await scope.entries([config_seq, ...messages.filter((one) => one.failed === undefined).map((one) => one.at)]);
     const config = outputOf(entries.get(config_seq))["config"] as unknown as AgentConfig;
     const tokens = scope.tokens({ turn, step });
@@ -101,10 +104,11 @@ export function callModel({ world, providers, breakers, money, on_attempt, on_sk
       idempotency_key: scope.idempotency_key,
       ...(config.temperature === undefined ? {} : { temperature: config.temperature }),
     };
-    const paid = await money?.begin({ scope, config, request: wanted });
+    const paid = await money?.begin({ scope, config, request: wanted, hold, made: account.attempts });
+    if (paid?.decision !== undefined) account.note({ decision: paid.decision });
     const { model, request } = paid ?? { model: config.model, request: wanted };
     const route = await routeModelCall(
-      paid === undefined ? deps : { ...deps, pay: (name, made) => paid.pay(name, made) },
+      { ...deps, models: models?.of(scope.actor.tenant) ?? providers, account, ...(paid === undefined ? {} : { pay: (name, made) => paid.pay(name, made) }) },
       { model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },
       { signal: scope.signal, on_delta: ({ kind, text }) => tokens.write(kind, text) },
     );
@@ -116,10 +120,11 @@ export function callModel({ world, providers, breakers, money, on_attempt, on_sk
       usage: (last?.usage ?? null) as Json,
       cost_usd_micros: last?.cost_usd_micros ?? null,
       price_version: last?.price_version ?? null,
-      attempts: route.attempts as unknown as Json,
+      ...(last === undefined ? {} : { key_source: last.key_source }),
+      attempts: [...account.attempts] as unknown as Json,
       ...(paid?.decision === undefined ? {} : { decision: paid.decision }),
       ...(route.kind === "completed" || paid?.refusal === undefined ? {} : { refusal: paid.refusal }),
-      ...(route.skipped.length === 0 ? {} : { skipped: route.skipped as unknown as Json }),
+      ...(account.skipped.length === 0 ? {} : { skipped: [...account.skipped] as unknown as Json }),
     };
     if (route.kind === "failed") {
       const { code, message, transient, retry_after_ms } = route;

@@ -5,9 +5,11 @@
 // owner dies. A provider's own count, kept beside everything else, is compared with the ledger; then the verifier reads the streams.
 import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
+import type { Performer } from "../../actors/performer.ts";
+import { createCallAccount } from "../../actors/call-account.ts";
 import { createCommandClient } from "../../actors/client.ts";
 import { callModel } from "../../actors/effects/call-model.ts";
-import { createModelMoney } from "../../actors/model-money.ts";
+import { createModelMoney, noHold } from "../../actors/model-money.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
 import { verifyAll, type Violation } from "../../actors/verify.ts";
@@ -92,12 +94,13 @@ async function run(seed: number): Promise<Met> {
       },
     };
     const client = createCommandClient({ bus, world });
-    const call_model = callModel({
+    const call = callModel({
       world,
       providers: billing,
       breakers: createBreakerBoard({ world, log: silentLog, worker: name }),
       money: createModelMoney({ client, world, providers }),
     });
+    const call_model: Performer = (input, scope) => call(input, scope, createCallAccount(scope), noHold());
     let commits = 0;
     me.host = createShardHost({
       bus,

@@ -2,9 +2,11 @@
 // Method: a real thread for expressions, good, bad and endless; a model call in a hand-made scope, with simulated models as judges.
 import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
+import type { ModelCall } from "../../actors/effects/call-model.ts";
+import type { ModelAttempt } from "../../actors/model-routing.ts";
 import { secretIn, withGuardrails } from "../../actors/guardrails.ts";
 import { createPatternMatcher, type PatternMatcher } from "../../actors/pattern-matcher.ts";
-import { EffectFailure, type EffectScope, type Performer } from "../../actors/performer.ts";
+import { EffectFailure, type EffectScope } from "../../actors/performer.ts";
 import { agentConfig } from "../../protocol/commands.ts";
 import type { EffectError, Entry } from "../../protocol/journal.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
@@ -106,9 +108,10 @@ async function call(
     ...Object.entries(more.entries ?? {}).map(([seq, entry]) => [Number(seq), entry] as const),
   ]);
   let asked = 0;
-  const model: Performer = async () => {
+  const model: ModelCall = async (_input, _scope, account) => {
     asked += 1;
-    if (more.fails) throw new EffectFailure("provider_unavailable", "away", { attempts: [{ model: "own" }] });
+    account.ended({ model: "own", purpose: "answer", cost_usd_micros: 43 } as ModelAttempt);
+    if (more.fails) throw new EffectFailure("provider_unavailable", "away", {});
     return {
       text: answer,
       tool_calls: [],
@@ -117,7 +120,6 @@ async function call(
       cost_usd_micros: 43,
       price_version: "v",
       model: "simulated/echo",
-      attempts: [{ model: "own" }],
     };
   };
   const scope = {
@@ -130,6 +132,8 @@ async function call(
     trace: undefined,
     entries: async (seqs: readonly number[]) => new Map(seqs.map((seq) => [seq, entries.get(seq) as Entry])),
     tokens: () => ({ write() {}, end() {} }),
+    progress() {},
+    so_far() {},
   } as unknown as EffectScope;
   const messages = more.items ?? [{ role: "user", at: 3, turn: 1 }];
   try {
@@ -223,11 +227,15 @@ test("GR4: what judges cost is told with the call's attempts, whether it answers
     { ...rule(JUDGE), name: "out", on: "output" },
   ];
   const { output } = await call(both, "ALLOW", "ALLOW");
-  expect(output?.["attempts"]).toMatchObject([{ model: "simulated/echo", outcome: "completed" }, { model: "simulated/echo" }, { model: "own" }]);
+  expect(output?.["attempts"]).toMatchObject([
+    { model: "simulated/echo", outcome: "completed", purpose: "guardrail", rule: "in", try: 1, cost_usd_micros: expect.any(Number) },
+    { model: "own", purpose: "answer" },
+    { model: "simulated/echo", purpose: "guardrail", rule: "out", try: 3 },
+  ]);
   const { failure } = await call(both, "ALLOW", "ALLOW", { fails: true });
   expect(failure).toMatchObject({ code: "provider_unavailable", details: { attempts: [{ model: "simulated/echo" }, { model: "own" }] } });
 });
 
 test("an agent without guardrails is called as it is", async () => {
-  expect(await call([], "AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE")).toMatchObject({ asked: 1, output: { attempts: [{ model: "own" }] } });
+  expect(await call([], "AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE")).toMatchObject({ asked: 1, output: { text: "AKIAIOSFODNN7EXAMPLE" } });
 });

@@ -3,6 +3,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
+import { createCallAccount } from "../../actors/call-account.ts";
+import type { Models } from "../../actors/tenant-models.ts";
 import {
   backoffMs,
   FALLBACKS_MAX,
@@ -13,10 +15,10 @@ import {
   type RouteOutcome,
   TRIES_MAX,
 } from "../../actors/model-routing.ts";
+import type { JsonObject } from "../../protocol/json.ts";
 import { silentLog } from "../../protocol/log.ts";
 import type { BreakerBoard } from "../../providers/breaker.ts";
 import { MODEL_ERRORS, type ModelErrorCode, type ModelOutcome, NO_USAGE, type Provider } from "../../providers/provider.ts";
-import type { Providers } from "../../providers/registry.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
 type Say =
@@ -29,6 +31,10 @@ interface Ground {
   readonly world: VirtualWorld;
   readonly calls: { readonly model: string; readonly at_ms: number }[];
   readonly delivered: string[];
+  /** What the journal heard while it went on. */
+  readonly told: (JsonObject & { at_ms: number })[];
+  /** What the call last routed has come to. */
+  soFar(): JsonObject;
   route(models: { readonly model?: string; readonly fallbacks?: Fallbacks }, signal?: AbortSignal): Promise<RouteOutcome>;
 }
 
@@ -37,6 +43,8 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
   const world = options.world ?? new VirtualWorld(7);
   const calls: { model: string; at_ms: number }[] = [];
   const delivered: string[] = [];
+  const told: (JsonObject & { at_ms: number })[] = [];
+  const ways: { soFar: () => JsonObject } = { soFar: () => ({}) };
   const counts = new Map<string, number>();
   const providerOf = (name: string): Provider => ({
     name,
@@ -59,12 +67,11 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
       return { kind: "failed", error, text: said, ...(said === "" ? {} : { usage: { ...NO_USAGE, output_tokens: 1 } }) };
     },
   });
-  const providers: Providers = {
-    configured: [],
+  const providers: Models = {
     resolve(model) {
       const [name = "", rest = ""] = model.split("/");
       if (name === "absent") return { kind: "refused", error: { code: "model_unknown", message: "the provider absent has no key here", transient: false } };
-      return { kind: "resolved", provider: providerOf(name), model: rest };
+      return { kind: "resolved", provider: providerOf(name), model: rest, key_source: "platform", owner: "platform" };
     },
   };
   const breakers = options.breakers ?? createBreakerBoard({ world, log: silentLog, worker: "w" });
@@ -72,11 +79,18 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
     world,
     calls,
     delivered,
+    told,
+    soFar: () => ways.soFar(),
     async route({ model = "a/x", fallbacks = {} }, signal = new AbortController().signal) {
       let outcome: RouteOutcome | undefined;
+      const account = createCallAccount({
+        attempt: 4,
+        progress: (one) => void told.push({ at_ms: world.monotonic_ms(), ...one }),
+        so_far: (read) => void (ways.soFar = read),
+      });
       const request = { instructions: "", messages: [], tools: [], max_output_tokens: 10, idempotency_key: "k" };
       void routeModelCall(
-        { world, providers, breakers, owner: "platform" },
+        { world, models: providers, breakers, account },
         { model, fallbacks, attempt: 4, request },
         { signal, on_delta: ({ text }) => void delivered.push(text) },
       ).then((one) => (outcome = one));

