@@ -10,6 +10,7 @@ import { allowed, permissionsOf } from "../state-machines/permission.ts";
 import { sessionContextOf } from "../state-machines/session.ts";
 import type { BudgetStanding } from "./budget-standing.ts";
 import type { Directory, TenantRecord } from "./directory.ts";
+import { refusalOfModel } from "./tenant-models.ts";
 
 /** Answers the refusal, or undefined. Rejects when it cannot be known now; what is asked about may have been stored already, and waits then. */
 export type Admit = (actor: ActorAddress, command: Command, view?: ActorView) => Promise<ErrorBody | undefined>;
@@ -30,8 +31,20 @@ export function refuseModel({ policy, grants }: TenantRecord, roles: readonly st
   return verdict.kind === "allowed" ? undefined : errorBody("forbidden", verdict.message, { model });
 }
 
+/** A key is kept for a provider that can be called with one: for another name it would lie there and never serve. */
+function refuseProvider(providers: Providers, { body }: Command): ErrorBody | undefined {
+  const { takes_keys } = providers;
+  const provider = String(body["provider"]);
+  if (takes_keys.includes(provider)) return undefined;
+  return errorBody("invalid", `'${provider}' is no provider that takes a key of a tenant's own; those are ${takes_keys.join(", ") || "none"}`, {
+    errors: [{ pointer: "/provider", message: "takes no key" }],
+    providers: takes_keys,
+  });
+}
+
 export function createAdmission({ directory, providers, standing }: { directory: Directory; providers: Providers; standing?: BudgetStanding }): Admit {
   return async (actor, command, view) => {
+    if (command.type === "provider_key.put") return refuseProvider(providers, command);
     if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
     if (actor.kind === "budget" && command.type === "budget.configure") return refuseForeign(actor, command);
     if (actor.kind === "budget" && ALWAYS_OF_BUDGETS.includes(command.type)) return undefined;
@@ -48,8 +61,8 @@ export function createAdmission({ directory, providers, standing }: { directory:
     if (!Object.hasOwn(tenant.agents, agent)) return errorBody("agent_unknown", `the tenant has no agent '${agent}'`, { agent });
     const model = (command.body["overrides"] as JsonObject | undefined)?.["model"];
     if (typeof model !== "string") return undefined;
-    const resolved = providers.resolve(model);
-    if (resolved.kind === "refused") return errorBody("model_unknown", resolved.error.message, { model });
+    const refused = refusalOfModel(providers, tenant, model);
+    if (refused !== undefined) return errorBody("model_unknown", refused.message, { model });
     return refuseModel(tenant, tenant.agents[agent]?.config.roles ?? [], model);
   };
 }

@@ -12,7 +12,7 @@ import { parseActorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
 import type { Grant, Policy } from "../state-machines/permission.ts";
 import { outerState } from "../state-machines/step.ts";
-import type { TenantContext } from "../state-machines/tenant.ts";
+import type { ProviderKey, TenantContext } from "../state-machines/tenant.ts";
 import type { Restorer } from "./restore.ts";
 
 export interface TenantRecord {
@@ -24,6 +24,8 @@ export interface TenantRecord {
   readonly policy: Policy;
   readonly grants: Readonly<Record<string, Grant>>;
   readonly config_epoch: number;
+  /** By provider; sealed. Absent: the tenant has none. */
+  readonly provider_keys?: Readonly<Record<string, ProviderKey>>;
 }
 
 export interface Directory {
@@ -62,13 +64,24 @@ interface Known {
   readonly reading?: Promise<TenantRecord | undefined>;
 }
 
-export function createDirectory({ bus, restorer, world, log }: { bus: Bus; restorer: Restorer; world: World; log: Log }): Directory {
+export interface DirectoryOptions {
+  readonly bus: Bus;
+  readonly restorer: Restorer;
+  readonly world: World;
+  readonly log: Log;
+  /** Told of each tenant whose journal moved on: what was made of the former record is old. Must not throw. */
+  on_change?(tenant: string): void;
+}
+
+export function createDirectory({ bus, restorer, world, log, on_change }: DirectoryOptions): Directory {
   const known = new Map<string, Known>();
   const unreadable = new Map<string, string>();
   const subscriptions: Subscription[] = [
     bus.subscribe("live.tenant.*.tenant.main.event", (message) => {
       const parsed = parseActorSubject(message.subject);
-      if (parsed.kind === "actor") known.delete(parsed.actor.tenant);
+      if (parsed.kind !== "actor") return;
+      known.delete(parsed.actor.tenant);
+      on_change?.(parsed.actor.tenant);
     }),
     bus.on_state((state) => {
       // What was told meanwhile was not heard: everything is read again before it is believed, or the bus is away once more.
@@ -92,6 +105,7 @@ export function createDirectory({ bus, restorer, world, log }: { bus: Bus; resto
       policy: context.policy,
       grants: context.grants,
       config_epoch: context.config_epoch,
+      ...(context.provider_keys === undefined ? {} : { provider_keys: context.provider_keys }),
     };
   }
 

@@ -48,7 +48,7 @@ export type Verdict = "answered" | "failed" | "unknown";
 
 const FAILURES: ReadonlySet<ModelErrorCode> = new Set(["overloaded", "provider_unavailable", "stream_broken", "timeout"]);
 /** `provider_error` is also what our own mistakes look like. */
-const UNKNOWN: ReadonlySet<ModelErrorCode> = new Set(["cancelled", "provider_error", "script_failed"]);
+const UNKNOWN: ReadonlySet<ModelErrorCode> = new Set(["cancelled", "provider_error", "provider_key_unusable", "script_failed"]);
 
 /** B2. No code: the call was completed. */
 export function verdictOf(code: ModelErrorCode | undefined): Verdict {
@@ -113,7 +113,7 @@ export function countsOf(state: BreakerState, now_ms: number): { readonly calls:
 
 export interface BreakerKey {
   readonly provider: string;
-  /** Whose key is used: `platform`, or a tenant. */
+  /** Whose key is used: `platform`, or `tenant.{id}`. */
   readonly owner: string;
 }
 

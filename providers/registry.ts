@@ -4,6 +4,9 @@
 // `openai/…` goes through Chat Completions, except for the models that OpenAI serves in its Responses API alone (openai-responses.ts says which);
 // `openai-responses/…` forces the latter. Both use the same key. Any other server that speaks Chat Completions (Ollama, vLLM, a proxy) gets a name of its
 // own in the configuration, and its models are `{name}/{model}`.
+//
+// A provider can be called with the platform's key, which is given here, or with a key of somebody's own (`withKey`), also where the platform has none.
+import { assert } from "../protocol/assert.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 import { anthropicProvider } from "./anthropic.ts";
@@ -44,8 +47,21 @@ export interface ProvidersOptions {
   readonly patience?: Patience;
 }
 
+/** Whose key a call is made with. */
+export type KeySource = "platform" | "tenant";
+
+/** The owner of the platform's keys, for breakers. No tenant is called so: a tenant's is `tenant.{id}`. */
+export const PLATFORM_OWNER = "platform";
+
 export type Resolution =
-  | { readonly kind: "resolved"; readonly provider: Provider; readonly model: string }
+  | {
+      readonly kind: "resolved";
+      readonly provider: Provider;
+      readonly model: string;
+      readonly key_source: KeySource;
+      /** Whose key it is: PLATFORM_OWNER, or a tenant's. */
+      readonly owner: string;
+    }
   | { readonly kind: "refused"; readonly error: ModelError };
 
 export interface Providers {
@@ -54,8 +70,14 @@ export interface Providers {
    * simulated model that does not exist. Whether a real provider has the model, only its answer tells.
    */
   resolve(model: string): Resolution;
-  /** Names of the providers that can be called, sorted. `simulated` is always among them. */
+  /** Names of the providers that can be called with the platform's keys, sorted. `simulated` is always among them. */
   readonly configured: readonly string[];
+  /** Names of the providers that can be called with a key of somebody's own, sorted. */
+  readonly takes_keys: readonly string[];
+  /** Under which of these names the key for a model is kept: both of OpenAI's dialects have one. Undefined where none is taken. */
+  keyNameOf(model: string): string | undefined;
+  /** The provider of a model that takes keys, as a client with this one. It keeps the key as long as it lives. */
+  withKey(model: string, api_key: string): Provider;
 }
 
 const SDK_PROVIDERS = { anthropic: anthropicProvider, openai: bothDialects, google: googleProvider } as const satisfies Record<
@@ -82,20 +104,25 @@ export function createProviders(options: ProvidersOptions): Providers {
   const patience = options.patience === undefined ? {} : { patience: options.patience };
   const providers = new Map<string, Provider>([["simulated", simulatedProvider({ world, log, ...patience })]]);
   const absences = new Map<string, string>();
+  /** For each that takes keys, by the name in a model's name: how a client is made of one. */
+  const makers = new Map<string, { readonly key_name: string; make(api_key: string): Provider }>();
 
   for (const name of ["anthropic", "openai", "google"] as const) {
     const api_key = options[name]?.api_key.trim() ?? "";
     const base_url = options[name]?.base_url?.trim() ?? "";
-    if (api_key === "") {
-      absences.set(name, `the provider ${name} has no key here`);
-    } else if (base_url !== "" && !isHttpUrl(base_url)) {
+    if (base_url !== "" && !isHttpUrl(base_url)) {
       absences.set(name, `the base URL of the provider ${name} is not an http URL, or holds a password`);
       log.error("a provider's base URL is not an http URL without a password; the provider is off", { provider: name });
-    } else {
-      const settings = { api_key, world, log, ...patience, ...(base_url === "" ? {} : { base_url }) };
-      providers.set(name, SDK_PROVIDERS[name](settings));
-      if (name === "openai") providers.set("openai-responses", openaiResponsesProvider(settings));
+      continue;
     }
+    const settings = { world, log, ...patience, ...(base_url === "" ? {} : { base_url }) };
+    makers.set(name, { key_name: name, make: (key) => SDK_PROVIDERS[name]({ ...settings, api_key: key }) });
+    if (name === "openai") makers.set("openai-responses", { key_name: name, make: (key) => openaiResponsesProvider({ ...settings, api_key: key }) });
+    if (api_key === "") absences.set(name, `the provider ${name} has no key here`);
+  }
+  for (const [name, { key_name, make }] of makers) {
+    const api_key = options[key_name as keyof typeof SDK_PROVIDERS]?.api_key.trim() ?? "";
+    if (api_key !== "") providers.set(name, make(api_key));
   }
   if (!providers.has("openai")) absences.set("openai-responses", absences.get("openai") ?? "the provider openai has no key here");
   for (const { name, base_url, api_key = "" } of options.compatible ?? []) {
@@ -106,25 +133,37 @@ export function createProviders(options: ProvidersOptions): Providers {
       absences.set(name, `the base URL of the provider ${name} is not an http URL, or holds a password`);
       log.error("a provider's base URL is not an http URL without a password; the provider is off", { provider: name });
     } else {
-      providers.set(name, openaiProvider({ name, api_key: api_key.trim() === "" ? NO_KEY : api_key.trim(), base_url: url, world, log, ...patience }));
+      const make = (key: string): Provider => openaiProvider({ name, api_key: key, base_url: url, world, log, ...patience });
+      makers.set(name, { key_name: name, make });
+      providers.set(name, make(api_key.trim() === "" ? NO_KEY : api_key.trim()));
     }
   }
 
   return {
     configured: [...providers.keys()].sort(),
+    takes_keys: [...new Set([...makers.values()].map(({ key_name }) => key_name))].sort(),
+    keyNameOf: (model) => makers.get(nameAndRest(model).name)?.key_name,
+    withKey(model, api_key) {
+      const maker = makers.get(nameAndRest(model).name);
+      assert(maker !== undefined, "a client is made for a provider that takes keys");
+      return maker.make(api_key);
+    },
     resolve(model) {
-      const slash = model.indexOf("/");
-      const name = model.slice(0, Math.max(slash, 0));
-      const rest = model.slice(slash + 1);
+      const { name, rest } = nameAndRest(model);
       if (name === "" || rest === "") return refused(`a model is named {provider}/{model}, and ${JSON.stringify(model)} is not`);
       const provider = providers.get(name);
       if (provider === undefined) return refused(absences.get(name) ?? `there is no provider ${JSON.stringify(name)}`);
       if (name === "simulated" && !(SIMULATED_MODELS as readonly string[]).includes(rest)) {
         return refused(`simulated models are ${SIMULATED_MODELS.join(" and ")}, not ${JSON.stringify(rest)}`);
       }
-      return { kind: "resolved", provider, model: rest };
+      return { kind: "resolved", provider, model: rest, key_source: "platform", owner: PLATFORM_OWNER };
     },
   };
+}
+
+function nameAndRest(model: string): { readonly name: string; readonly rest: string } {
+  const slash = model.indexOf("/");
+  return { name: model.slice(0, Math.max(slash, 0)), rest: model.slice(slash + 1) };
 }
 
 function refused(message: string): Resolution {

@@ -2,7 +2,8 @@
 //
 //   tenant.create ──▶ active ◀── tenant.suspend / tenant.resume ──▶ suspended
 //
-//   in both: key.create, key.expire, key.revoke, agent.put, tenant.configure, grant.put, config.updated
+//   in both: key.create, key.expire, key.revoke, agent.put, tenant.configure, grant.put, config.updated,
+//            provider_key.put, provider_key.remove, provider_key.reseal
 //
 // Gateways and workers read it from its journal (actors/directory.ts); what suspension forbids is theirs to refuse.
 //
@@ -10,15 +11,18 @@
 //   T1. A key's id names one key for ever as long as it is listed; its secret never comes here, only the hash.
 //   T2. A revoked key stays revoked, and the end of a key only comes nearer.
 //   T3. An agent's version counts its different configurations: it rises exactly when the configuration's hash changes.
-//   T4. Everything kept has a bound: TENANT_KEYS_MAX, TENANT_AGENTS_MAX, TENANT_ROLES_MAX, TENANT_BYTES_MAX.
+//   T4. Everything kept has a bound: TENANT_KEYS_MAX, TENANT_AGENTS_MAX, TENANT_ROLES_MAX, TENANT_PROVIDER_KEYS_MAX, TENANT_BYTES_MAX.
 //   T5. The configuration epoch of an agent rises with each change that running sessions must take up, and with nothing else. What is
 //       permitted is such a change. A session compares it with the one it froze.
+//   T6. Of a provider's key only what is sealed comes here (protocol/key-ring.ts). Sealing it anew changes nothing else about it, and is refused when
+//       the key was put or removed since it was opened: a rotation of master keys never brings an older key back.
 import { enqueueActions, setup } from "xstate";
 import { assert } from "../protocol/assert.ts";
 import type { AgentConfig } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import { hashOf, type JsonObject } from "../protocol/json.ts";
+import type { SealedSecret } from "../protocol/key-ring.ts";
 import { COMMAND_BYTES_MAX, PAYLOAD_BYTES_MAX } from "../protocol/limits.ts";
 import type { Grant, Policy } from "./permission.ts";
 import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
@@ -28,6 +32,8 @@ export const TENANT_KEYS_MAX = 1000;
 export const TENANT_AGENTS_MAX = 1000;
 /** Roles that have grants. */
 export const TENANT_ROLES_MAX = 200;
+/** Providers at which a tenant has a key of its own. There are a handful, and compatible servers have names of their own. */
+export const TENANT_PROVIDER_KEYS_MAX = 32;
 /** Keys and agents as JSON: what rests in one snapshot and is read by every process that caches the tenant. */
 export const TENANT_BYTES_MAX = 3 * 1024 * 1024;
 assert(
@@ -44,6 +50,19 @@ export interface TenantKey {
   readonly revoked_at_ms: number | null;
   /** Absent: it has no end. Who reads it compares with a clock; nothing is journaled when it passes. */
   readonly expires_at_ms?: number;
+}
+
+/** A key of the tenant's own at a model provider. */
+export interface ProviderKey {
+  readonly sealed: SealedSecret;
+  /** By which people tell it apart; null for one that is too short to show any of it. */
+  readonly last_four: string | null;
+  readonly label: string | null;
+  /** How often a key was put for this provider since there was none. */
+  readonly version: number;
+  readonly created_at_ms: number;
+  /** When the present one was put. */
+  readonly rotated_at_ms: number;
 }
 
 export interface TenantAgent {
@@ -63,6 +82,8 @@ export interface TenantContext extends BaseContext {
   readonly policy: Policy;
   /** By role. */
   readonly grants: Readonly<Record<string, Grant>>;
+  /** By provider. Absent until the first is put, as in all journals from before there were any. */
+  readonly provider_keys?: Readonly<Record<string, ProviderKey>>;
   /** T5: changes that concern all agents. */
   readonly config_epoch: number;
   /** Why it is suspended. */
@@ -98,6 +119,21 @@ interface ConfigUpdated {
   readonly agent?: string;
   readonly reason?: string;
 }
+interface ProviderKeyPut {
+  readonly provider: string;
+  readonly sealed: SealedSecret;
+  readonly last_four: string | null;
+  readonly label?: string;
+}
+interface ProviderKeyRemove {
+  readonly provider: string;
+  readonly reason?: string;
+}
+interface ProviderKeyReseal {
+  readonly provider: string;
+  readonly sealed: SealedSecret;
+  readonly replaces: string;
+}
 interface ReasonBody {
   readonly reason?: string;
 }
@@ -110,6 +146,9 @@ type TenantEvent =
   | CommandEvent<"tenant.configure", PolicyPut>
   | CommandEvent<"grant.put", GrantPut>
   | CommandEvent<"config.updated", ConfigUpdated>
+  | CommandEvent<"provider_key.put", ProviderKeyPut>
+  | CommandEvent<"provider_key.remove", ProviderKeyRemove>
+  | CommandEvent<"provider_key.reseal", ProviderKeyReseal>
   | CommandEvent<"tenant.suspend" | "tenant.resume", ReasonBody>;
 
 interface Change {
@@ -220,6 +259,46 @@ function grantPut(context: TenantContext, { role, allow, deny }: GrantPut): Chan
   return permissionsChanged(context, { grants: empty ? others : { ...others, [role]: grant } }, { type: "grant.put", role, ...grant });
 }
 
+/** The tenant's own key at a provider. */
+export function providerKeyOf({ provider_keys }: Pick<TenantContext, "provider_keys">, provider: string): ProviderKey | undefined {
+  return provider_keys !== undefined && Object.hasOwn(provider_keys, provider) ? provider_keys[provider] : undefined;
+}
+
+function providerKeyPut(context: TenantContext, { provider, sealed, last_four, label }: ProviderKeyPut): Change {
+  const { now } = context;
+  const known = providerKeyOf(context, provider);
+  const key: ProviderKey = {
+    sealed,
+    last_four,
+    label: label ?? known?.label ?? null,
+    version: (known?.version ?? 0) + 1,
+    created_at_ms: known?.created_at_ms ?? now.at_ms,
+    rotated_at_ms: now.at_ms,
+  };
+  const told = { provider, version: key.version, last_four, label: key.label, master_key_id: sealed.master_key_id };
+  return {
+    context: { provider_keys: { ...context.provider_keys, [provider]: key } },
+    tell: [{ type: "provider_key.put", ...told }],
+    answer: { provider, version: key.version },
+  };
+}
+
+function providerKeyRemoved(context: TenantContext, { provider, reason }: ProviderKeyRemove): Change {
+  const others = Object.fromEntries(Object.entries(context.provider_keys ?? {}).filter(([name]) => name !== provider));
+  return { context: { provider_keys: others }, tell: [{ type: "provider_key.removed", provider, reason: reason ?? null }], answer: { provider } };
+}
+
+/** T6. What may be said of it was judged before: `refuseReseal`. */
+function providerKeyResealed(context: TenantContext, { provider, sealed }: ProviderKeyReseal): Change {
+  const known = providerKeyOf(context, provider);
+  assert(known !== undefined, "what is sealed anew is there");
+  return {
+    context: { provider_keys: { ...context.provider_keys, [provider]: { ...known, sealed } } },
+    tell: [{ type: "provider_key.resealed", provider, master_key_id: sealed.master_key_id, from: known.sealed.master_key_id }],
+    answer: { provider, version: known.version },
+  };
+}
+
 interface Enqueue {
   assign(patch: Partial<TenantContext>): void;
   emit(emitted: Emitted): void;
@@ -243,6 +322,9 @@ export const tenantMachine = setup({
     put_policy: enqueueActions((args, body: PolicyPut) => perform(args, policyPut(args.context, body))),
     put_grant: enqueueActions((args, body: GrantPut) => perform(args, grantPut(args.context, body))),
     update_config: enqueueActions((args, body: ConfigUpdated) => perform(args, configUpdated(args.context, body))),
+    put_provider_key: enqueueActions((args, body: ProviderKeyPut) => perform(args, providerKeyPut(args.context, body))),
+    remove_provider_key: enqueueActions((args, body: ProviderKeyRemove) => perform(args, providerKeyRemoved(args.context, body))),
+    reseal_provider_key: enqueueActions((args, body: ProviderKeyReseal) => perform(args, providerKeyResealed(args.context, body))),
     give_reason: enqueueActions((args, { reason }: ReasonBody) => perform(args, { context: { reason: reason ?? null } })),
   },
 }).createMachine({
@@ -269,6 +351,9 @@ export const tenantMachine = setup({
     "tenant.configure": { actions: { type: "put_policy", params: ({ event }) => event.body } },
     "grant.put": { actions: { type: "put_grant", params: ({ event }) => event.body } },
     "config.updated": { actions: { type: "update_config", params: ({ event }) => event.body } },
+    "provider_key.put": { actions: { type: "put_provider_key", params: ({ event }) => event.body } },
+    "provider_key.remove": { actions: { type: "remove_provider_key", params: ({ event }) => event.body } },
+    "provider_key.reseal": { actions: { type: "reseal_provider_key", params: ({ event }) => event.body } },
   },
   states: {
     active: {
@@ -287,8 +372,8 @@ export const tenantMachine = setup({
 const bytesOf = (value: unknown): number => Buffer.byteLength(JSON.stringify(value));
 
 /** T4 for bytes, after a change that adds `bytes`. */
-function refuseBytes({ keys, agents, policy, grants }: TenantContext, bytes: number): ErrorBody | undefined {
-  const sum = bytesOf({ keys, agents, policy, grants }) + bytes;
+function refuseBytes({ keys, agents, policy, grants, provider_keys }: TenantContext, bytes: number): ErrorBody | undefined {
+  const sum = bytesOf({ keys, agents, policy, grants, provider_keys }) + bytes;
   return sum <= TENANT_BYTES_MAX
     ? undefined
     : errorBody("too_large", `the keys, agents and grants of a tenant are at most ${TENANT_BYTES_MAX} bytes together`, {
@@ -317,6 +402,20 @@ function refuseGrant({ grants }: TenantContext, { role }: GrantPut): ErrorBody |
   return errorBody("invalid", `a tenant has grants for at most ${TENANT_ROLES_MAX} roles`, { roles_max: TENANT_ROLES_MAX });
 }
 
+function refuseProviderKey({ provider_keys = {} }: TenantContext, { provider }: ProviderKeyPut): ErrorBody | undefined {
+  if (Object.hasOwn(provider_keys, provider) || Object.keys(provider_keys).length < TENANT_PROVIDER_KEYS_MAX) return undefined;
+  return errorBody("invalid", `a tenant has its own key at at most ${TENANT_PROVIDER_KEYS_MAX} providers`, { provider_keys_max: TENANT_PROVIDER_KEYS_MAX });
+}
+
+/** T6 */
+function refuseReseal(context: TenantContext, { provider, replaces }: ProviderKeyReseal): ErrorBody | undefined {
+  const known = providerKeyOf(context, provider);
+  if (known === undefined) return noProviderKey(provider);
+  return known.sealed.nonce === replaces ? undefined : errorBody("conflict", `the key for '${provider}' was changed meanwhile`, { provider });
+}
+
+const noProviderKey = (provider: string): ErrorBody => errorBody("not_found", `there is no key for the provider '${provider}'`, { provider });
+
 export function tenantContextOf(view: Pick<ActorView, "context">): TenantContext {
   return view.context as unknown as TenantContext;
 }
@@ -338,6 +437,12 @@ export const tenantDefinition: ActorDefinition = {
         return body.agent === undefined || Object.hasOwn(context.agents, String(body.agent))
           ? undefined
           : errorBody("not_found", `there is no agent '${String(body.agent)}'`);
+      case "provider_key.put":
+        return refuseProviderKey(context, body as unknown as ProviderKeyPut) ?? refuseBytes(context, bytesOf(body));
+      case "provider_key.remove":
+        return providerKeyOf(context, String(body.provider)) === undefined ? noProviderKey(String(body.provider)) : undefined;
+      case "provider_key.reseal":
+        return refuseReseal(context, body as unknown as ProviderKeyReseal);
       case "tenant.configure":
         return refuseBytes(context, bytesOf(body));
       case "grant.put":
