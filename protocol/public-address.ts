@@ -32,13 +32,15 @@ const NOT_PUBLIC: readonly (readonly [string, number, "ipv4" | "ipv6"])[] = [
   ["3fff::", 20, "ipv6"],
 ];
 
-const blocked = new BlockList();
-for (const [address, prefix, family] of NOT_PUBLIC) blocked.addSubnet(address, prefix, family);
+// A list of each family: one list takes an IPv4 address for the IPv6 one that it maps to, and ::/3 would hold them all.
+const blocked = { ipv4: new BlockList(), ipv6: new BlockList() };
+for (const [address, prefix, family] of NOT_PUBLIC) blocked[family].addSubnet(address, prefix, family);
 
 export function isPublicAddress(address: string): boolean {
   const version = isIP(address);
   if (version === 0) return false; // PA1
-  return !blocked.check(address, version === 4 ? "ipv4" : "ipv6");
+  const family = version === 4 ? "ipv4" : "ipv6";
+  return !blocked[family].check(address, family);
 }
 
 /** What is wrong with a URL that we are to call, as far as its text says; a name is judged again when it is resolved. */

@@ -15,18 +15,22 @@ class AddressRefused extends Error {
   override readonly name = "AddressRefused";
 }
 
-/** WP1 */
-const publicLookup: LookupFunction = (hostname, options, done) => {
-  resolveName(hostname, { ...options, all: true }, (error: NodeJS.ErrnoException | null, addresses: LookupAddress[]) => {
-    if (error !== null) return done(error, "", 4);
-    const [first] = addresses;
-    if (first === undefined || !addresses.every(({ address }) => isPublicAddress(address)))
-      return done(new AddressRefused(`${hostname} has an address that is not public`), "", 4);
-    return options.all === true ? done(null, addresses) : done(null, first.address, first.family);
-  });
-};
+type Resolve = typeof resolveName;
 
-export function createPost({ private_addresses }: { readonly private_addresses: boolean }): Post {
+/** WP1 */
+const publicLookup =
+  (resolve: Resolve): LookupFunction =>
+  (hostname, options, done) => {
+    resolve(hostname, { ...options, all: true }, (error: NodeJS.ErrnoException | null, addresses: LookupAddress[]) => {
+      if (error !== null) return done(error, "", 4);
+      const [first] = addresses;
+      if (first === undefined || !addresses.every(({ address }) => isPublicAddress(address)))
+        return done(new AddressRefused(`${hostname} has an address that is not public`), "", 4);
+      return options.all === true ? done(null, addresses) : done(null, first.address, first.family);
+    });
+  };
+
+export function createPost({ private_addresses, resolve: resolver = resolveName }: { readonly private_addresses: boolean; readonly resolve?: Resolve }): Post {
   return ({ url, headers, body, patience_ms, signal }) =>
     new Promise<PostOutcome>((resolve) => {
       const fault = urlFault(url, { private_addresses });
@@ -39,7 +43,7 @@ export function createPost({ private_addresses }: { readonly private_addresses: 
           headers: { ...headers, "content-length": String(Buffer.byteLength(body)) },
           agent: false,
           signal: AbortSignal.any([signal, AbortSignal.timeout(patience_ms)]),
-          ...(private_addresses ? {} : { lookup: publicLookup }),
+          ...(private_addresses ? {} : { lookup: publicLookup(resolver) }),
         },
         (response) => {
           resolve({ kind: "answered", status: response.statusCode ?? 0 });

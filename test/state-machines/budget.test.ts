@@ -268,6 +268,27 @@ describe("statuses and alerts", () => {
     expect(drive.at).toBe("healthy");
   });
 
+  test("each alert leaves for each webhook that hears them with the commit of its crossing, and for nobody else", () => {
+    const drive = limited(100);
+    drive.tell("budget.configure", { level: "tenant", alerts_to: { add: ["acme/webhook/b", "acme/webhook/a"] } });
+    expect(drive.out).toEqual([]);
+    drive.tell("budget.reserve", ask(1, 85));
+    drive.tell("budget.settle", { hold: hold(1), cost_usd_micros: 85 });
+    expect(drive.out.map(({ to, type, body }) => [to, type, (body["event"] as JsonObject)["percent"]])).toEqual([
+      ["acme/webhook/a", "webhook.deliver", 80],
+      ["acme/webhook/b", "webhook.deliver", 80],
+    ]);
+    for (const { body } of drive.out) expect(checkCommand("webhook", "control", "webhook.deliver", body)).toMatchObject({ kind: "command" });
+    drive.tell("budget.configure", { level: "tenant", alerts_to: { remove: ["acme/webhook/b"] } });
+    drive.tell("budget.reserve", ask(2, 15));
+    expect(drive.out.slice(2).map(({ to, body }) => [to, (body["event"] as JsonObject)["percent"]])).toEqual([
+      ["acme/webhook/a", 90],
+      ["acme/webhook/a", 100],
+    ]);
+    const many = Array.from({ length: 16 }, (_, n) => `acme/webhook/w${n}`);
+    expect(drive.refusal("budget.configure", { level: "tenant", alerts_to: { add: many } })?.code).toBe("invalid");
+  });
+
   test("one commit that jumps over thresholds tells every alert on the way", () => {
     const drive = limited(10);
     drive.tell("budget.reserve", ask(1, 10));
