@@ -13,7 +13,7 @@ import type { CommandSource } from "../protocol/journal.ts";
 export const STREAMS = ["COMMANDS", "TIMERS", "EVENTS", "SNAPSHOTS", "RESIDENT", "TOKENS"] as const;
 export type StreamName = (typeof STREAMS)[number];
 
-export const BUCKETS = ["PLACEMENT", "WORKERS", "LEADER", "BREAKERS", "EDGE"] as const;
+export const BUCKETS = ["PLACEMENT", "WORKERS", "LEADER", "BREAKERS", "EDGE", "KEYUSE"] as const;
 export type BucketName = (typeof BUCKETS)[number];
 
 /** Names as they were sent; look one up with headerOf, which ignores case. */

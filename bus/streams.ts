@@ -169,6 +169,7 @@ export function declareStreams(parameters: StreamParameters): Declarations {
     WORKERS: bucket("WORKERS", "The lease of each worker.", replicas, lease_ttl_ms),
     LEADER: bucket("LEADER", "The lease of the leading supervisor.", replicas, lease_ttl_ms),
     EDGE: bucket("EDGE", "Which tenant a broker account of the edge belongs to; once given, for ever.", replicas),
+    KEYUSE: bucket("KEYUSE", "When each API key was last used, an entry a tenant; written at most once a minute.", replicas),
     BREAKERS: bucket("BREAKERS", "Circuit breakers that are not closed; a hint among workers, each has its own.", replicas),
   };
   return { parameters, streams, buckets };

@@ -2,6 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { isAbsolute, join } from "node:path";
 import type { TenantRecord } from "../actors/directory.ts";
+import { lastUsedAt, readKeyUse } from "../gateway/key-use.ts";
 import { createKey as freshKey } from "../protocol/api-key.ts";
 import { agentConfig, invalidBody } from "../protocol/commands.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
@@ -98,24 +99,27 @@ export async function createKey(
 export async function listKeys(context: Context, { tenant }: { tenant: string }): Promise<number> {
   const { printer } = context;
   const record = await recordOf(context, tenant);
+  const used = await readKeyUse(await context.bus(), tenant);
   // The hash stays out: nobody needs it, and what is not shown is not copied.
   const keys = Object.entries(record.keys).map(([key_id, key]) => ({
     key_id,
     label: key.label,
     scopes: key.scopes,
     created_at: timestamp(key.created_at_ms),
+    last_used_at: lastUsedAt(used, key_id),
     expires_at: key.expires_at_ms === undefined ? null : timestamp(key.expires_at_ms),
     revoked_at: key.revoked_at_ms === null ? null : timestamp(key.revoked_at_ms),
   }));
   if (printer.json) printer.document({ tenant, keys });
   else
     printer.table(
-      ["key", "label", "scopes", "created", "expires", "revoked"],
+      ["key", "label", "scopes", "created", "last used", "expires", "revoked"],
       keys.map((key) => [
         key.key_id,
         key.label,
         key.scopes.length === 0 ? "sessions:read sessions:write" : key.scopes.join(" "),
         key.created_at,
+        key.last_used_at,
         key.expires_at,
         key.revoked_at,
       ]),

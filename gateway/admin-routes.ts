@@ -1,6 +1,6 @@
 // admin-routes: a tenant's own keys and agents for its administrators, and tenants for operators.
 //
-//   GET  /v1/keys                        admin            the tenant's keys, without their hashes
+//   GET  /v1/keys                        admin            the tenant's keys, without their hashes, each with when it was last used
 //   POST /v1/keys                        admin            a new key, shown this once {scopes?, label?, expires_at?}
 //   POST /v1/keys/{id}/rotate            admin            a new key like it, shown this once; the old one ends after {grace_s?}
 //   POST /v1/keys/{id}/revoke            admin            it ends now {reason?}
@@ -23,6 +23,7 @@ import { isId, SYSTEM_TENANT, tenantActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { Scope } from "../protocol/scopes.ts";
 import { timestamp, type World } from "../protocol/world.ts";
+import { type KeyUse, type LastUsed, lastUsedAt } from "./key-use.ts";
 import type { Handler, RouteInfo } from "./route.ts";
 
 /** How long the old key of a rotation goes on: services are deployed anew within a day. */
@@ -33,15 +34,18 @@ interface AdminDeps {
   readonly route: (method: RouteInfo["method"], url: string, scope: Scope, handler: Handler) => void;
   readonly directory: Pick<Directory, "tenant">;
   readonly client: Pick<CommandClient, "command">;
+  readonly key_use: Pick<KeyUse, "lastUsed">;
   readonly world: World;
   readonly random_bytes: (count: number) => Uint8Array;
   readonly bodyOf: (request: FastifyRequest) => JsonObject;
   readonly idempotencyKeyOf: (request: FastifyRequest) => string | undefined;
+  /** Says that the bus is away when it is. */
+  readonly available: <T>(what: string, work: () => Promise<T>) => Promise<T>;
 }
 
 const noSuch = (what: string): TroupeError => new TroupeError(errorBody("not_found", `there is no such ${what}`));
 
-export function declareAdminRoutes({ route, directory, client, world, random_bytes, bodyOf, idempotencyKeyOf }: AdminDeps): void {
+export function declareAdminRoutes({ route, directory, client, key_use, world, random_bytes, bodyOf, idempotencyKeyOf, available }: AdminDeps): void {
   /** Says a command to a tenant's own actor. Throws the refusal. */
   async function tell(tenant: string, type: string, body: JsonObject, key?: string): Promise<{ state: string; result: JsonObject }> {
     const checked = checkCommand("tenant", "control", type, body);
@@ -64,13 +68,16 @@ export function declareAdminRoutes({ route, directory, client, world, random_byt
     return { key_id: made.key_id, key: made.key, ...asked }; // A1
   }
 
+  const keysOf = async (tenant: string, record: TenantRecord): Promise<JsonObject[]> =>
+    viewOfKeys(record, await available("when keys were used", () => key_use.lastUsed(tenant)));
+
   const idOf = (request: FastifyRequest, what: string): string => {
     const { id } = request.params as { id?: string };
     if (!isId(id)) throw noSuch(what);
     return id;
   };
 
-  route("GET", "/v1/keys", "admin", async (_request, _reply, { record }) => ({ items: keysOf(record) }));
+  route("GET", "/v1/keys", "admin", async (_request, _reply, { principal, record }) => ({ items: await keysOf(principal.tenant, record) }));
 
   route("POST", "/v1/keys", "admin", async (request, reply, { principal }) => {
     reply.code(201);
@@ -121,7 +128,7 @@ export function declareAdminRoutes({ route, directory, client, world, random_byt
 
   route("GET", "/v1/operator/tenants/:id", "operator:read", async (request) => {
     const { tenant, record } = await known(idOf(request, "tenant"));
-    return { id: tenant, state: record.state, name: record.name, agents: Object.keys(record.agents), keys: keysOf(record) };
+    return { id: tenant, state: record.state, name: record.name, agents: Object.keys(record.agents), keys: await keysOf(tenant, record) };
   });
 
   route("POST", "/v1/operator/tenants", "operator:write", async (request, reply) => {
@@ -150,12 +157,13 @@ export function declareAdminRoutes({ route, directory, client, world, random_byt
   }
 }
 
-function keysOf(record: TenantRecord): JsonObject[] {
+function viewOfKeys(record: TenantRecord, used: LastUsed): JsonObject[] {
   return Object.entries(record.keys).map(([key_id, { label, scopes, created_at_ms, revoked_at_ms, expires_at_ms }]) => ({
     key_id,
     label,
     scopes: [...scopes],
     created_at: timestamp(created_at_ms),
+    last_used_at: lastUsedAt(used, key_id),
     expires_at: expires_at_ms === undefined ? null : timestamp(expires_at_ms),
     revoked_at: revoked_at_ms === null ? null : timestamp(revoked_at_ms),
   }));

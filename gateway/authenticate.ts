@@ -42,6 +42,8 @@ export interface AuthenticationDeps {
   readonly now_ms: () => number;
   /** Absent: no JWT is taken. */
   readonly oidc?: Oidc;
+  /** Hears of each key that was let in. */
+  readonly key_used?: (tenant: string, key_id: string) => void;
 }
 
 /** A JWT with a person's groups in it is a few KiB. A longer credential is not looked at. */
@@ -80,7 +82,9 @@ export async function authenticate(credential: string | undefined, deps: Authent
   const expires_at_ms = known.expires_at_ms ?? null;
   if (expires_at_ms !== null && expires_at_ms <= deps.now_ms()) return UNAUTHENTICATED;
   const kind = tenant === SYSTEM_TENANT ? "operator" : "tenant"; // K4
-  return admit({ kind, tenant, name: `key:${key_id}`, scopes: grantedByKey(known.scopes, kind), expires_at_ms }, record);
+  const admitted = admit({ kind, tenant, name: `key:${key_id}`, scopes: grantedByKey(known.scopes, kind), expires_at_ms }, record);
+  if (admitted.kind === "principal") deps.key_used?.(tenant, key_id);
+  return admitted;
 }
 
 async function byToken(token: string, { oidc, tenantOf }: AuthenticationDeps): Promise<Authentication> {

@@ -43,6 +43,7 @@ import { authenticate, bearerOf, refuseScope } from "./authenticate.ts";
 import { type Cursor, CURSOR_START, cursorAfter, decodeCursor, encodeCursor } from "./cursor.ts";
 import { EVENT_STREAM_MEDIA_TYPE, turnOnly, writeEventStream } from "./event-stream.ts";
 import { createFeedHub } from "./feed-hub.ts";
+import type { KeyUse } from "./key-use.ts";
 import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { startReplay } from "./replay.ts";
@@ -74,6 +75,8 @@ export interface GatewayDeps {
   readonly definition: Pick<ActorDefinition, "waits">;
   /** Absent: only API keys are taken. */
   readonly oidc?: Oidc;
+  /** When keys were used. */
+  readonly key_use: KeyUse;
   /** Unguessable bytes, for keys. */
   readonly random_bytes: (count: number) => Uint8Array;
   /** What the secrets of webhooks are derived from (absent: none is shown), and whether addresses may be named that are not public. */
@@ -316,6 +319,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     tenantOf: (id: string) => directory.tenant(id),
     now_ms: () => world.now_ms(),
     ...(deps.oidc === undefined ? {} : { oidc: deps.oidc }),
+    key_used: (tenant: string, key_id: string) => deps.key_use.used(tenant, key_id),
   };
 
   async function visitorOf(request: FastifyRequest, scope: Scope): Promise<Visitor> {
@@ -524,7 +528,8 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     });
   }
 
-  declareAdminRoutes({ route, directory, client, world, random_bytes: deps.random_bytes, bodyOf, idempotencyKeyOf });
+  const { key_use, random_bytes } = deps;
+  declareAdminRoutes({ route, directory, client, key_use, world, random_bytes, bodyOf, idempotencyKeyOf, available });
   declareBudgetRoutes({ route, directory, restorer, client, world, bodyOf, idempotencyKeyOf, available });
   const { webhook_key: webhooks_key, private_addresses = false } = deps;
   const webhooks = createWebhooks({ bus, restorer, client, world, key: webhooks_key, private_addresses });

@@ -7,13 +7,14 @@ import { openWarden, type Warden } from "../bus/jetstream-warden.ts";
 import type { Bus, Subscription } from "../bus/port.ts";
 import { createEdgeAccounts } from "../gateway/edge-accounts.ts";
 import { createNatsAuth, keepOutWhoMayNotStay } from "../gateway/nats-auth.ts";
+import type { KeyUse } from "../gateway/key-use.ts";
 import type { Oidc } from "../gateway/oidc.ts";
 import type { Log } from "../protocol/log.ts";
 import { natsTls, type Runtime, serversOf } from "./runtime.ts";
 
 export async function openEdge(
   { settings, world, metrics }: Runtime,
-  { id, bus, directory, oidc, log }: { id: string; bus: Bus; directory: Directory; oidc: Oidc | undefined; log: Log },
+  { id, bus, directory, oidc, key_use, log }: { id: string; bus: Bus; directory: Directory; oidc: Oidc | undefined; key_use: KeyUse; log: Log },
 ): Promise<{ close(): Promise<void> } | undefined> {
   const {
     TROUPE_NATS_AUTH_USER: user,
@@ -35,6 +36,7 @@ export async function openEdge(
     accounts,
     metrics,
     log,
+    key_used: (tenant, key_id) => key_use.used(tenant, key_id),
     ...(oidc === undefined ? {} : { oidc }),
     ...(stand_in_secret === undefined ? {} : { stand_in_secret }),
   });

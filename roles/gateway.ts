@@ -3,6 +3,7 @@ import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { watchPermissions } from "../actors/permission.ts";
 import { createRestorer } from "../actors/restore.ts";
+import { createKeyUse } from "../gateway/key-use.ts";
 import { createOidc } from "../gateway/oidc.ts";
 import { type Readiness, startGateway } from "../gateway/server.ts";
 import { createDatabase } from "../projections/database.ts";
@@ -57,7 +58,8 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   }
 
   const oidc = settings.oidc.length === 0 ? undefined : createOidc({ issuers: settings.oidc, world, log, fetch });
-  const edge = await openEdge(runtime, { id, bus, directory, oidc, log });
+  const key_use = createKeyUse({ bus, world, log });
+  const edge = await openEdge(runtime, { id, bus, directory, oidc, key_use, log });
 
   const gateway = await startGateway({
     bus,
@@ -72,6 +74,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     },
     definition: definitions.session,
     ...(oidc === undefined ? {} : { oidc }),
+    key_use,
     random_bytes: (count) => runtime.random_bytes(count),
     ...(settings.TROUPE_WEBHOOK_KEY === undefined ? {} : { webhook_key: settings.TROUPE_WEBHOOK_KEY }),
     private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow",
@@ -86,6 +89,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   await runtime.asked_to_end;
   await edge?.close();
   await gateway.close();
+  await key_use.stop();
   await locations.stop();
   await client.stop();
   await directory.stop();

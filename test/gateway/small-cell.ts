@@ -7,6 +7,7 @@ import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost } from "../../actors/shard-host.ts";
 import { createMemoryBroker, type FaultBefore, type MemoryBroker, type Operation } from "../../bus/memory.ts";
 import type { Bus } from "../../bus/port.ts";
+import { createKeyUse } from "../../gateway/key-use.ts";
 import { type Gateway, type GatewayDeps, startGateway } from "../../gateway/server.ts";
 import { tenantActor } from "../../protocol/ids.ts";
 import type { JsonObject } from "../../protocol/json.ts";
@@ -96,6 +97,7 @@ export async function startSmallCell({
       client,
       sessions: { list: async () => ({ items: [] }) },
       definition: definitions.session,
+      key_use: createKeyUse({ bus, world, log }),
       random_bytes: (count) => randomBytes(count),
       readiness: async () => ({ ready: true, components: { nats: { ok: true } } }),
       metrics: silentMetrics,
