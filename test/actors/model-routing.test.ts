@@ -15,6 +15,7 @@ import {
   type RouteOutcome,
   TRIES_MAX,
 } from "../../actors/model-routing.ts";
+import type { Models } from "../../actors/tenant-models.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { silentLog } from "../../protocol/log.ts";
 import type { BreakerBoard } from "../../providers/breaker.ts";
@@ -90,7 +91,7 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
       });
       const request = { instructions: "", messages: [], tools: [], max_output_tokens: 10, idempotency_key: "k" };
       void routeModelCall(
-        { world, models: providers, breakers, account },
+        { world, models: tenantModels, breakers, account },
         { model, fallbacks, attempt: 4, request },
         { signal, on_delta: ({ text }) => void delivered.push(text) },
       ).then((one) => (outcome = one));

@@ -60,7 +60,9 @@ interface Usage {
   readonly model: string;
   readonly provider: string;
   readonly attempt: number;
+  readonly try: number;
   readonly outcome: string;
+  readonly code: string | null;
   readonly input_tokens: number | null;
   readonly output_tokens: number | null;
   readonly cache_read_tokens: number | null;
@@ -133,7 +135,7 @@ describe.each(PROVIDERS)("through the SDK of $provider", ({ provider, model, cre
     expect(await usageOf(`${provider}-tool`, 2)).toHaveLength(2);
   });
 
-  test("a call that fails before its first word is made again, and the journal has both calls", async () => {
+  test("a call that fails before its first word is made again, and the journal and the usage rows have both calls", async () => {
     answers = [
       { refusal: { status: 503, body: { error: { type: "overloaded_error", code: 503, status: "UNAVAILABLE", message: "come back later" } } } },
       { tokens: 10 },
@@ -154,7 +156,11 @@ describe.each(PROVIDERS)("through the SDK of $provider", ({ provider, model, cre
         },
       },
     ]);
-    expect(await usageOf(`${provider}-again`, 1)).toMatchObject([{ outcome: "completed", output_tokens: 10 }]);
+    const rows = await usageOf(`${provider}-again`, 2);
+    expect(rows).toMatchObject([
+      { try: 2, outcome: "completed", code: null, output_tokens: 10 },
+      { try: 1, outcome: "failed", code: expect.any(String), output_tokens: null },
+    ]);
   });
 
   test("an answer that is cut off in the middle is not passed off as whole: the turn fails and says why, and what was used is on record", async () => {
