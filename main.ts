@@ -2,10 +2,14 @@
 //
 // Rooms are imported when they are needed: a worker does not wait for what only a gateway uses.
 import { randomBytes } from "node:crypto";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { CliPorts } from "./cli/ports.ts";
 import { runCli } from "./cli/run.ts";
 import { readDevFile } from "./cli/dev-file.ts";
+import { MASTER_KEYS_FILE } from "./deploy/local/secrets.ts";
+import { addMasterKey, openMasterKeys } from "./roles/master-keys.ts";
 import { realWorld } from "./roles/real-world.ts";
 import { connect, type Runtime } from "./roles/runtime.ts";
 import { readSettings, type Settings } from "./roles/settings.ts";
@@ -96,6 +100,26 @@ const commandLine = async (): Promise<Runtime> => ({
   random_bytes: (count) => randomBytes(count),
 });
 
+/** What the environment says, else the file that `up` keeps. */
+const commandLineMasterKeys: CliPorts["master_keys"] = {
+  read() {
+    const keys = openMasterKeys({ ...settings, TROUPE_MASTER_KEYS_FILE: masterKeysFile() }, log)();
+    if (keys.length === 0) throw new Error("there are no master keys here: set TROUPE_MASTER_KEYS_FILE or TROUPE_MASTER_KEYS");
+    return keys;
+  },
+  add() {
+    const file = masterKeysFile();
+    if (file === undefined) throw new Error("a master key is added to a file, and none is named here: set TROUPE_MASTER_KEYS_FILE");
+    return addMasterKey(file, (count) => randomBytes(count));
+  },
+};
+
+function masterKeysFile(): string | undefined {
+  const kept = join(settings.TROUPE_HOME, MASTER_KEYS_FILE);
+  if (settings.TROUPE_MASTER_KEYS !== undefined || settings.TROUPE_MASTER_KEYS_FILE !== undefined) return settings.TROUPE_MASTER_KEYS_FILE;
+  return existsSync(kept) ? kept : undefined;
+}
+
 const ports: CliPorts = {
   world,
   log,
@@ -121,6 +145,7 @@ const ports: CliPorts = {
   async login() {
     return (await commandLineSettings()).TROUPE_NATS_USER ?? "nobody";
   },
+  master_keys: commandLineMasterKeys,
   async openDatabase() {
     const { TROUPE_POSTGRES_URL: url } = await commandLineSettings();
     if (url === undefined) throw new Error("no Postgres is configured: TROUPE_POSTGRES_URL is not set and dev.json names none");

@@ -2,6 +2,7 @@
 import type { Readable } from "node:stream";
 import type { Bus } from "../bus/port.ts";
 import type { Database } from "../projections/database.ts";
+import type { MasterKey } from "../protocol/key-ring.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 
@@ -75,6 +76,13 @@ export interface CliPorts {
   connectBus(): Promise<Bus>;
   /** The user under which `connectBus` comes onto the bus: in whose name commands are said. */
   login(): Promise<string>;
+  /** What tenants' own provider keys rest under. Both throw with a sentence for people when there are none here, or they cannot be read or written. */
+  readonly master_keys: {
+    /** The one that seals first. */
+    read(): readonly MasterKey[];
+    /** Puts a fresh one before the others, and answers its id. */
+    add(): string;
+  };
   /** Rejects when none is configured or it cannot be reached. */
   openDatabase(): Promise<Database>;
   /** Compares the broker with what is declared; what is as it must be is not named. */

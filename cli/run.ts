@@ -25,6 +25,7 @@ import { grantPermissions, refreshAgents, setPermissions, showPermissions } from
 import { type CliPorts, EXIT } from "./ports.ts";
 import { createPrinter, type Printer } from "./printer.ts";
 import { auditExport, auditVerify } from "./audit.ts";
+import { listProviderKeys, removeProviderKey, rotateProviderKeys, setProviderKey } from "./provider-keys.ts";
 import { audit, migrate, sessions, usage } from "./records.ts";
 import { chat, send, tail } from "./talk.ts";
 import { createWebhook, listWebhooks, rotateWebhook, setWebhook, testWebhook } from "./webhooks.ts";
@@ -353,6 +354,51 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     summary: "list a tenant's agents",
     json: "document",
     examples: ["troupe agents list --tenant acme"],
+  const providerKeys = program
+    .command("provider-keys")
+    .summary("set, list, remove and rotate a tenant's own keys at model providers")
+    .description("A tenant's own keys at model providers. They rest encrypted under a master key that processes are given (docs/security.md).");
+  add(providerKeys, {
+    name: "list",
+    summary: "list a tenant's own provider keys, without the keys",
+    json: "document",
+    examples: ["troupe provider-keys list --tenant acme"],
+    work: listProviderKeys,
+  }).addOption(tenantOption());
+  add(providerKeys, {
+    name: "set",
+    summary: "set a tenant's own key at a provider, read from stdin",
+    about: "It is used from the tenant's next call of that provider on, instead of the platform's. A key that was there before is replaced.",
+    json: "document",
+    examples: ["troupe provider-keys set --tenant acme openai < key.txt", 'printf %s "$KEY" | troupe provider-keys set --tenant acme anthropic --label team'],
+    work: setProviderKey,
+  })
+    .argument("<provider>", "anthropic, openai, google, or the name of a compatible server", idArgument)
+    .addOption(tenantOption())
+    .option("--label <text>", "what people call it");
+  add(providerKeys, {
+    name: "remove",
+    summary: "remove a tenant's own key at a provider",
+    about: "From the next call on the platform's key is used, where there is one. The key itself still works at the provider until it is withdrawn there.",
+    json: "document",
+    examples: ["troupe provider-keys remove --tenant acme openai --reason 'it leaked'"],
+    work: removeProviderKey,
+  })
+    .argument("<provider>", "as `provider-keys list` names it", idArgument)
+    .addOption(tenantOption())
+    .option("--reason <text>", "why, for the audit");
+  add(providerKeys, {
+    name: "rotate",
+    summary: "encrypt all provider keys anew with the newest master key, and say what was done",
+    about:
+      "Each key is opened with the master key it rests under and sealed with the first of the list; the tenant's own key stays as it is.\n" +
+      "With --new a fresh master key is put first into the file of master keys before. Exit code 1 when a key could not be opened.",
+    json: "document",
+    examples: ["troupe provider-keys rotate", "troupe provider-keys rotate --new --json"],
+    work: rotateProviderKeys,
+  })
+    .addOption(new Option("--tenant <id>", "only this tenant; all by default").argParser(idArgument))
+    .option("--new", "draw a master key and put it first");
     work: listAgents,
   }).addOption(tenantOption());
   add(agents, {

@@ -29,6 +29,7 @@ import { type ErrorBody, errorBody, isErrorCode, TroupeError } from "../protocol
 import { type ActorAddress, isId } from "../protocol/ids.ts";
 import { decodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import type { MasterKey } from "../protocol/key-ring.ts";
 import { COMMAND_BYTES_MAX } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { principalWord } from "../protocol/principal.ts";
@@ -46,6 +47,7 @@ import { createFeedHub } from "./feed-hub.ts";
 import type { KeyUse } from "./key-use.ts";
 import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
+import { declareProviderKeyRoutes } from "./provider-key-routes.ts";
 import { startReplay } from "./replay.ts";
 import type { Handler, RouteInfo, Visitor } from "./route.ts";
 import { cursorBefore, type EarlyFeed, earlySessionFeed, type FeedItem, readEventPage } from "./session-feed.ts";
@@ -79,6 +81,8 @@ export interface GatewayDeps {
   readonly key_use: KeyUse;
   /** Unguessable bytes, for keys. */
   readonly random_bytes: (count: number) => Uint8Array;
+  /** What tenants' own provider keys are sealed with, as they are now. Absent: none is taken. */
+  readonly master_keys?: () => readonly MasterKey[];
   /** What the secrets of webhooks are derived from (absent: none is shown), and whether addresses may be named that are not public. */
   readonly webhook_key?: string;
   readonly private_addresses?: boolean;
@@ -231,12 +235,17 @@ function refusalOf(error: unknown): { error: ErrorBody; status?: number } | unde
   return { error: errorBody("invalid", error instanceof Error ? error.message.slice(0, 300) : "the request cannot be read") };
 }
 
+/** JSON.parse quotes what it was given, which may be somebody's key: of its words those about the place remain. */
+function faultOfJson(message: string): string {
+  return message.replace(/(,? ?)(\.\.\.)?"[\s\S]*"(\.\.\.)? is not valid JSON/, " is not valid JSON").slice(0, 200);
+}
+
 function parseJson(_request: FastifyRequest, data: Buffer, done: (error: Error | null, body?: unknown) => void): void {
   if (data.byteLength === 0) return done(null, {});
   try {
     done(null, JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data)));
   } catch (error) {
-    done(invalid(`the body is not JSON in UTF-8: ${error instanceof Error ? error.message.slice(0, 200) : "unreadable"}`, ""));
+    done(invalid(`the body is not JSON in UTF-8: ${error instanceof Error ? faultOfJson(error.message) : "unreadable"}`, ""));
   }
 }
 
@@ -531,6 +540,14 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   const { key_use, random_bytes } = deps;
   declareAdminRoutes({ route, directory, client, key_use, world, random_bytes, bodyOf, idempotencyKeyOf, available });
   declareBudgetRoutes({ route, directory, restorer, client, world, bodyOf, idempotencyKeyOf, available });
+  declareProviderKeyRoutes({
+    route,
+    client,
+    master_keys: deps.master_keys ?? (() => []),
+    random_bytes: deps.random_bytes,
+    bodyOf,
+    idempotencyKeyOf,
+  });
   const { webhook_key: webhooks_key, private_addresses = false } = deps;
   const webhooks = createWebhooks({ bus, restorer, client, world, key: webhooks_key, private_addresses });
   declareWebhookRoutes({ route, webhooks, world, bodyOf, available });

@@ -13,6 +13,7 @@ import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { cores, definitions } from "../state-machines/kinds.ts";
 import { openEdge } from "./edge.ts";
 import { createLocations } from "../supervisors/locations.ts";
+import { openMasterKeys } from "./master-keys.ts";
 import { connect, observeBus, type Runtime } from "./runtime.ts";
 
 export interface GatewayRoleOptions {
@@ -76,6 +77,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     ...(oidc === undefined ? {} : { oidc }),
     key_use,
     random_bytes: (count) => runtime.random_bytes(count),
+    master_keys: openMasterKeys(settings, log),
     ...(settings.TROUPE_WEBHOOK_KEY === undefined ? {} : { webhook_key: settings.TROUPE_WEBHOOK_KEY }),
     private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow",
     readiness,

@@ -2,6 +2,7 @@
 import { resolve } from "node:path";
 import { z } from "zod";
 import { type OidcIssuer, readOidc } from "../gateway/oidc-issuers.ts";
+import { readMasterKeys } from "../protocol/key-ring.ts";
 import { EDGE_ACCOUNTS_DEFAULT, LEASE_TTL_MS, PASSIVATE_AFTER_MS, SHARDS_EMBEDDED } from "../protocol/limits.ts";
 import { WEBHOOK_KEY_CHARACTERS_MIN } from "../protocol/webhook-signature.ts";
 import type { CompatibleServer, ProvidersOptions } from "../providers/registry.ts";
@@ -51,9 +52,20 @@ const shape = z.object({
   TROUPE_SHARDS: z.coerce.number().int().min(1).max(1024).default(SHARDS_EMBEDDED),
   TROUPE_REPLICAS: z.coerce.number().int().min(1).max(5).default(1),
   TROUPE_WORKERS: z.coerce.number().int().min(1).max(64).default(2),
+  /** Calls of models that one worker makes at once. It can be changed while the worker runs: `troupe waits --calls-max N`. */
+  TROUPE_MODEL_CALLS_MAX: z.coerce.number().int().min(1).max(CALLS_MAX_MAX).default(CALLS_MAX),
+  /** Of one tenant, in one worker: calls that wait, and commands. From 80 % on more are refused as `overloaded`, until below 60 %. */
+  TROUPE_TENANT_CALLS_WAITING_MAX: z.coerce.number().int().min(1).max(1_000_000).default(TENANT_CALLS_WAITING_MAX),
+  TROUPE_TENANT_COMMANDS_WAITING_MAX: z.coerce.number().int().min(1).max(1_000_000).default(TENANT_COMMANDS_WAITING_MAX),
   TROUPE_LOG_LEVEL: z.enum(["debug", "info", "warn", "error"]).default("info"),
   TROUPE_HTTP_PORT: port.default(0),
   TROUPE_PASSIVATE_AFTER_MS: z.coerce.number().int().min(100).default(PASSIVATE_AFTER_MS),
+  /**
+   * Master keys under which tenants' own provider keys rest, for gateways and workers: `id:base64` of 32 bytes each, the one that seals first, separated
+   * by commas or lines. A file is read anew when it changes. One of the two, or none: then tenants have no keys of their own.
+   */
+  TROUPE_MASTER_KEYS: filled.optional(),
+  TROUPE_MASTER_KEYS_FILE: filled.optional(),
   /** What the secrets of webhooks are derived from: the same for every worker and gateway. Without it events wait. */
   TROUPE_WEBHOOK_KEY: z.string().min(WEBHOOK_KEY_CHARACTERS_MIN).optional(),
   /** `allow` on a development machine alone: webhooks may then reach it and its network, and need no TLS. */
@@ -88,9 +100,20 @@ export function readSettings(env: Readonly<Record<string, string | undefined>>, 
   if (typeof compatible === "string") return { kind: "invalid", faults: [compatible] };
   const oidc = parsed.data.TROUPE_OIDC === undefined ? undefined : readOidc(parsed.data.TROUPE_OIDC);
   if (oidc?.kind === "invalid") return { kind: "invalid", faults: [`TROUPE_OIDC: ${oidc.fault}`] };
+  const { TROUPE_MASTER_KEYS: master_keys, TROUPE_MASTER_KEYS_FILE: master_keys_file } = parsed.data;
+  if (master_keys !== undefined && master_keys_file !== undefined)
+    return { kind: "invalid", faults: ["TROUPE_MASTER_KEYS and TROUPE_MASTER_KEYS_FILE are both set, and one of them would be ignored"] };
+  const reading = master_keys === undefined ? undefined : readMasterKeys(master_keys);
+  if (reading?.kind === "invalid") return { kind: "invalid", faults: [`TROUPE_MASTER_KEYS: ${reading.fault}`] };
   return {
     kind: "settings",
-    settings: { ...parsed.data, TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME), compatible_servers: compatible, oidc: oidc?.issuers ?? [] },
+    settings: {
+      ...parsed.data,
+      ...(master_keys_file === undefined ? {} : { TROUPE_MASTER_KEYS_FILE: resolve(directory, master_keys_file) }),
+      TROUPE_HOME: resolve(directory, parsed.data.TROUPE_HOME),
+      compatible_servers: compatible,
+      oidc: oidc?.issuers ?? [],
+    },
   };
 }
 
@@ -112,10 +135,11 @@ function compatibleServers(text: string, env: Readonly<Record<string, string | u
 /** Keys and addresses of the providers, as the registry of providers wants them. */
 export function providerCredentials(settings: Settings): Pick<ProvidersOptions, "anthropic" | "openai" | "google" | "compatible"> {
   const google_key = settings.GEMINI_API_KEY ?? settings.GOOGLE_API_KEY;
+  // Without a key too: a tenant may have one of its own, and it goes to the same address.
   return {
-    ...(settings.ANTHROPIC_API_KEY === undefined ? {} : { anthropic: { api_key: settings.ANTHROPIC_API_KEY, base_url: settings.ANTHROPIC_BASE_URL ?? "" } }),
-    ...(settings.OPENAI_API_KEY === undefined ? {} : { openai: { api_key: settings.OPENAI_API_KEY, base_url: settings.OPENAI_BASE_URL ?? "" } }),
-    ...(google_key === undefined ? {} : { google: { api_key: google_key, base_url: settings.GOOGLE_GEMINI_BASE_URL ?? "" } }),
+    anthropic: { api_key: settings.ANTHROPIC_API_KEY ?? "", base_url: settings.ANTHROPIC_BASE_URL ?? "" },
+    openai: { api_key: settings.OPENAI_API_KEY ?? "", base_url: settings.OPENAI_BASE_URL ?? "" },
+    google: { api_key: google_key ?? "", base_url: settings.GOOGLE_GEMINI_BASE_URL ?? "" },
     compatible: settings.compatible_servers,
   };
 }

@@ -11,7 +11,7 @@ import { auditSubstrate } from "../bus/jetstream.ts";
 import { type AuthKeys, createAuthKeys, publicAuthKeys } from "../bus/jetstream-auth.ts";
 import { ensureNatsServer } from "../deploy/local/nats-server.ts";
 import { type LocalNats, startLocalNats } from "../deploy/local/nats.ts";
-import { localSecrets } from "../deploy/local/secrets.ts";
+import { localMasterKeys, localSecrets } from "../deploy/local/secrets.ts";
 import { freePort } from "../deploy/local/server-process.ts";
 import { type LocalPostgres, startLocalPostgres } from "../deploy/local/postgres.ts";
 import { createKey } from "../protocol/api-key.ts";
@@ -50,7 +50,7 @@ export interface UpRoleOptions {
 function childEnv(env: Readonly<Record<string, string | undefined>>, keep: RegExp, more: Record<string, string>): Record<string, string> {
   const kept = Object.entries(env).filter(
     (pair): pair is [string, string] =>
-      pair[1] !== undefined && (/^(PATH|HOME|LANG|LC_|TZ|NODE_|OTEL_|TROUPE_(?!OPENAI_COMPATIBLE))/.test(pair[0]) || keep.test(pair[0])),
+      pair[1] !== undefined && (/^(PATH|HOME|LANG|LC_|TZ|NODE_|OTEL_|TROUPE_(?!OPENAI_COMPATIBLE|MASTER_KEYS))/.test(pair[0]) || keep.test(pair[0])),
   );
   return { ...Object.fromEntries(kept), ...more };
 }
@@ -164,6 +164,10 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     TROUPE_NATS_MONITOR_URL: broker.monitor_url,
     NODE_COMPILE_CACHE: join(home, "cache", "node"),
   };
+  // Gateways seal with it, workers open with it; nobody else is told.
+  const { TROUPE_MASTER_KEYS: master_keys, TROUPE_MASTER_KEYS_FILE: master_keys_file } = outer.settings;
+  const sealing: Record<string, string> =
+    master_keys === undefined ? { TROUPE_MASTER_KEYS_FILE: master_keys_file ?? localMasterKeys(home) } : { TROUPE_MASTER_KEYS: master_keys };
   const webhook_key = outer.settings.TROUPE_WEBHOOK_KEY ?? localSecrets(home).of("webhooks.key");
   const gateway_url = `http://127.0.0.1:${port}`;
   const keys = new Map(Object.entries(readOwnKeys(home)));
@@ -212,7 +216,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
       role: "worker",
       id,
       args: ["worker", "--id", id],
-      env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE|TROUPE_OPENAI_COMPATIBLE)(_|$)/, { ...shared, TROUPE_WEBHOOK_KEY: webhook_key }),
+      env: childEnv(options.env, /^(ANTHROPIC|OPENAI|GEMINI|GOOGLE|TROUPE_OPENAI_COMPATIBLE)(_|$)/, { ...shared, ...sealing, TROUPE_WEBHOOK_KEY: webhook_key }),
     });
   }
   const logins = (await prepared) ?? { app: "", projector: "" };
@@ -231,7 +235,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     role: "gateway",
     id: "g1",
     args: ["gateway", "--id", "g1", "--http-port", String(port)],
-    env: childEnv(options.env, nothing, { ...withDatabase(logins.app), ...edge, TROUPE_WEBHOOK_KEY: webhook_key }),
+    env: childEnv(options.env, nothing, { ...withDatabase(logins.app), ...edge, ...sealing, TROUPE_WEBHOOK_KEY: webhook_key }),
   });
   children.start({ role: "projector", id: "p1", args: ["projector", "--id", "p1"], env: childEnv(options.env, nothing, withDatabase(logins.projector)) });
 

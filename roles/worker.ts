@@ -2,6 +2,9 @@
 //
 //   start ──▶ joined ──▶ owns shards ──SIGTERM──▶ draining: hands each shard over at its first gap ──▶ exit 0
 import { createAdmission } from "../actors/admission.ts";
+import { createCallPool } from "../actors/call-pool.ts";
+import { createDispatch } from "../actors/dispatch.ts";
+import { createSlotCaller } from "../actors/slot-caller.ts";
 import { createBudgetStanding } from "../actors/budget-standing.ts";
 import { createCommandClient } from "../actors/client.ts";
 import { createModelMoney } from "../actors/model-money.ts";
@@ -15,10 +18,11 @@ import { createPerformers } from "../actors/performers.ts";
 import { watchPermissions } from "../actors/permission.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../actors/shard-host.ts";
+import { createTenantModels, type TenantModels } from "../actors/tenant-models.ts";
 import { assert } from "../protocol/assert.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
-import { createProviders } from "../providers/registry.ts";
+import { createProviders, PLATFORM_OWNER } from "../providers/registry.ts";
 import { cores, definitions, type HostedKind } from "../state-machines/kinds.ts";
 import { lint } from "../state-machines/lint.ts";
 import { workerConnection } from "../supervisors/connections.ts";
@@ -29,6 +33,7 @@ import { startStatusServer } from "../telemetry/http.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import type { Tracing } from "../telemetry/tracing.ts";
 import { adoptPriceTable } from "./price-table.ts";
+import { openMasterKeys } from "./master-keys.ts";
 import { connect, lifeline, observeBus, type Runtime } from "./runtime.ts";
 import { providerCredentials } from "./settings.ts";
 import { createPost } from "./webhook-post.ts";
@@ -68,6 +73,15 @@ function observerOf(metrics: Metrics, first_token: NonNullable<CellObserver["fir
       else metrics.add("troupe_effects_finished_total", { effect: src, outcome: what === "done" ? "done" : what === "failed" ? "fail" : "stopped" });
     },
   };
+}
+
+/** How much waits in this process, and how many tenants are refused more. */
+function observeWaiting(metrics: Metrics, calls: CallPoolReport, commands: DispatchReport): void {
+  metrics.set("troupe_waiting", { what: "calls" }, calls.waiting);
+  metrics.set("troupe_waiting", { what: "commands" }, commands.waiting);
+  metrics.set("troupe_calls_running", {}, calls.running);
+  metrics.set("troupe_tenants_refused", { what: "calls" }, calls.refusing);
+  metrics.set("troupe_tenants_refused", { what: "commands" }, commands.refusing);
 }
 
 function splitModel(model: string): { provider: string; model: string } {
@@ -142,18 +156,32 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   const [bus, life] = await Promise.all([connect(runtime, name), lifeline(runtime, name)]);
   observeBus(bus, metrics);
   const restorer = createRestorer({ bus, cores, log });
-  const directory = createDirectory({ bus, restorer, world, log });
+  // The directory tells what it hears; what was made of a tenant's keys is made of the directory.
+  const made: { models?: TenantModels } = {};
+  const directory = createDirectory({ bus, restorer, world, log, on_change: (tenant) => made.models?.forget(tenant) });
   const permissions = watchPermissions({ directory, world });
   const standing = createBudgetStanding({ bus, restorer, world, log });
   const commands = createCommandClient({ bus, world });
   const providers = createProviders({ world, log, ...providerCredentials(settings) });
+  const models = createTenantModels({ providers, directory, master_keys: openMasterKeys(settings, log), world, log });
+  made.models = models;
+  const waited = (reason: string, ms: number): void => metrics.add("troupe_wait_ms_total", { reason }, ms);
+  const pool = createCallPool({
+    world,
+    calls_max: settings.TROUPE_MODEL_CALLS_MAX,
+    tenant_waiting_max: settings.TROUPE_TENANT_CALLS_WAITING_MAX,
+    on_waited: waited,
+  });
+  const dispatch = createDispatch({ world, tenant_waiting_max: settings.TROUPE_TENANT_COMMANDS_WAITING_MAX, on_begin: (ms) => waited("dispatch", ms) });
+  const slots = createSlotCaller(bus);
   const breakers = createBreakerBoard({
     world,
     log,
     worker: id,
     bus,
     on_change({ provider, owner, state }) {
-      metrics.set("troupe_breaker_state", { provider, owner }, { closed: 0, half_open: 1, open: 2 }[state]);
+      // Of tenants' own keys there may be thousands; `troupe models breakers` lists those that are not closed.
+      if (owner === PLATFORM_OWNER) metrics.set("troupe_breaker_state", { provider, owner }, { closed: 0, half_open: 1, open: 2 }[state]);
       metrics.add("troupe_breaker_changes_total", { provider, to: state });
     },
   });
@@ -177,6 +205,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
           world,
           directory,
           providers,
+          models,
           breakers,
           ...(settings.TROUPE_WEBHOOK_KEY === undefined
             ? {}
@@ -186,7 +215,8 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
                   post: createPost({ private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow" }),
                 },
               }),
-          money: createModelMoney({ client: commands, world, providers }),
+          money: createModelMoney({ client: commands, world, providers, slots, pool }),
+          pool,
           on_attempt: attemptsInto(metrics),
           on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
         }),
@@ -196,7 +226,8 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     next_commit_id: () => `${nonce}.${commits++}`,
     may_act: () => late.member?.may_act() ?? false,
     on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
-    admit: createAdmission({ directory, providers, standing }),
+    admit: createAdmission({ directory, providers, standing, pool }),
+    dispatch,
     on_resumed(resumed) {
       teller.resumed(resumed);
       metrics.add("troupe_wait_ms_total", { reason: "recovery" }, resumed.replay_ms);
@@ -220,7 +251,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   const me = new Member({ bus, world, log, id, versions, host, ttl_ms: settings.TROUPE_LEASE_TTL_MS });
   late.member = me;
   await me.start();
-  const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining, may_act: () => me.may_act() });
+  const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining, may_act: () => me.may_act(), pool, dispatch });
 
   let ending = false;
   const beat = (): void => {
@@ -233,6 +264,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
         { kind: "all" },
         owned.reduce((sum, shard) => sum + shard.resident, 0),
       );
+      observeWaiting(metrics, pool.report(), dispatch.report());
       void me.tick().finally(beat);
     });
   };
@@ -259,6 +291,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   await service.stop();
   await Promise.all([breakers.stop(), standing.stop(), commands.stop()]);
   await directory.stop();
+  models.stop();
   await http.stop();
   await Promise.all([bus.close(), life.close()]);
   log.info("worker ended");

@@ -1,7 +1,9 @@
-// secrets: passwords of the local broker and database, drawn once and kept in $TROUPE_HOME/secrets.json, readable by its owner alone.
+// secrets: passwords of the local broker and database, drawn once and kept in $TROUPE_HOME/secrets.json, readable by its owner alone; and the file
+// of master keys beside it, which gateways and workers read themselves.
 import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
+import { drawMasterKey } from "../../protocol/key-ring.ts";
 
 export interface LocalSecrets {
   /** The secret of this name; drawn when it is asked for the first time. `draw` makes one of another form than 24 random bytes. */
@@ -24,4 +26,18 @@ export function localSecrets(home: string): LocalSecrets {
       return drawn;
     },
   };
+}
+
+/** Under $TROUPE_HOME: the master keys of tenants' own provider keys. Whoever loses it loses those keys. */
+export const MASTER_KEYS_FILE = "master-keys";
+
+/** The file of master keys, with one in it when there was none. */
+export function localMasterKeys(home: string): string {
+  const file = join(home, MASTER_KEYS_FILE);
+  if (!existsSync(file)) {
+    mkdirSync(home, { recursive: true });
+    writeFileSync(`${file}.new`, `${drawMasterKey(randomBytes).line}\n`, { mode: 0o600 });
+    renameSync(`${file}.new`, file);
+  }
+  return file;
 }

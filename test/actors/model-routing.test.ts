@@ -4,7 +4,6 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
 import { createCallAccount } from "../../actors/call-account.ts";
-import type { Models } from "../../actors/tenant-models.ts";
 import {
   backoffMs,
   FALLBACKS_MAX,
@@ -68,7 +67,7 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
       return { kind: "failed", error, text: said, ...(said === "" ? {} : { usage: { ...NO_USAGE, output_tokens: 1 } }) };
     },
   });
-  const providers: Models = {
+  const tenantModels: Models = {
     resolve(model) {
       const [name = "", rest = ""] = model.split("/");
       if (name === "absent") return { kind: "refused", error: { code: "model_unknown", message: "the provider absent has no key here", transient: false } };

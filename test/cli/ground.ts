@@ -51,6 +51,14 @@ export async function run(argv: readonly string[], { input, ...ports }: RanOptio
     on_interrupt: () => () => {},
     connectBus: absent("broker"),
     login: async () => "operator",
+    master_keys: {
+      read: () => {
+        throw new Error("no master keys here");
+      },
+      add: () => {
+        throw new Error("no master keys here");
+      },
+    },
     openDatabase: absent("database"),
     auditSubstrate: async () => [],
     roles: { up: role("up"), worker: role("worker"), supervisor: role("supervisor"), gateway: role("gateway"), projector: role("projector") },
