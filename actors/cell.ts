@@ -107,6 +107,8 @@ export interface CellDeps {
   admit?(command: Command, view: ActorView | undefined): Promise<ErrorBody | undefined>;
   /** Makes the actor's debt durable before it exists; undefined for actors outside the shards. */
   mark?(): Promise<void>;
+  /** Its mark is on its way out: what owes must wait until that is over. */
+  unmarking?(): boolean;
   /** What a lost attempt may have cost, for effects that cost money; the machine's recovery budget counts it. Rejects when it cannot be known. */
   readonly assume_cost?: (effect: Running, scope: EffectScope) => Promise<number | undefined>;
   /**
@@ -623,7 +625,7 @@ export class ActorCell {
     // each other, only the world for both.
     const comes_again = decided.some(({ item, journaled }) => journaled && item.kind === "command" && (item.source ?? item.command.key) !== undefined);
     const marked = owes ? this.#deps.mark?.() : undefined;
-    if (!comes_again) await marked;
+    if (!comes_again || this.#deps.unmarking?.() === true) await marked;
     const data = encodeJournal(message);
     const after_sequence = this.#last_sequence;
     const [outcome] = await Promise.all([this.#append(data), marked]);

@@ -205,6 +205,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       holding: () => shard.phase === "leaving",
       conflict: () => deps.on_conflict(shard.number, shard.epoch),
       mark: () => ensureMark(shard, resident),
+      unmarking: () => resident.mark.kind === "clearing",
       claim_reason: shard.from.reason,
       resumed: (resumed) =>
         deps.on_resumed?.({

@@ -170,17 +170,23 @@ export class Watch {
     });
   }
 
-  /** C3 */
+  /** C3, at the append: only a command that comes again may be journaled before the mark is there. */
   #debt(journal: Journal, message: JournalMessage): void {
-    const { actor, state } = journal;
-    if (actor.kind === "worker" || state === undefined) return;
-    const owes = Object.keys(state.running).length > 0 || Object.keys(state.timers).length > 0 || message.out.length > 0;
-    if (!owes) return;
-    const mark = this.#deps
-      .broker()
-      .stream("RESIDENT")
-      .last(residentSubject(shardOf(actor, this.#deps.shards), actor));
-    if (mark === undefined) this.#deps.fail(`C3: ${actorPath(actor)} seq ${message.seq} leaves something owing and has no resident mark`);
+    const { actor } = journal;
+    if (message.entries.some((entry) => (entry.t === "init" || entry.t === "command" || entry.t === "refused") && (entry.key ?? entry.source) !== undefined))
+      return;
+    if (this.#owes(journal, message) && !this.#hasMark(actor))
+      this.#deps.fail(`C3: ${actorPath(actor)} seq ${message.seq} leaves something owing and has no resident mark`);
+  }
+
+  #owes({ actor, state }: Journal, message?: JournalMessage): boolean {
+    if (actor.kind === "worker" || state === undefined) return false;
+    return Object.keys(state.running).length > 0 || Object.keys(state.timers).length > 0 || (message?.out.length ?? 0) > 0;
+  }
+
+  #hasMark(actor: ActorAddress): boolean {
+    const mark = residentSubject(shardOf(actor, this.#deps.shards), actor);
+    return this.#deps.broker().stream("RESIDENT").last(mark) !== undefined;
   }
 
   /** H3: a mark was just cleared. */
@@ -225,6 +231,7 @@ export class Watch {
     trace(`${start.worker} begins ${name} attempt ${start.attempt} (${start.src})`);
     count("effects begun");
     if (start.attempt > 1) count("effects begun again");
+    if (start.actor.kind !== "worker" && !this.#hasMark(start.actor)) fail(`C3: ${name} begins and its actor has no resident mark`);
     if (journal.ended.has(start.inst)) fail(`A3: ${name} begins although it has an outcome`);
     const running = Object.values(journal.state?.running ?? {}).find((one) => one.inst === start.inst);
     if (running === undefined) fail(`E1: ${name} begins and the journal does not say so`);
