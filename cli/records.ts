@@ -1,5 +1,6 @@
 // records: sessions, usage, audit and migrate: what the projections hold, asked of Postgres.
 import type { Context } from "./context.ts";
+import { dailyReport } from "./daily.ts";
 import { EXIT } from "./ports.ts";
 import { dollars } from "./printer.ts";
 
@@ -45,12 +46,14 @@ export interface UsageOptions {
   readonly since?: string;
   readonly until?: string;
   readonly limit?: number;
+  readonly daily?: boolean;
 }
 
 /** A page of the database at a time, whatever was asked for. */
 const PAGE = 500;
 
-export async function usage(context: Context, { tenant, limit, ...filter }: UsageOptions): Promise<number> {
+export async function usage(context: Context, { tenant, limit, daily, ...filter }: UsageOptions): Promise<number> {
+  if (daily === true) return dailyReport(context, tenant, filter);
   const { printer } = context;
   const queries = await context.queries();
   if (!printer.json) {

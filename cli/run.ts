@@ -287,7 +287,12 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     summary: "what a tenant's model calls used and cost",
     about: "Sums by agent and model; with --json one object per model attempt, newest first.",
     json: "lines",
-    examples: ["troupe usage --tenant demo", "troupe usage --tenant demo --session s1 --json", "troupe usage --tenant demo --since 2026-11-01T00:00:00Z"],
+    examples: [
+      "troupe usage --tenant demo",
+      "troupe usage --tenant demo --session s1 --json",
+      "troupe usage --tenant demo --since 2026-11-01T00:00:00Z",
+      "troupe usage --tenant demo --daily --since 2026-11-01T00:00:00Z",
+    ],
     work: usage,
   })
     .addOption(tenantOption())
@@ -297,6 +302,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .option("--model <model>", "only this model")
     .option("--since <time>", "RFC 3339, included; by the end of the attempt")
     .option("--until <time>", "RFC 3339, not included")
+    .option("--daily", "the report day by day: costs by agent, model and key; refusals, degraded calls, alerts, closed periods, how projections came true")
     .addOption(new Option("--limit <n>", "with --json: at most so many attempts (default all)").argParser(wholeNumber(1, Number.MAX_SAFE_INTEGER)));
   add(program, {
     name: "machines",
@@ -348,12 +354,6 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .argument("<key_id>", "as `keys list` names it", idArgument)
     .addOption(tenantOption())
     .option("--reason <text>", "why, for the audit");
-  const agents = program.command("agents").summary("list, show and put a tenant's agents").description("Agents of a tenant.");
-  add(agents, {
-    name: "list",
-    summary: "list a tenant's agents",
-    json: "document",
-    examples: ["troupe agents list --tenant acme"],
   const providerKeys = program
     .command("provider-keys")
     .summary("set, list, remove and rotate a tenant's own keys at model providers")
@@ -399,6 +399,12 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   })
     .addOption(new Option("--tenant <id>", "only this tenant; all by default").argParser(idArgument))
     .option("--new", "draw a master key and put it first");
+  const agents = program.command("agents").summary("list, show and put a tenant's agents").description("Agents of a tenant.");
+  add(agents, {
+    name: "list",
+    summary: "list a tenant's agents",
+    json: "document",
+    examples: ["troupe agents list --tenant acme"],
     work: listAgents,
   }).addOption(tenantOption());
   add(agents, {

@@ -111,6 +111,25 @@ export interface UsageTotal {
   readonly cost_usd_micros: number;
 }
 
+/** One day's calls (of UTC, by their end) of an agent on a model under one kind of key. */
+export interface UsageDay {
+  readonly day: string;
+  readonly agent: string;
+  readonly model: string;
+  readonly provider: string;
+  readonly key_source: "platform" | "tenant";
+  readonly calls: number;
+  /** Those that did not complete: failed, cancelled, or lost with their worker. */
+  readonly failed: number;
+  readonly unpriced: number;
+  readonly input_tokens: number;
+  readonly output_tokens: number;
+  readonly cache_read_tokens: number;
+  readonly cache_write_tokens: number;
+  readonly reasoning_tokens: number;
+  readonly cost_usd_micros: number;
+}
+
 /** As the projector wrote it; `chain` is of the tenant's row before it and of this one: audit-chain.ts. */
 export type AuditRow = Omit<AuditRecord, "tenant"> & { readonly chain: string };
 
@@ -164,6 +183,8 @@ export interface Queries {
   usage(tenant: string, request?: PageRequest & UsageFilter): Promise<Page<UsageRow>>;
   /** Sums by agent and model, dearest first. */
   usage_totals(tenant: string, filter?: UsageFilter): Promise<UsageTotal[]>;
+  /** The same day by day, oldest first, and by whose key was used. */
+  usage_daily(tenant: string, filter?: UsageFilter): Promise<UsageDay[]>;
   /** Entries, newest first. */
   audit(tenant: string, request?: PageRequest & AuditFilter): Promise<Page<AuditRow>>;
   /** Every audit row of a tenant with its chain, in the stream's order up to `through`, read in pages. */
@@ -310,6 +331,19 @@ export function createQueries(database: Database): Queries {
            coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens, coalesce(sum(cost_usd_micros), 0)::bigint as cost_usd_micros
          from llm_usage_events where ${USAGE_FILTER}
          group by agent, model order by cost_usd_micros desc, agent, model`,
+        usageFilterValues(tenant, filter),
+      );
+    },
+
+    usage_daily(tenant, filter = {}) {
+      return read<UsageDay>(
+        `select to_char(ended_at at time zone 'UTC', 'YYYY-MM-DD') as day, agent, model, provider, key_source, count(*) as calls,
+           count(*) filter (where outcome <> 'completed') as failed, count(*) filter (where cost_usd_micros is null) as unpriced,
+           coalesce(sum(input_tokens), 0)::bigint as input_tokens, coalesce(sum(output_tokens), 0)::bigint as output_tokens,
+           coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens, coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
+           coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens, coalesce(sum(cost_usd_micros), 0)::bigint as cost_usd_micros
+         from llm_usage_events where ${USAGE_FILTER}
+         group by day, agent, model, provider, key_source order by day, cost_usd_micros desc, agent, model, key_source`,
         usageFilterValues(tenant, filter),
       );
     },

@@ -124,6 +124,29 @@ test("64 turns of 16 sessions over a budget for some ten, workers killed at rand
   expect(await cli(["verify", "--json"])).toContain('"violations":0');
 }, 240_000);
 
+test("the daily report says the same from the usage rows and from the ledger, and counts who was refused", async () => {
+  const ledger = await agrees("demo");
+  const lines = (await cli(["usage", "--tenant", "demo", "--daily", "--json"])).trim().split("\n");
+  interface Day {
+    readonly day: string;
+    readonly usage_usd_micros: number;
+    readonly rows: readonly { readonly agent: string; readonly model: string; readonly key_source: string; readonly calls: number; readonly failed: number }[];
+    readonly ledger: {
+      readonly settled_usd_micros: number;
+      readonly by_category: Readonly<Record<string, number>>;
+      readonly refused: Readonly<Record<string, number>>;
+    };
+  }
+  const days = lines.map((line) => JSON.parse(line) as Day);
+  const sum = (of: (day: Day) => number): number => days.reduce((total, day) => total + of(day), 0);
+  expect([sum((day) => day.usage_usd_micros), sum((day) => day.ledger.settled_usd_micros), sum((day) => day.ledger.by_category["llm"] ?? 0)]).toEqual(
+    Array.from({ length: 3 }, () => ledger.settled_ever_usd_micros),
+  );
+  expect(days.flatMap(({ rows }) => rows)[0]).toMatchObject({ agent: "assistant", model: "simulated/script", key_source: "platform" });
+  expect(sum((day) => day.ledger.refused["budget_exceeded"] ?? 0)).toBeGreaterThan(0);
+  expect(await cli(["usage", "--tenant", "demo", "--daily"])).toMatch(/projections of confidence 0\.\d+: \d+ of \d+ held/);
+});
+
 test("another tenant with the same ids of everything works on, and its books are its own", async () => {
   const spent = await shown("demo");
   await cli(["budget", "set", "--tenant", "demo", "--limit-usd-micros", "0"]);
