@@ -1,6 +1,6 @@
 // admission: what an actor's own state cannot judge of a command: is its tenant active, does the agent exist, can the model be had, is there
 // money left at all?
-import type { Command } from "../protocol/commands.ts";
+import type { AgentConfig, Command } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
@@ -8,6 +8,7 @@ import type { Providers } from "../providers/registry.ts";
 import type { ActorView } from "../state-machines/definition.ts";
 import { allowed, permissionsOf } from "../state-machines/permission.ts";
 import { sessionContextOf } from "../state-machines/session.ts";
+import { BUILT_IN_TOOLS, unknownTools } from "../state-machines/tools.ts";
 import type { BudgetStanding } from "./budget-standing.ts";
 import type { Directory, TenantRecord } from "./directory.ts";
 import { refusalOfModel } from "./tenant-models.ts";
@@ -23,6 +24,18 @@ function refuseForeign(actor: ActorAddress, { body }: Command): ErrorBody | unde
   const { add = [] } = (body["alerts_to"] ?? {}) as { add?: readonly string[] };
   const foreign = add.find((path) => !path.startsWith(`${actor.tenant}/`));
   return foreign === undefined ? undefined : errorBody("invalid", `alerts go to webhooks of '${actor.tenant}', not to '${foreign}'`, { alerts_to: foreign });
+}
+
+/** Told to whoever writes the agent, and not only to whoever first needs it: its sessions would be unhealthy (step `tools`). */
+function refuseTools({ body }: Command): ErrorBody | undefined {
+  const { tools } = body["config"] as unknown as AgentConfig;
+  const unknown = unknownTools(tools, BUILT_IN_TOOLS);
+  if (unknown.length === 0) return undefined;
+  const known = Object.keys(BUILT_IN_TOOLS);
+  return errorBody("invalid", `there is no tool '${unknown.join("', '")}'; there are ${known.join(", ")}`, {
+    errors: unknown.map((name) => ({ pointer: `/config/tools/${tools.indexOf(name)}`, message: "there is no such tool" })),
+    tools: known,
+  });
 }
 
 /** The models that a tenant lets its agent use: what the agent's roles are granted, and what nobody may (AR-F66). */
@@ -45,6 +58,7 @@ function refuseProvider(providers: Providers, { body }: Command): ErrorBody | un
 export function createAdmission({ directory, providers, standing }: { directory: Directory; providers: Providers; standing?: BudgetStanding }): Admit {
   return async (actor, command, view) => {
     if (command.type === "provider_key.put") return refuseProvider(providers, command);
+    if (command.type === "agent.put") return refuseTools(command);
     if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
     if (actor.kind === "budget" && command.type === "budget.configure") return refuseForeign(actor, command);
     if (actor.kind === "budget" && ALWAYS_OF_BUDGETS.includes(command.type)) return undefined;

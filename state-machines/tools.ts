@@ -11,6 +11,11 @@ export interface ToolDeclaration {
 
 export type ToolTable = Readonly<Record<string, ToolDeclaration>>;
 
+/** Those of the names that no tool has. */
+export function unknownTools(names: readonly string[], table: ToolTable): string[] {
+  return names.filter((name) => !Object.hasOwn(table, name));
+}
+
 /** The longest wait of one `wait_ms`: the patience of a step with its tools. */
 export const WAIT_MS_MAX = 600_000;
 

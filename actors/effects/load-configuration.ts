@@ -10,6 +10,7 @@
 //   LC1. Equal in meaning is equal in hash: keys, tools, roles and guardrails come in any order (AR-F09).
 //   LC2. A step has an end: what hangs is a failure of that step.
 //   LC3. Nothing secret is frozen: only what the tenant's journal says, and hashes.
+//   LC4. A name that no tool has is not frozen: nothing could be pinned for it, and the tool that takes the name one day would be nobody's choice.
 import { BusUnavailable } from "../../bus/fence.ts";
 import { type AgentConfig, agentConfig } from "../../protocol/commands.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
@@ -19,7 +20,7 @@ import { pause, type World } from "../../protocol/world.ts";
 import { priceVersion } from "../../providers/prices.ts";
 import { allowed, permissionsOf, type Permissions } from "../../state-machines/permission.ts";
 import type { ConfigurationInput, ConfigurationOutput, InitStep, SessionMode } from "../../state-machines/session.ts";
-import { BUILT_IN_TOOLS, type ToolTable } from "../../state-machines/tools.ts";
+import { BUILT_IN_TOOLS, type ToolTable, unknownTools } from "../../state-machines/tools.ts";
 import type { Directory, TenantRecord } from "../directory.ts";
 import { EffectFailure, type EffectScope, type Performer } from "../performer.ts";
 import { configEpochOf } from "../permission.ts";
@@ -36,7 +37,7 @@ interface Draft {
   agent?: TenantRecord["agents"][string];
   config?: AgentConfig;
   guardrail_hashes?: Record<string, string>;
-  tool_hashes?: Record<string, string | null>;
+  tool_hashes?: Record<string, string>;
   permissions?: Permissions;
 }
 
@@ -65,11 +66,6 @@ async function wishesOf({ input, scope }: Draft): Promise<{ overrides: JsonObjec
 function found<T>(value: T | undefined): T {
   if (value === undefined) throw new EffectFailure("internal", "a step was taken before the one that it needs");
   return value;
-}
-
-/** What a tool was when it was frozen; null for one that there is not. */
-function toolHash(table: ToolTable, name: string): string | null {
-  return Object.hasOwn(table, name) ? hashOf(table[name]) : null;
 }
 
 /** A bus that is away is waited for: a session is not unhealthy because a broker was restarted while it began. */
@@ -104,7 +100,11 @@ export function initSteps(directory: Directory, world?: World, table: ToolTable 
       draft.guardrail_hashes = Object.fromEntries((found(draft.config).guardrails ?? []).map((rule) => [rule.name, hashOf(rule)]));
     },
     tools(draft) {
-      draft.tool_hashes = Object.fromEntries(found(draft.config).tools.map((name) => [name, toolHash(table, name)]));
+      const { tools } = found(draft.config);
+      // LC4
+      const unknown = unknownTools(tools, table);
+      if (unknown.length > 0) throw new EffectFailure("tool_unknown", `there is no tool '${unknown.join("', '")}'`);
+      draft.tool_hashes = Object.fromEntries(tools.map((name) => [name, hashOf(table[name] ?? null)]));
     },
     permissions(draft) {
       const { policy, grants } = found(draft.record) as Partial<TenantRecord>;

@@ -285,7 +285,7 @@ describe("initialisation", () => {
         agents: { a: { version: 1, hash: "", config, config_epoch: 2 } },
         keys: {},
         name: null,
-        policy: { default: "allow", deny: ["tool:pay"] },
+        policy: { default: "allow", deny: ["tool:wait_ms"] },
         grants: {},
         config_epoch: 5,
       };
@@ -302,13 +302,13 @@ describe("initialisation", () => {
     ];
     const base: JsonObject = agentConfig.parse({
       model: "simulated/echo",
-      tools: ["now", "wait_ms", "pay"],
+      tools: ["now", "wait_ms"],
       roles: ["r", "s"],
       guardrails: rules,
     }) as unknown as JsonObject;
     const first = await hashes(base);
     const turned = Object.fromEntries(
-      Object.entries({ ...base, tools: ["pay", "now", "now", "wait_ms"], roles: ["s", "r"], guardrails: rules.toReversed() }).reverse(),
+      Object.entries({ ...base, tools: ["wait_ms", "now", "now"], roles: ["s", "r"], guardrails: rules.toReversed() }).reverse(),
     );
     expect((await hashes(turned)).hash).toBe(first.hash);
     for (const change of [
@@ -321,15 +321,30 @@ describe("initialisation", () => {
     ])
       expect([change, (await hashes({ ...base, ...change } as JsonObject)).hash === first.hash]).toEqual([change, false]);
     expect(first.output).toMatchObject({
-      config: { tools: ["now", "wait_ms"] },
-      denied_tools: ["pay"],
-      tool_hashes: { now: expect.stringMatching(/^[0-9a-f]{64}$/), pay: null, wait_ms: expect.stringMatching(/^[0-9a-f]{64}$/) },
+      config: { tools: ["now"] },
+      denied_tools: ["wait_ms"],
+      tool_hashes: { now: expect.stringMatching(/^[0-9a-f]{64}$/), wait_ms: expect.stringMatching(/^[0-9a-f]{64}$/) },
       guardrail_hashes: { x: hashOf(rules[0]), y: hashOf(rules[1]) },
       roles: ["r", "s"],
-      permissions: { default: "allow", allow: [], deny: ["tool:pay"] },
+      permissions: { default: "allow", allow: [], deny: ["tool:wait_ms"] },
       price_version: expect.stringMatching(/.+/),
       config_epoch: 7,
     });
+  });
+
+  test("LC4: an agent that names a tool that there is not is refused when it is put, by the place of the name; one that was put before makes an unhealthy session that says so", async () => {
+    const admit = createAdmission({ directory: { tenant: async () => undefined } as never, providers: createProviders({ world: realWorld(), log }) });
+    const put = (tools: string[]) => ({ channel: "control", type: "agent.put", body: { agent: "a", config: agentConfig.parse({ model: "a/b", tools }) } });
+    expect(await admit(tenantActor("acme"), put(["now", "wait_ms"]) as never)).toBe(undefined);
+    expect(await admit(tenantActor("acme"), put(["now", "pay", "constructor"]) as never)).toMatchObject({
+      code: "invalid",
+      message: "there is no tool 'pay', 'constructor'; there are now, wait_ms",
+      details: { errors: [{ pointer: "/config/tools/1" }, { pointer: "/config/tools/2" }] },
+    });
+    const record = { state: "active", agents: { a: { version: 1, config: agentConfig.parse({ model: "a/b", tools: ["now", "pay"] }) } }, policy: {}, grants: {} };
+    const steps = loadConfiguration({ tenant: async () => record } as never);
+    const failed = Promise.resolve(steps({ agent: "a", overrides: null, mode: null } as never, { actor: { tenant: "acme" } } as EffectScope));
+    await expect(failed).rejects.toMatchObject({ effect_error: { code: "tool_unknown", message: "there is no tool 'pay'", details: { step: "tools" } } });
   });
 
   test("overrides and mode lie over the agent's configuration", () => {
