@@ -10,6 +10,7 @@ import { allowed, permissionsOf } from "../state-machines/permission.ts";
 import { sessionContextOf } from "../state-machines/session.ts";
 import { BUILT_IN_TOOLS, unknownTools } from "../state-machines/tools.ts";
 import type { BudgetStanding } from "./budget-standing.ts";
+import type { CallPool } from "./call-pool.ts";
 import type { Directory, TenantRecord } from "./directory.ts";
 import { refusalOfModel } from "./tenant-models.ts";
 
@@ -55,7 +56,18 @@ function refuseProvider(providers: Providers, { body }: Command): ErrorBody | un
   });
 }
 
-export function createAdmission({ directory, providers, standing }: { directory: Directory; providers: Providers; standing?: BudgetStanding }): Admit {
+export function createAdmission({
+  directory,
+  providers,
+  standing,
+  pool,
+}: {
+  directory: Directory;
+  providers: Providers;
+  standing?: BudgetStanding;
+  /** Says when so many calls of a tenant wait that no message can be taken. */
+  pool?: Pick<CallPool, "refusal">;
+}): Admit {
   return async (actor, command, view) => {
     if (command.type === "provider_key.put") return refuseProvider(providers, command);
     if (command.type === "agent.put") return refuseTools(command);
@@ -66,6 +78,8 @@ export function createAdmission({ directory, providers, standing }: { directory:
     const tenant = await directory.tenant(actor.tenant);
     if (tenant === undefined) return errorBody("not_found", `there is no tenant '${actor.tenant}'`);
     if (tenant.state !== "active") return errorBody("forbidden", `the tenant is ${tenant.state}`);
+    const crowded = command.type === "message.send" ? pool?.refusal(actor.tenant) : undefined;
+    if (crowded !== undefined) return crowded;
     if (command.type === "message.send" && actor.kind === "session" && view !== undefined) {
       const { agent, user } = sessionContextOf(view);
       return standing?.refusal(actor.tenant, { session: actor.id, agent, user });

@@ -17,6 +17,7 @@
 //   DI4. What does not get decided keeps its place for STALE_MS only: an actor that cannot be restored holds up nobody but itself.
 //   DI5. Whatever is put begins, unless its lane was cleared: what is over the bound begins too, and is refused by its actor, in its order.
 import { assert } from "../protocol/assert.ts";
+import { TENANT_COMMANDS_WAITING_MAX } from "../protocol/limits.ts";
 import type { World } from "../protocol/world.ts";
 import { Pressure, type PressureState } from "./pressure.ts";
 
@@ -29,8 +30,6 @@ export const PLACES_OF_ACTOR_MAX = 64;
 assert(PLACES_OF_TENANT_MAX < PLACES_MAX && PLACES_OF_ACTOR_MAX < PLACES_OF_TENANT_MAX, "DI3: a place is left for another");
 /** A command is decided within milliseconds; one that takes this long waits for something that others do not. */
 export const STALE_MS = 1_000;
-/** Commands of a tenant that wait in one process: some seconds of its work. Above 80 % of it more are refused. */
-export const TENANT_WAITING_MAX = 10_000;
 /**
  * What comes from a caller who waits is refused from a fifth of that on: its answer would come too late. He makes it durable after 250 ms, and
  * would then cause the work twice.
@@ -90,8 +89,16 @@ export interface Lane {
 export interface DispatchReport {
   readonly deciding: number;
   readonly waiting: number;
+  /** How many refuse more. */
+  readonly refusing: number;
   /** Those that wait, most first. */
-  readonly flows: readonly { readonly tenant: string; readonly kind: string; readonly waiting: number; readonly state: PressureState }[];
+  readonly flows: readonly {
+    readonly tenant: string;
+    readonly kind: string;
+    readonly waiting: number;
+    readonly state: PressureState;
+    readonly hurried: PressureState;
+  }[];
 }
 
 export interface Dispatch {
@@ -108,7 +115,7 @@ export interface DispatchOptions {
   on_begin?(waited_ms: number): void;
 }
 
-export function createDispatch({ world, tenant_waiting_max = TENANT_WAITING_MAX, on_begin }: DispatchOptions): Dispatch {
+export function createDispatch({ world, tenant_waiting_max = TENANT_COMMANDS_WAITING_MAX, on_begin }: DispatchOptions): Dispatch {
   const flows = new Map<string, Flow>();
   /** Flows with somebody ready and a place to give, in turn. */
   const ring = new Set<Flow>();
@@ -258,10 +265,12 @@ export function createDispatch({ world, tenant_waiting_max = TENANT_WAITING_MAX,
         const [tenant = "", kind = ""] = flow.name.split("/");
         let behind = 0;
         for (const waiter of flow.waiters.values()) behind += left(waiter);
-        return { tenant, kind, waiting: behind, state: flow.stored.at(flow.held) };
+        const hurried = flow.hurried.at(flow.held);
+        return { tenant, kind, waiting: behind, state: flow.stored.at(flow.held), hurried };
       });
       const behind = all.filter((flow) => flow.waiting > 0).sort((a, b) => b.waiting - a.waiting);
-      return { deciding: places.size, waiting, flows: behind.slice(0, flows_max) };
+      const refusing = all.filter(({ state, hurried }) => state === "refusing" || hurried === "refusing").length;
+      return { deciding: places.size, waiting, refusing, flows: behind.slice(0, flows_max) };
     },
   };
 }

@@ -14,17 +14,20 @@
 import { assert } from "../protocol/assert.ts";
 import type { AgentConfig } from "../protocol/commands.ts";
 import { MONEY_USD_MICROS_MAX } from "../protocol/commands.ts";
-import { budgetActor } from "../protocol/ids.ts";
+import { actorPath, budgetActor } from "../protocol/ids.ts";
 import type { Entry } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
+import { type Priority, PRIORITY_DEFAULT } from "../protocol/priority.ts";
 import type { World } from "../protocol/world.ts";
 import { estimateInputTokens } from "../providers/estimate.ts";
 import { affordableOutputTokens, costAtMost } from "../providers/prices.ts";
 import type { ModelRequest } from "../providers/provider.ts";
 import type { Providers } from "../providers/registry.ts";
 import { holdId } from "../state-machines/budget.ts";
+import type { CallPool } from "./call-pool.ts";
 import type { CommandClient } from "./client.ts";
 import { EffectFailure, type EffectScope } from "./performer.ts";
+import type { SlotCaller } from "./slot-caller.ts";
 
 type Request = Omit<ModelRequest, "model">;
 
@@ -64,6 +67,8 @@ interface OneCall {
   readonly hold?: AttemptHold;
   /** The calls of this attempt that were made before. */
   readonly made?: readonly Made[];
+  /** Where it waits among the tenant's own calls. */
+  readonly priority?: Priority;
 }
 
 export interface ModelMoney {
@@ -75,6 +80,8 @@ export interface ModelMoney {
 
 /** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
 const ROOM_PATIENCE_MS = 30_000;
+/** And how long one stands in the line for a slot: a batch of work may well take minutes until its turn. */
+const LINE_PATIENCE_MS = 10 * 60_000;
 /** And how long a budget that does not answer: a take-over takes seconds, an election of the broker eight. */
 const ASK_PATIENCE_MS = 60_000;
 const ASK_ONCE_MS = 10_000;
@@ -125,10 +132,16 @@ export function createModelMoney({
   client,
   world,
   providers,
+  slots,
+  pool,
 }: {
   readonly client: CommandClient;
   readonly world: World;
   readonly providers: Providers;
+  /** Absent: whose turn it is shows only when it asks again. */
+  readonly slots?: SlotCaller;
+  /** Counts the calls that stand in line for a slot. */
+  readonly pool?: Pick<CallPool, "inLine">;
 }): ModelMoney {
   /** As the model's own provider counts, where it can say; else rather too many. */
   function inputTokensOf(model: string, request: Request): number {
@@ -136,23 +149,39 @@ export function createModelMoney({
     return (resolved.kind === "resolved" ? resolved.provider.countInputTokens?.(request) : undefined) ?? estimateInputTokens(request);
   }
 
-  function wait(scope: EffectScope, ms: number): Promise<void> {
+  /** So long, or until this hold is called for a slot. */
+  function wait(scope: EffectScope, ms: number, hold?: string): Promise<void> {
     return new Promise((resolve, reject) => {
       const cancelled = (): void => {
         stop();
+        deaf?.();
         reject(new EffectFailure("cancelled", "the call was cancelled before it was made"));
       };
-      const stop = world.after(ms, () => {
+      const go_on = (): void => {
+        stop();
+        deaf?.();
         scope.signal.removeEventListener("abort", cancelled);
         resolve();
-      });
+      };
+      const stop = world.after(ms, go_on);
+      const deaf = hold === undefined ? undefined : slots?.listen(hold, go_on);
       scope.signal.addEventListener("abort", cancelled, { once: true });
       if (scope.signal.aborted) cancelled();
     });
   }
 
   /** Asks until there is an answer that stands. MM1, MM3 */
-  async function reserve(scope: EffectScope, body: JsonObject, key: string): Promise<Answer> {
+  async function reserve(scope: EffectScope, body: JsonObject & { readonly priority: Priority }, key: string): Promise<Answer> {
+    let leaveLine: (() => void) | undefined;
+    const call = { tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority: body.priority };
+    try {
+      return await ask(scope, body, key, () => (leaveLine ??= pool?.inLine(call)));
+    } finally {
+      leaveLine?.();
+    }
+  }
+
+  async function ask(scope: EffectScope, body: JsonObject, key: string, inLine: () => void): Promise<Answer> {
     const budget = budgetActor(scope.actor.tenant);
     const began_ms = world.monotonic_ms();
     let created = false;
@@ -172,8 +201,11 @@ export function createModelMoney({
         const may_end = refused.code === "overloaded" || refused.code === "rate_limited" || refused.details["may_return"] === true;
         const retry_after_ms = refused.details["retry_after_ms"];
         const wait_ms = Math.max(pause_ms, typeof retry_after_ms === "number" ? retry_after_ms : 0);
-        if (!may_end || waited_ms + wait_ms > ROOM_PATIENCE_MS) return { kind: "refused", refused };
-        await wait(scope, wait_ms);
+        // Who stands in line knows that it moves: he may wait longer than who only hopes.
+        const stands = refused.code === "overloaded" && typeof refused.details["ahead"] === "number";
+        if (!may_end || waited_ms + wait_ms > (stands ? LINE_PATIENCE_MS : ROOM_PATIENCE_MS)) return { kind: "refused", refused };
+        if (stands) inLine();
+        await wait(scope, wait_ms, stands ? String(body["hold"]) : undefined);
         continue;
       }
       const error = outcome.kind === "decided" && !outcome.reply.ok ? outcome.reply.error : outcome.kind === "refused" ? outcome.error : undefined;
@@ -194,7 +226,7 @@ export function createModelMoney({
   }
 
   async function open(
-    { scope, request, hold: kept = noHold(), made: made_before = [] }: OneCall,
+    { scope, request, hold: kept = noHold(), made: made_before = [], priority = PRIORITY_DEFAULT }: OneCall,
     wanted_model: string,
     cheaper: ReturnType<typeof degradedCall>,
   ): Promise<CallMoney> {
@@ -202,7 +234,7 @@ export function createModelMoney({
     assert(init?.t === "init", "a journal begins with init");
     const { agent, user } = init.body as { agent: string; user?: string };
     const hold = holdId(scope.actor, scope.inst, scope.attempt);
-    const who = { hold, session: scope.actor.id, agent, ...(user === undefined ? {} : { user }) };
+    const who = { hold, session: scope.actor.id, agent, priority, ...(user === undefined ? {} : { user }) };
     const costOf = (calls: readonly Made[]): number => calls.reduce((sum, one) => sum + (one.cost_usd_micros ?? 0), 0);
     /** What is held and not used up by calls that have ended. */
     const leftAfter = (calls: readonly Made[]): number => Math.max(0, kept.held_usd_micros - costOf(calls));

@@ -26,6 +26,14 @@ export const INBOX_UNDECIDED_MAX = 16_000;
 export const INBOX_UNDECIDED_BYTES_MAX = 64 * 1024 * 1024;
 assert(INBOX_UNDECIDED_BYTES_MAX >= 16 * COMMAND_BYTES_MAX, "a few of the largest commands do not close a shard's inbox");
 
+/** A call waits for its provider, not for the processor: a process carries some thousand streams. Above it the sockets and buffers are what ends it. */
+export const CALLS_MAX = 1_000;
+export const CALLS_MAX_MAX = 100_000;
+/** Calls of one tenant that wait in one worker: more than a minute's work of the slots that tenants have. Above 80 % of it new messages are refused. */
+export const TENANT_CALLS_WAITING_MAX = 1_000;
+/** Commands of a tenant that wait to be decided in one worker: some seconds of its work. Above 80 % of it more are refused. */
+export const TENANT_COMMANDS_WAITING_MAX = 10_000;
+
 /** Messages waiting in one session. A person does not queue more; a program should open more sessions. */
 export const SESSION_QUEUE_MAX = 100;
 /** Model calls in one turn before it ends as `loop_limit` (AR-F06); an agent may set its own, up to the ceiling. */

@@ -3,7 +3,16 @@ import { resolve } from "node:path";
 import { z } from "zod";
 import { type OidcIssuer, readOidc } from "../gateway/oidc-issuers.ts";
 import { readMasterKeys } from "../protocol/key-ring.ts";
-import { EDGE_ACCOUNTS_DEFAULT, LEASE_TTL_MS, PASSIVATE_AFTER_MS, SHARDS_EMBEDDED } from "../protocol/limits.ts";
+import {
+  CALLS_MAX,
+  CALLS_MAX_MAX,
+  EDGE_ACCOUNTS_DEFAULT,
+  LEASE_TTL_MS,
+  PASSIVATE_AFTER_MS,
+  SHARDS_EMBEDDED,
+  TENANT_CALLS_WAITING_MAX,
+  TENANT_COMMANDS_WAITING_MAX,
+} from "../protocol/limits.ts";
 import { WEBHOOK_KEY_CHARACTERS_MIN } from "../protocol/webhook-signature.ts";
 import type { CompatibleServer, ProvidersOptions } from "../providers/registry.ts";
 

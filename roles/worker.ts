@@ -2,8 +2,8 @@
 //
 //   start ──▶ joined ──▶ owns shards ──SIGTERM──▶ draining: hands each shard over at its first gap ──▶ exit 0
 import { createAdmission } from "../actors/admission.ts";
-import { createCallPool } from "../actors/call-pool.ts";
-import { createDispatch } from "../actors/dispatch.ts";
+import { type CallPoolReport, createCallPool } from "../actors/call-pool.ts";
+import { createDispatch, type DispatchReport } from "../actors/dispatch.ts";
 import { createSlotCaller } from "../actors/slot-caller.ts";
 import { createBudgetStanding } from "../actors/budget-standing.ts";
 import { createCommandClient } from "../actors/client.ts";
@@ -289,7 +289,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   await me.stop();
   await host.stop();
   await service.stop();
-  await Promise.all([breakers.stop(), standing.stop(), commands.stop()]);
+  await Promise.all([slots.stop(), breakers.stop(), standing.stop(), commands.stop()]);
   await directory.stop();
   models.stop();
   await http.stop();

@@ -4,9 +4,10 @@
 //   system.worker.{id}.v1.stop     {actor}             → {actor, stopped}     lets an idle actor leave memory
 //   system.worker.{id}.v1.status   {}                  → the worker's shards, each with its epoch, phase and counts
 //   system.worker.{id}.v1.list     {after?, limit?}    → {actors, next?, total}, a page in the order of paths
+//   system.worker.{id}.v1.waits    {actor?, calls_max?} → what waits here, by tenant, and why that actor's call does; sets the calls at once
 //   system.worker.{id}.v1.health   {}                  → {draining, may_act, …}
 //
-// One request, one reply, at most once: a request that got no answer may be sent again, for all five may be repeated.
+// One request, one reply, at most once: a request that got no answer may be sent again, for all of them may be repeated.
 // Requests and replies are JSON, checked at both ends; unknown fields are passed over.
 //
 // Invariants:
@@ -14,12 +15,17 @@
 //   N2. Nothing here decides who owns an actor: `start` at a worker that does not own it is refused with `not_found`.
 import { z } from "zod";
 import type { Bus, CoreMessage, Subscription } from "../bus/port.ts";
+import type { CallPool } from "../actors/call-pool.ts";
+import type { Dispatch } from "../actors/dispatch.ts";
+import { PRESSURE_STATES } from "../actors/pressure.ts";
 import type { ShardHost } from "../actors/shard-host.ts";
 import { type ErrorBody, errorBody, isErrorCode } from "../protocol/errors.ts";
 import { invalidBody } from "../protocol/commands.ts";
 import { type ActorAddress, actorPath, parseActorPath } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import { CALLS_MAX_MAX } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
+import { PRIORITIES } from "../protocol/priority.ts";
 import { type HostOperation, hostFilter, hostSubject, parseHostSubject, shardOf } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
 
@@ -40,6 +46,26 @@ const statusReply = z.object({
   shards: z.array(z.object({ shard: z.int(), epoch: z.int(), phase: z.enum(["taking", "owning", "leaving"]), resident: z.int(), running: z.int() })),
 });
 const listReply = z.object({ actors: z.array(z.string()), next: z.string().optional(), total: z.int() });
+const pressure = z.enum(PRESSURE_STATES);
+const waitsRequest = z.object({ actor: z.string().max(256).optional(), calls_max: z.int().min(1).max(CALLS_MAX_MAX).optional() });
+const waitsReply = z.object({
+  worker: z.string(),
+  calls: z.object({
+    calls_max: z.int(),
+    running: z.int(),
+    waiting: z.int(),
+    refusing: z.int(),
+    tenants: z.array(z.object({ tenant: z.string(), running: z.int(), waiting: z.int(), state: pressure })),
+  }),
+  commands: z.object({
+    deciding: z.int(),
+    waiting: z.int(),
+    refusing: z.int(),
+    flows: z.array(z.object({ tenant: z.string(), kind: z.string(), waiting: z.int(), state: pressure, hurried: pressure })),
+  }),
+  /** Of the call of the actor that was asked about, when it waits here. */
+  call: z.object({ for: z.enum(["slot", "pool"]), priority: z.enum(PRIORITIES), waited_ms: z.number(), ahead: z.int() }).optional(),
+});
 const healthReply = z.object({
   worker: z.string(),
   draining: z.boolean(),
@@ -58,6 +84,7 @@ export const HOST_PROTOCOL = {
   status: { request: noRequest, reply: statusReply },
   list: { request: listRequest, reply: listReply },
   health: { request: noRequest, reply: healthReply },
+  waits: { request: waitsRequest, reply: waitsReply },
 } as const satisfies Record<HostOperation, { request: z.ZodType; reply: z.ZodType }>;
 
 export type HostRequest<O extends HostOperation> = z.input<(typeof HOST_PROTOCOL)[O]["request"]>;
@@ -73,6 +100,8 @@ export interface HostServiceDeps {
   draining(): boolean;
   /** Is the worker's lease good? Without it the worker answers for itself as if it were. */
   may_act?(): boolean;
+  readonly pool: Pick<CallPool, "report" | "resize" | "waitOf">;
+  readonly dispatch: Pick<Dispatch, "report">;
 }
 
 type Answers = { readonly [O in HostOperation]: (request: z.output<(typeof HOST_PROTOCOL)[O]["request"]>) => Promise<HostOutcome<O>> | HostOutcome<O> };
@@ -81,7 +110,7 @@ const ok = <T>(result: T): { ok: true; result: T } => ({ ok: true, result });
 const no = (error: ErrorBody): { ok: false; error: ErrorBody } => ({ ok: false, error });
 
 function answersOf(deps: HostServiceDeps): Answers {
-  const { bus, world, worker, host } = deps;
+  const { bus, world, worker, host, pool, dispatch } = deps;
   const began_ms = world.monotonic_ms();
   const named = (path: string): ActorAddress | ErrorBody =>
     parseActorPath(path) ?? errorBody("invalid", "/actor: not tenant/kind/id", { errors: [{ pointer: "/actor", message: "not tenant/kind/id" }] });
@@ -104,6 +133,20 @@ function answersOf(deps: HostServiceDeps): Answers {
       const actors = first < 0 ? [] : paths.slice(first, first + limit);
       const next = first >= 0 && first + limit < paths.length ? actors.at(-1) : undefined;
       return ok({ actors, total: paths.length, ...(next === undefined ? {} : { next }) });
+    },
+    waits({ actor, calls_max }) {
+      if (calls_max !== undefined) pool.resize(calls_max);
+      const call = actor === undefined ? undefined : pool.waitOf(actor);
+      const { calls_max: max, running, waiting, refusing, tenants } = pool.report();
+      const commands = dispatch.report();
+      return ok({
+        worker,
+        calls: { calls_max: max, running, waiting, refusing, tenants: [...tenants] },
+        commands: { ...commands, flows: [...commands.flows] },
+        ...(call === undefined
+          ? {}
+          : { call: { for: call.for, priority: call.priority, ahead: call.ahead, waited_ms: Math.round(world.monotonic_ms() - call.since_ms) } }),
+      });
     },
     health() {
       const owned = host.owned();

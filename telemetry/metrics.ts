@@ -80,9 +80,17 @@ export const INSTRUMENTS = {
   troupe_wait_ms_total: {
     type: "counter",
     help:
-      "Milliseconds waited, by what for: mailbox (a command, until it is taken out to be decided), provider (an actor, for a model), tool (an actor, for " +
+      "Milliseconds waited, by what for: dispatch (a command, until its tenant's turn), mailbox (a command, until it is taken out to be decided), slot " +
+      "(a call, until its tenant may run one more), pool (a call, until this worker may make one more), provider (an actor, for a model), tool (an actor, for " +
       "a tool), placement (a shard, for an owner), recovery (an actor with work in flight, from its shard's arrival until it goes on).",
     labels: ["reason"],
+  },
+  troupe_waiting: { type: "gauge", help: "Commands that wait for their turn in this process, and calls of models for a slot or a place.", labels: ["what"] },
+  troupe_calls_running: { type: "gauge", help: "Calls of models that this process makes right now, of TROUPE_MODEL_CALLS_MAX.", labels: [] },
+  troupe_tenants_refused: {
+    type: "gauge",
+    help: "Tenants of which so much waits in this process that more is refused as overloaded, by what waits: commands, calls.",
+    labels: ["what"],
   },
   troupe_gateway_requests_total: { type: "counter", help: "HTTP requests answered, by route pattern and status.", labels: ["method", "route", "status"] },
   troupe_gateway_request_seconds: {

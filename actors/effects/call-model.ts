@@ -5,8 +5,10 @@
 // `attempts` has every call that was made, each with its own, and `skipped` the models that were passed over. While it goes on, they stand in the
 // attempt's account (call-account.ts), from where they are told when it is stopped from outside.
 import { type AgentConfig, contentText, type MessageContent } from "../../protocol/commands.ts";
+import { actorPath } from "../../protocol/ids.ts";
 import type { Entry } from "../../protocol/journal.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
+import { isPriority, type Priority, PRIORITY_DEFAULT } from "../../protocol/priority.ts";
 import type { World } from "../../protocol/world.ts";
 import type { BreakerBoard } from "../../providers/breaker.ts";
 import type { ChatMessage, ToolCall, ToolSpec } from "../../providers/provider.ts";
@@ -15,6 +17,7 @@ import { BUILT_IN_TOOLS, type ToolTable } from "../../state-machines/tools.ts";
 import { type ModelAttempt, routeModelCall, type SkippedModel } from "../model-routing.ts";
 import type { TenantModels } from "../tenant-models.ts";
 import type { CallAccount } from "../call-account.ts";
+import type { CallPool } from "../call-pool.ts";
 import type { AttemptHold, ModelMoney } from "../model-money.ts";
 import { EffectFailure, type EffectScope } from "../performer.ts";
 
@@ -62,6 +65,14 @@ function chatMessage(position: Position, entries: ReadonlyMap<number, Entry>): C
   return { role: "tool", call_id, name, text: String(output["text"] ?? ""), is_error: output["is_error"] === true };
 }
 
+/** Of the message that is answered, else of the agent or its session. */
+function priorityOf(config: AgentConfig, messages: readonly Position[], entries: ReadonlyMap<number, Entry>): Priority {
+  const asked = messages.findLast(({ role }) => role === "user");
+  const entry = asked === undefined ? undefined : entries.get(asked.at);
+  const said = entry?.t === "command" ? entry.body["priority"] : undefined;
+  return isPriority(said) ? said : (config.priority ?? PRIORITY_DEFAULT);
+}
+
 function toolSpecs(names: readonly string[]): ToolSpec[] {
   const table: ToolTable = BUILT_IN_TOOLS;
   return names.flatMap((name) => {
@@ -78,6 +89,8 @@ export interface CallModelDeps {
   readonly breakers: BreakerBoard;
   /** Absent: nobody counts money. */
   readonly money?: ModelMoney;
+  /** Absent: as many calls at once as there are. */
+  readonly pool?: Pick<CallPool, "enter">;
   on_attempt?(attempt: ModelAttempt, ms: number): void;
   on_skipped?(skipped: SkippedModel): void;
 }
@@ -85,7 +98,7 @@ export interface CallModelDeps {
 /** A model call, with the account and the hold of the attempt that it is a part of. */
 export type ModelCall = (input: never, scope: EffectScope, account: CallAccount, hold: AttemptHold) => Promise<Json>;
 
-export function callModel({ world, providers, models, breakers, money, on_attempt, on_skipped }: CallModelDeps): ModelCall {
+export function callModel({ world, providers, models, breakers, money, pool, on_attempt, on_skipped }: CallModelDeps): ModelCall {
   const deps = {
     world,
     breakers,
@@ -104,14 +117,16 @@ export function callModel({ world, providers, models, breakers, money, on_attemp
       idempotency_key: scope.idempotency_key,
       ...(config.temperature === undefined ? {} : { temperature: config.temperature }),
     };
-    const paid = await money?.begin({ scope, config, request: wanted, hold, made: account.attempts });
+    const priority = priorityOf(config, messages, entries);
+    const paid = await money?.begin({ scope, config, request: wanted, hold, made: account.attempts, priority });
     if (paid?.decision !== undefined) account.note({ decision: paid.decision });
     const { model, request } = paid ?? { model: config.model, request: wanted };
+    const leave = await pool?.enter({ tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority }, scope.signal);
     const route = await routeModelCall(
       { ...deps, models: models?.of(scope.actor.tenant) ?? providers, account, ...(paid === undefined ? {} : { pay: (name, made) => paid.pay(name, made) }) },
       { model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },
       { signal: scope.signal, on_delta: ({ kind, text }) => tokens.write(kind, text) },
-    );
+    ).finally(() => leave?.());
     tokens.end();
     const last = route.attempts.at(-1);
     const told = {

@@ -52,7 +52,7 @@ test("what comes alone begins at once, and leaves nothing behind", () => {
   put("a", "s1", "one");
   expect(begun.map(({ what }) => what)).toEqual(["one"]);
   begun[0]?.done();
-  expect(dispatch.report()).toEqual({ deciding: 0, waiting: 0, flows: [] });
+  expect(dispatch.report()).toEqual({ deciding: 0, waiting: 0, refusing: 0, flows: [] });
   expect(dispatch.pressure("a", "session", true)).toBe("accepting");
 });
 
@@ -106,7 +106,7 @@ test("a lane that is cleared begins nothing more and gives its places back; what
   expect(dispatch.report()).toMatchObject({ deciding: 3, waiting: 0 });
   put("a", "s1", "new");
   for (const { done } of begun.slice(old.length)) done();
-  expect(dispatch.report()).toEqual({ deciding: 0, waiting: 0, flows: [] });
+  expect(dispatch.report()).toEqual({ deciding: 0, waiting: 0, refusing: 0, flows: [] });
 });
 
 test("pressure on one tenant is felt by that tenant alone, by callers who wait first, and ends when enough is decided", () => {
@@ -173,7 +173,7 @@ test("whatever comes, is decided, stands still or begins anew: an actor's order 
     while (open.length > 0) open.shift()?.done();
     expect(begun).toBeGreaterThan(0);
     expect([...put[0]!, ...put[1]!], `seed ${seed}: all began`).toEqual([]);
-    expect(dispatch.report(), `seed ${seed}`).toEqual({ deciding: 0, waiting: 0, flows: [] });
+    expect(dispatch.report(), `seed ${seed}`).toEqual({ deciding: 0, waiting: 0, refusing: 0, flows: [] });
   }
   expect(cleared).toBeGreaterThan(20);
 });

@@ -2,6 +2,8 @@
 // closed itself, a notice of a connection that was replaced, an outage of our own, or a worker that still answers.
 // Method: whole supervisors and workers in virtual time; the broker's notices are told by hand, in every order.
 import { describe, expect, test } from "vitest";
+import { createCallPool } from "../../actors/call-pool.ts";
+import { createDispatch } from "../../actors/dispatch.ts";
 import { createMemoryConnectionWatch } from "../../bus/connection-watch.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { Connections, GRACE_MS, SETTLE_MS, workerConnection } from "../../supervisors/connections.ts";
@@ -125,6 +127,8 @@ describe("nobody is judged", () => {
       worker: "w1",
       host,
       draining: () => false,
+      pool: createCallPool({ world: cluster.world }),
+      dispatch: createDispatch({ world: cluster.world }),
     });
     cluster.tellClosed("w1", "main", "w1-main-1");
     cluster.tellClosed("w1", "life", "w1-life-1");

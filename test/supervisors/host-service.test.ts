@@ -5,6 +5,8 @@ import { createMemoryBroker } from "../../bus/memory.ts";
 import { type ActorAddress, actorPath } from "../../protocol/ids.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { HOST_OPERATIONS } from "../../protocol/subjects.ts";
+import { createCallPool } from "../../actors/call-pool.ts";
+import { createDispatch } from "../../actors/dispatch.ts";
 import { askHost, HOST_PROTOCOL, startHostService } from "../../supervisors/host-service.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
@@ -14,6 +16,7 @@ function service(residents = 0) {
   const world = new VirtualWorld(1);
   const broker = createMemoryBroker({ world, shards: 4 });
   const resident = new Map(Array.from({ length: residents }, (_, n) => session(`s${String(n).padStart(5, "0")}`)).map((actor) => [actorPath(actor), actor]));
+  const pool = createCallPool({ world });
   const running = startHostService({
     bus: broker.connect("worker"),
     world,
@@ -32,6 +35,8 @@ function service(residents = 0) {
     },
     draining: () => false,
     may_act: () => true,
+    pool,
+    dispatch: createDispatch({ world }),
   });
   const asker = broker.connect("operator");
   const ask = async (subject: string, data: Uint8Array): Promise<unknown> => {
@@ -40,7 +45,7 @@ function service(residents = 0) {
     await world.until(() => answer !== undefined, 10_000);
     return JSON.parse(new TextDecoder().decode(answer));
   };
-  return { world, asker, ask, running, resident };
+  return { world, asker, ask, running, resident, pool };
 }
 
 test("start restores an actor and may be repeated; stop lets it leave and says whether it was there", async () => {
@@ -120,4 +125,22 @@ test("a worker that is not there is unavailable, and so is one that stopped", as
 
 test("the contract has a request and a reply for each of the five operations", () => {
   expect(Object.keys(HOST_PROTOCOL).sort()).toEqual([...HOST_OPERATIONS].sort());
+});
+
+test("waits tells what waits here and why an actor's call does, and sets how many calls run at once", async () => {
+  const { world, asker, pool } = service();
+  for (let n = 0; n < 3; n++) void pool.enter({ tenant: "acme", actor: `acme/session/s${n}`, priority: "low" }, new AbortController().signal);
+  expect(await askHost(asker, "w1", "waits", { calls_max: 2 })).toMatchObject({
+    ok: true,
+    result: { worker: "w1", calls: { calls_max: 2, running: 3, waiting: 0, refusing: 0 }, commands: { deciding: 0, waiting: 0, flows: [] } },
+  });
+  void pool.enter({ tenant: "acme", actor: "acme/session/late", priority: "low" }, new AbortController().signal);
+  await world.advance(1_500);
+  expect(await askHost(asker, "w1", "waits", { actor: "acme/session/late" })).toMatchObject({
+    ok: true,
+    result: { calls: { waiting: 1 }, call: { for: "pool", priority: "low", waited_ms: 1_500, ahead: 0 } },
+  });
+  const running = await askHost(asker, "w1", "waits", { actor: "acme/session/s1" });
+  expect(running.ok && "call" in running.result).toBe(false);
+  expect(await askHost(asker, "w1", "waits", { calls_max: 0 })).toMatchObject({ ok: false, error: { code: "invalid" } });
 });
