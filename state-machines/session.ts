@@ -221,6 +221,8 @@ export interface ConfigurationOutput {
   readonly agent_version: number;
   /** Tools of the agent's that it may not use. */
   readonly denied_tools?: readonly string[];
+  /** Fallbacks and cheaper models of the agent's that it may not use; absent when it may use all. */
+  readonly denied_models?: readonly string[];
   /** SHA-256 of each tool's declaration as it was then; null for a tool that there is not. */
   readonly tool_hashes?: Readonly<Record<string, string | null>>;
   readonly guardrail_hashes?: Readonly<Record<string, string>>;

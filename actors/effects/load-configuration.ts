@@ -11,6 +11,7 @@
 //   LC2. A step has an end: what hangs is a failure of that step.
 //   LC3. Nothing secret is frozen: only what the tenant's journal says, and hashes.
 //   LC4. A name that no tool has is not frozen: nothing could be pinned for it, and the tool that takes the name one day would be nobody's choice.
+//   LC5. No fallback and no plan for hard times leads to a model that the agent may not use (AR-F66).
 import { BusUnavailable } from "../../bus/fence.ts";
 import { type AgentConfig, agentConfig } from "../../protocol/commands.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
@@ -115,13 +116,37 @@ export function initSteps(directory: Directory, world?: World, table: ToolTable 
   };
 }
 
+/** LC5: the other models that a call may come to, without those that the agent may not use. Its own model stays, and is refused when it is called. */
+function withoutDenied(config: AgentConfig, permissions: Permissions): { readonly config: AgentConfig; readonly denied_models: readonly string[] } {
+  const denied = new Set<string>();
+  const permitted = (name: string): boolean => {
+    if (allowed(permissions, { kind: "model", name }).kind === "allowed") return true;
+    denied.add(name);
+    return false;
+  };
+  const { fallbacks, degrade, ...rest } = config;
+  const chains = Object.entries(fallbacks ?? {}).map(([cause, models]) => [cause, models?.filter(permitted)]);
+  const { model, ...plan } = degrade ?? {};
+  const cheaper = model === undefined || permitted(model) ? degrade : plan;
+  return {
+    config: {
+      ...rest,
+      ...(fallbacks === undefined ? {} : { fallbacks: Object.fromEntries(chains) as AgentConfig["fallbacks"] }),
+      ...(cheaper === undefined ? {} : { degrade: cheaper }),
+    },
+    denied_models: [...denied].sort(),
+  };
+}
+
 /** LC1 */
 function frozen(draft: Draft): ConfigurationOutput {
-  const [config, permissions] = [found(draft.config), found(draft.permissions)];
+  const permissions = found(draft.permissions);
+  const { config, denied_models } = withoutDenied(found(draft.config), permissions);
   const denied_tools = config.tools.filter((name) => allowed(permissions, { kind: "tool", name }).kind === "denied");
   const content = {
     config: { ...config, tools: config.tools.filter((name) => !denied_tools.includes(name)) },
     denied_tools,
+    ...(denied_models.length === 0 ? {} : { denied_models }),
     tool_hashes: found(draft.tool_hashes),
     guardrail_hashes: found(draft.guardrail_hashes),
     roles: config.roles ?? [],

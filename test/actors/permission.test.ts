@@ -341,10 +341,51 @@ describe("initialisation", () => {
       message: "there is no tool 'pay', 'constructor'; there are now, wait_ms",
       details: { errors: [{ pointer: "/config/tools/1" }, { pointer: "/config/tools/2" }] },
     });
-    const record = { state: "active", agents: { a: { version: 1, config: agentConfig.parse({ model: "a/b", tools: ["now", "pay"] }) } }, policy: {}, grants: {} };
+    const record = {
+      state: "active",
+      agents: { a: { version: 1, config: agentConfig.parse({ model: "a/b", tools: ["now", "pay"] }) } },
+      policy: {},
+      grants: {},
+    };
     const steps = loadConfiguration({ tenant: async () => record } as never);
     const failed = Promise.resolve(steps({ agent: "a", overrides: null, mode: null } as never, { actor: { tenant: "acme" } } as EffectScope));
     await expect(failed).rejects.toMatchObject({ effect_error: { code: "tool_unknown", message: "there is no tool 'pay'", details: { step: "tools" } } });
+  });
+
+  test("LC5: fallbacks and a cheaper model that the agent may not use are left out, by name; its own model is not", async () => {
+    const config = agentConfig.parse({
+      model: "openai/dear",
+      fallbacks: { models: ["openai/b", "anthropic/c"], content_policy: ["openai/d"] },
+      degrade: { model: "openai/b", max_output_tokens: 10 },
+    });
+    const load = async (deny: string[]): Promise<JsonObject> => {
+      const record = { state: "active", agents: { a: { version: 1, config } }, policy: { default: "allow", deny }, grants: {}, config_epoch: 0 };
+      const input = { agent: "a", overrides: null, mode: null } as never;
+      return (await loadConfiguration({ tenant: async () => record } as never)(input, { actor: { tenant: "acme" } } as EffectScope)) as JsonObject;
+    };
+    expect(await load(["model:openai/*"])).toMatchObject({
+      config: { model: "openai/dear", fallbacks: { models: ["anthropic/c"], content_policy: [] }, degrade: { max_output_tokens: 10 } },
+      denied_models: ["openai/b", "openai/d"],
+    });
+    expect(((await load(["model:openai/*"]))["config"] as JsonObject)["degrade"]).not.toHaveProperty("model");
+    const all = await load(["tool:pay"]);
+    expect(all).not.toHaveProperty("denied_models");
+    expect(all["config"]).toMatchObject({ fallbacks: config.fallbacks, degrade: config.degrade });
+  });
+
+  test("AR-F66: a session whose override names a model that the agent may not use is refused when it is made", async () => {
+    const record = {
+      state: "active",
+      agents: { a: { version: 1, config: agentConfig.parse({ model: "simulated/echo", roles: ["r"] }) } },
+      policy: { default: "deny", deny: [] },
+      grants: { r: { allow: ["model:simulated/echo"], deny: [] } },
+    };
+    const admit = createAdmission({ directory: { tenant: async () => record } as never, providers: createProviders({ world: realWorld(), log }) });
+    const create = (model: string) =>
+      admit({ tenant: "acme", kind: "session", id: "s" }, { channel: "command", type: "session.create", body: { agent: "a", overrides: { model } } } as never);
+    expect(await create("simulated/echo")).toBeUndefined();
+    expect(await create("simulated/script")).toMatchObject({ code: "forbidden", details: { model: "simulated/script" } });
+    expect(await create("nobody/none")).toMatchObject({ code: "model_unknown" });
   });
 
   test("overrides and mode lie over the agent's configuration", () => {
