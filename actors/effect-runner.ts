@@ -34,7 +34,7 @@ export interface EffectRunnerDeps {
 export interface EffectRunner {
   /** Starts what the ledger names and is not live, aborts what is live and not named. With `hold` nothing new is started. */
   reconcile(ledger: Readonly<Record<string, Running>>, hold: boolean): void;
-  /** E4: ends it at once, and answers what it came to; undefined where it does not run here, has its result already, or has nothing to say. */
+  /** E4: ends it at once, and answers what it came to; undefined where it does not run here or has nothing to say. */
   end(inst: string): JsonObject | undefined;
   /** insts that have been started here and are not yet journaled. */
   live(): ReadonlySet<string>;
@@ -97,8 +97,9 @@ export function createEffectRunner({ performers, log, scope, post, observe }: Ef
     },
     end(inst) {
       const mine = live.get(inst);
-      if (mine?.so_far === undefined || mine.settled) return undefined;
+      if (mine?.so_far === undefined) return undefined;
       const told = mine.so_far();
+      if (mine.settled) return told; // Its result waits to be journaled, and comes too late.
       mine.settled = true; // It stays known until the ledger no longer names it: E2.
       mine.abort.abort();
       observe?.("aborted", inst.slice(inst.indexOf(":") + 1));

@@ -72,6 +72,16 @@ function eventWords({ type, ...event }: ActorEvent): string | undefined {
       return `model call ${step} done in attempt ${String(event["attempt"])} (${String(event["stop"])})`;
     case "model.failed":
       return `model call ${step} failed in attempt ${String(event["attempt"])}: ${String(event["code"])}${event["message"] ? `, ${String(event["message"])}` : ""}`;
+    case "model.tried": {
+      const { try: number, purpose, rule, model, outcome, code, message } = event;
+      const what = purpose === "guardrail" ? `a judge of the guardrail ${String(rule)}` : "a try";
+      const how = outcome === "completed" ? "answered" : `failed: ${String(code)}${message ? `, ${String(message)}` : ""}`;
+      return `model call ${step}, call ${String(number)} (${what}, ${String(model)}) ${how}`;
+    }
+    case "model.retrying":
+      return `model call ${step}: try ${String(event["try"])} of ${String(event["model"])}${event["wait_ms"] === 0 ? "" : ` in ${ms(event["wait_ms"])}`}, because ${String(event["code"])}`;
+    case "model.skipped":
+      return `model call ${step}: ${String(event["model"])} passed over, ${String(event["code"])}`;
     case "message.completed":
     case "message.received":
     case "session.claimed":

@@ -374,8 +374,10 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
         ...more,
       });
     };
-    const answer = spent.calls.findLastIndex((one) => one["purpose"] !== "guardrail");
-    spent.calls.forEach((one, index) => {
+    // Of what ended without a word of its calls, those are known that it told of while it went on.
+    const calls = spent.calls.length > 0 ? spent.calls : (call.tried ?? []);
+    const answer = calls.findLastIndex((one) => one["purpose"] !== "guardrail");
+    calls.forEach((one, index) => {
       // A guardrail that dropped the answer ended it: that is no fault of the call's own.
       const dropped = index === answer && code === "guardrail";
       row(spentIn({ key_source: spent.key_source, ...one }), {
@@ -390,9 +392,9 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
         first_token_ms: wholeOf(one["first_token_ms"]),
       });
     });
-    // Nothing was called, or nobody knows what was; and of a lost attempt, what was lost of it.
-    if (spent.calls.length === 0 || outcome === "superseded") {
-      row(spent, { try: spent.calls.length + 1, model: call.model, outcome, code, started_at: call.started_at, ended_at: message.at });
+    // Nothing was called, or nobody knows what was; and of what was lost, whatever went on then.
+    if (spent.calls.length === 0) {
+      row(spent, { try: calls.length + 1, model: call.model, outcome, code, started_at: call.started_at, ended_at: message.at });
     }
   };
 
@@ -441,8 +443,8 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
         const claim = message.entries.find((entry) => entry.t === "claim");
         const lost = claim?.lost.find((inst) => MODEL_INST.test(inst)) ?? open.inst;
         const attempt = wholeOf(event.attempt) ?? open.attempt;
-        const { tried = [], ...call }: OpenCall = open;
-        end({ ...call, inst: lost, attempt }, "superseded", null, { ...spentIn(event), calls: tried });
+        const { tried: _, ...call }: OpenCall = open;
+        end({ ...open, inst: lost, attempt }, "superseded", null, spentIn(event));
         open = { ...call, inst: lost, attempt: attempt + 1, started_at: message.at };
         break;
       }
@@ -462,6 +464,7 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
             attempt: wholeOf(event.attempt) ?? open?.attempt ?? 1,
             model: textOf(event.model) ?? open?.model ?? "",
             started_at: open?.started_at ?? message.at,
+            ...(open?.tried === undefined ? {} : { tried: open.tried }),
           },
           event.type === "model.completed" ? "completed" : event.code === "cancelled" ? "cancelled" : "failed",
           event.type === "model.failed" ? textOf(event.code) : null,

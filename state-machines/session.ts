@@ -542,7 +542,7 @@ function modelRetried(context: SessionContext, { next }: ModelProgress): Change 
   const provider = model.slice(0, Math.max(0, model.indexOf("/")));
   return {
     context: { retry: { provider, model, try: number, wait_ms, until_ms: context.now.at_ms + wait_ms, code } },
-    tell: [{ type: "model.waiting", ...callOf(context), model, try: number, wait_ms, code, message: message.slice(0, FAILURE_CHARACTERS_MAX) }],
+    tell: [{ type: "model.retrying", ...callOf(context), model, try: number, wait_ms, code, message: message.slice(0, FAILURE_CHARACTERS_MAX) }],
   };
 }
 
@@ -1192,7 +1192,7 @@ function waiting(count: number): string {
 
 /** Why a call that failed is made again, in words for people. */
 const RETRY_REASONS: Readonly<Record<string, string>> = {
-  rate_limited: "it has had enough requests of ours (429)",
+  rate_limited: "it answered 429",
   overloaded: "it is overloaded",
   circuit_open: "its circuit breaker is open",
   provider_unavailable: "it cannot be reached",

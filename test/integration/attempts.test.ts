@@ -130,7 +130,7 @@ test("429 and then an answer: whoever asks hears what it waits for, and both cal
   const view = (await troupe.json(200, "/v1/sessions/limited")) as { wait_reason: string | null; state: string };
   expect(view).toMatchObject({ state: "thinking", wait_reason: expect.stringContaining("waits for provider anthropic") });
   const events = await ended("limited");
-  expect(events.find(({ type }) => type === "model.waiting")).toMatchObject({ model: CLAUDE, try: 2, code: "rate_limited" });
+  expect(events.find(({ type }) => type === "model.retrying")).toMatchObject({ model: CLAUDE, try: 2, code: "rate_limited" });
   expect(events.find(({ type }) => type === "model.tried")).toMatchObject({ try: 1, outcome: "failed", code: "rate_limited", model: CLAUDE });
   expect(await rowsOf("limited", 2)).toMatchObject([
     { try: 1, outcome: "failed", code: "rate_limited", model: CLAUDE, provider: "anthropic", cost_usd_micros: 0 },
@@ -225,7 +225,7 @@ test("a worker that is killed while it tries again: what had ended is known, wha
   await begin("lost", "alone");
   await eventually(
     () => eventsOf("lost"),
-    (all) => all.some(({ type }) => type === "model.waiting"),
+    (all) => all.some(({ type }) => type === "model.retrying"),
   );
   const streams = server.open_streams;
   await eventually(

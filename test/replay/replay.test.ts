@@ -9,8 +9,8 @@ import type { ActorState } from "../../state-machines/step.ts";
 
 const recorded = readdirSync(import.meta.dirname).filter((name) => name.endsWith(".jsonl"));
 
-test("there are recorded journals of the session and the tenant machine", () => {
-  expect(recorded).toEqual(expect.arrayContaining(["session-1.jsonl", "tenant-1.jsonl"]));
+test("there are recorded journals of each machine, and one of a session whose calls were tried again before each try was told", () => {
+  expect(recorded).toEqual(expect.arrayContaining(["session-1.jsonl", "session-1-tries.jsonl", "tenant-1.jsonl", "budget-1.jsonl"]));
 });
 
 test.each(recorded)("%s replays to what it says, commit by commit", (name) => {
