@@ -105,6 +105,7 @@ function bodies({ method, url }: RouteInfo, other: TenantName): readonly (Record
     ];
   if (url.startsWith("/v1/agents")) return [{ model: "simulated/echo", instructions: "mine", ...word }];
   if (url === "/v1/webhooks") return [{ url: `https://example.com/${canaryOf(otherOf(other))}`, ...word }];
+  if (url === "/v1/provider-keys/:provider") return [{ key: `sk-${canaryOf(otherOf(other))}`, label: canaryOf(otherOf(other)), ...word }];
   return [{}, { ...word }];
 }
 
@@ -116,7 +117,7 @@ describe("a tenant sees no byte of its twin", () => {
       const foreign = [canaryOf(other), keyOf(other), hashKey(keyOf(other)), admins[other], `"tenant":"${other}"`];
       const keys = [keyOf(tenant), admins[tenant], await keyWith(tenant, { scopes: ["operator:write", "operator:read"] })];
       // What ends the session, or the key that asks, comes last.
-      const late = ["/pause", "/hibernate", "/terminate", "/revoke"];
+      const late = ["/remove", "/pause", "/hibernate", "/terminate", "/revoke"];
       // And what makes something comes before what asks for it.
       const lateness = ({ url, method }: RouteInfo): number => late.findIndex((end) => url.endsWith(end)) - (method === "POST" && !url.includes(":") ? 1 : 0);
       const routes = [...cell.gateway.routes].sort((a, b) => lateness(a) - lateness(b));
