@@ -105,7 +105,8 @@ async function faultOf(rule: Guardrail, text: string, judging: Judging): Promise
     }
     case "pattern": {
       if (text.length > PATTERN_CHARACTERS_MAX) return "it is too long to be looked at"; // GR3
-      const match = await judging.deps.patterns.matches(rule.pattern, rule.ignore_case === true ? "iu" : "u", text);
+      const { deps, scope } = judging;
+      const match = await deps.patterns.matches(scope.actor.tenant, rule.pattern, rule.ignore_case === true ? "iu" : "u", text);
       return match === "no" ? undefined : match === "yes" ? "the pattern matches" : "the pattern was too slow on it"; // GR3
     }
     case "judge":

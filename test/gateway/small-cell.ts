@@ -1,5 +1,5 @@
 // small-cell: all of Troupe that a gateway talks to, in this process: an in-memory broker, one shard host, the simulated models.
-import { createHash, createSecretKey, randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { createCommandClient } from "../../actors/client.ts";
 import { createDirectory } from "../../actors/directory.ts";
 import { createPerformers } from "../../actors/performers.ts";
@@ -19,7 +19,6 @@ import { silentMetrics } from "../../telemetry/metrics.ts";
 
 export const keyOf = (tenant: string, key_id = "k1"): string => `troupe.${tenant}.${key_id}.${"s".repeat(43)}`;
 export const bearer = (key: string): { authorization: string } => ({ authorization: `Bearer ${key}` });
-const MASTER_KEYS = [{ id: "m1", key: createSecretKey(Buffer.alloc(32, 5)) }];
 /** In whose name `tell` speaks. */
 export const OPERATOR = "login:operator";
 
@@ -99,7 +98,6 @@ export async function startSmallCell({
       sessions: { list: async () => ({ items: [] }) },
       definition: definitions.session,
       key_use: createKeyUse({ bus, world, log }),
-      master_keys: () => MASTER_KEYS,
       random_bytes: (count) => randomBytes(count),
       readiness: async () => ({ ready: true, components: { nats: { ok: true } } }),
       metrics: silentMetrics,
