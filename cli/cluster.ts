@@ -16,7 +16,7 @@ import type { Context } from "./context.ts";
 import { EXIT } from "./ports.ts";
 import { ago } from "./printer.ts";
 
-async function leases(context: Context): Promise<WorkerLease[]> {
+export async function leases(context: Context): Promise<WorkerLease[]> {
   const entries = await (await context.bus()).bucket("WORKERS").all();
   const found = entries.flatMap(({ key, value }) => {
     const lease = decodeWorkerLease(value);

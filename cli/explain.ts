@@ -16,6 +16,7 @@ import { coreFor } from "./look.ts";
 import { EXIT } from "./ports.ts";
 import { ago } from "./printer.ts";
 import { byWords, entryWords } from "./replay.ts";
+import { callWaitOf } from "./waits.ts";
 
 /** One thing that happened. */
 interface Chapter {
@@ -206,7 +207,9 @@ export async function explain(context: Context, { last }: { last: number }, acto
   const story = await storyOf(context, actor, shard ?? -1);
   const now_ms = ports.world.now_ms();
   const orphan = shard !== null && !view.final && (placed === undefined || placed.worker === "");
-  const wait_reason = view.final ? null : (definition.waits(view, now_ms) ?? null);
+  const calls = running.some(({ src }) => src === "call_model");
+  const waiting = view.final ? undefined : (definition.waits(view, now_ms) ?? (calls ? await callWaitOf(context, actor, placed?.worker) : undefined));
+  const wait_reason = waiting ?? null;
   if (printer.json) {
     printer.document({
       actor: actorPath(actor),

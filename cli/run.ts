@@ -9,6 +9,7 @@
 //   L4. What was opened is closed, however the command ends.
 import { Command, CommanderError, Option } from "commander";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
+import { CALLS_MAX_MAX } from "../protocol/limits.ts";
 import { errorFields } from "../protocol/log.ts";
 import { RATE_TIER_NAMES, RATE_TIERS } from "../protocol/rate-tiers.ts";
 import { ROLES } from "../providers/models.ts";
@@ -30,6 +31,7 @@ import { audit, migrate, sessions, usage } from "./records.ts";
 import { chat, send, tail } from "./talk.ts";
 import { createWebhook, listWebhooks, rotateWebhook, setWebhook, testWebhook } from "./webhooks.ts";
 import { createKey, createTenant, listAgents, listKeys, listTenants, putAgent, revokeKey, showAgent } from "./tenancy.ts";
+import { waits } from "./waits.ts";
 
 type JsonForm = "document" | "lines" | "none";
 type Work = (context: Context, options: never, ...args: never[]) => Promise<number>;
@@ -582,6 +584,18 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   // ── cluster ──────────────────────────────────────────────────────────────────────────────────────────────────────
   program.commandsGroup("Cluster:");
   add(program, { name: "workers", summary: "list the workers that hold a lease", json: "document", examples: ["troupe workers"], work: workers });
+  add(program, {
+    name: "waits",
+    summary: "tell what waits in the workers, by tenant, and set how many calls of models run at once",
+    about:
+      "Commands wait for their tenant's turn, calls of models for a slot of their tenant or a place in the worker. `refusing` says that so much of a tenant " +
+      "waits there that more is refused as overloaded; why one session waits, `troupe explain` says. What --calls-max sets lasts until the worker ends.",
+    json: "document",
+    examples: ["troupe waits", "troupe waits --worker w1 --calls-max 50"],
+    work: waits,
+  })
+    .addOption(new Option("--worker <id>", "of this worker alone").argParser(idArgument))
+    .addOption(new Option("--calls-max <n>", "calls of models that a worker makes at once, from now on").argParser(wholeNumber(1, CALLS_MAX_MAX)));
   add(program, { name: "shards", summary: "list which worker owns which shard", json: "document", examples: ["troupe shards --json"], work: shards });
   add(program, {
     name: "drain",
