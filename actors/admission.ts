@@ -81,8 +81,8 @@ export function createAdmission({
     const crowded = command.type === "message.send" ? pool?.refusal(actor.tenant) : undefined;
     if (crowded !== undefined) return crowded;
     if (command.type === "message.send" && actor.kind === "session" && view !== undefined) {
-      const { agent, user } = sessionContextOf(view);
-      return standing?.refusal(actor.tenant, { session: actor.id, agent, user });
+      const { agent, user, config } = sessionContextOf(view);
+      return standing?.refusal(actor.tenant, { session: actor.id, agent, user, model: config?.model ?? null });
     }
     if (command.type !== "session.create") return undefined;
     const agent = String(command.body["agent"]);

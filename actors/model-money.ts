@@ -79,7 +79,7 @@ export interface ModelMoney {
 }
 
 /** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
-const ROOM_PATIENCE_MS = 30_000;
+export const ROOM_PATIENCE_MS = 30_000;
 /** And how long one stands in the line for a slot: a batch of work may well take minutes until its turn. */
 const LINE_PATIENCE_MS = 10 * 60_000;
 /** And how long a budget that does not answer: a take-over takes seconds, an election of the broker eight. */
