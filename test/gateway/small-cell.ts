@@ -11,6 +11,7 @@ import { createKeyUse } from "../../gateway/key-use.ts";
 import { type Gateway, type GatewayDeps, startGateway } from "../../gateway/server.ts";
 import { tenantActor } from "../../protocol/ids.ts";
 import type { JsonObject } from "../../protocol/json.ts";
+import type { MasterKey } from "../../protocol/key-ring.ts";
 import type { Log } from "../../protocol/log.ts";
 import { createProviders } from "../../providers/registry.ts";
 import { realWorld } from "../../roles/real-world.ts";
@@ -19,6 +20,8 @@ import { silentMetrics } from "../../telemetry/metrics.ts";
 
 export const keyOf = (tenant: string, key_id = "k1"): string => `troupe.${tenant}.${key_id}.${"s".repeat(43)}`;
 export const bearer = (key: string): { authorization: string } => ({ authorization: `Bearer ${key}` });
+/** What tenants' own provider keys are sealed with here. */
+export const MASTER_KEYS: readonly MasterKey[] = [{ id: "m1", key: createSecretKey(Buffer.alloc(32, 5)) }];
 /** In whose name `tell` speaks. */
 export const OPERATOR = "login:operator";
 
@@ -98,6 +101,7 @@ export async function startSmallCell({
       sessions: { list: async () => ({ items: [] }) },
       definition: definitions.session,
       key_use: createKeyUse({ bus, world, log }),
+      master_keys: () => MASTER_KEYS,
       random_bytes: (count) => randomBytes(count),
       readiness: async () => ({ ready: true, components: { nats: { ok: true } } }),
       metrics: silentMetrics,
