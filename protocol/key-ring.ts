@@ -4,7 +4,7 @@
 //
 // AES-256-GCM with a nonce drawn for each sealing. Tenant and provider are authenticated with it, so what is sealed opens for its owner alone.
 //
-// Invariants, each a test in test/protocol/key-ring.test.ts:
+// Invariants, each a test in test/security/key-ring.test.ts:
 //   KR1. A sealed secret opens only under the master key it names, for the tenant and the provider it was sealed for, and only unchanged.
 //   KR2. The first master key seals; each that is listed opens. So a new one is added, everything is sealed anew, and the old one is taken away.
 //   KR3. Neither a secret nor a master key is in anything that is told: not in a fault, not in a refusal.

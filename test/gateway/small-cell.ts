@@ -1,5 +1,5 @@
 // small-cell: all of Troupe that a gateway talks to, in this process: an in-memory broker, one shard host, the simulated models.
-import { createHash, randomBytes } from "node:crypto";
+import { createHash, createSecretKey, randomBytes } from "node:crypto";
 import { createCommandClient } from "../../actors/client.ts";
 import { createDirectory } from "../../actors/directory.ts";
 import { createPerformers } from "../../actors/performers.ts";
@@ -12,6 +12,7 @@ import { type Gateway, type GatewayDeps, startGateway } from "../../gateway/serv
 import { tenantActor } from "../../protocol/ids.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import type { MasterKey } from "../../protocol/key-ring.ts";
+import type { MasterKey } from "../../protocol/key-ring.ts";
 import type { Log } from "../../protocol/log.ts";
 import { createProviders } from "../../providers/registry.ts";
 import { realWorld } from "../../roles/real-world.ts";
@@ -20,6 +21,8 @@ import { silentMetrics } from "../../telemetry/metrics.ts";
 
 export const keyOf = (tenant: string, key_id = "k1"): string => `troupe.${tenant}.${key_id}.${"s".repeat(43)}`;
 export const bearer = (key: string): { authorization: string } => ({ authorization: `Bearer ${key}` });
+/** What tenants' own provider keys are sealed with here. */
+export const MASTER_KEYS: readonly MasterKey[] = [{ id: "m1", key: createSecretKey(randomBytes(32)) }];
 /** What tenants' own provider keys are sealed with here. */
 export const MASTER_KEYS: readonly MasterKey[] = [{ id: "m1", key: createSecretKey(Buffer.alloc(32, 5)) }];
 /** In whose name `tell` speaks. */

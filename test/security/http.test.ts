@@ -86,7 +86,7 @@ beforeAll(async () => {
 afterAll(() => cell.end());
 
 /** What stands for a route's parameter where the twins' id does not. */
-const IDS: Record<string, string> = { "/v1/agents": "assistant", "/v1/keys": "spare", "/v1/operator/tenants": "rival" };
+const IDS: Record<string, string> = { "/v1/agents": "assistant", "/v1/keys": "spare", "/v1/operator/tenants": "rival", "/v1/provider-keys": "openai" };
 /** What stands for `:id` on a route. Twins: the same for both tenants. */
 function concrete(url: string): string {
   return url.replaceAll(/:[a-z_]+/g, (_, at: number) => IDS[url.slice(0, at - 1)] ?? SESSION);

@@ -8,6 +8,7 @@ import {
   TENANT_AGENTS_MAX,
   TENANT_BYTES_MAX,
   TENANT_KEYS_MAX,
+  TENANT_PROVIDER_KEYS_MAX,
   TENANT_ROLES_MAX,
   type TenantContext,
   tenantContextOf,
@@ -19,6 +20,8 @@ const core = coreOf(tenantDefinition);
 const hash = (n: number): string => n.toString(16).padStart(64, "0");
 const config = (instructions = ""): JsonObject => agentConfig.parse({ model: "simulated/echo", instructions }) as unknown as JsonObject;
 const key = (n: number, more: JsonObject = {}): JsonObject => ({ key_id: `k${n}`, hash: hash(n), scopes: ["sessions"], ...more });
+const sealed = (n: number, master_key_id = "m1"): JsonObject => ({ v: 1, master_key_id, nonce: `nonce${n}`.padEnd(16, "x"), ciphertext: `cipher${n}` });
+const providerKey = (n: number, more: JsonObject = {}): JsonObject => ({ provider: "openai", sealed: sealed(n), last_four: "wxyz", ...more });
 const active = (): Drive => new Drive(core, { tenant: "acme", kind: "tenant", id: "main" }).create({ name: "Acme" });
 const suspended = (): Drive => {
   const drive = active();
@@ -34,6 +37,9 @@ const BODIES: Record<string, JsonObject> = {
   "agent.put": { agent: "a", config: config() },
   "tenant.configure": { default: "deny" },
   "grant.put": { role: "writer", allow: ["tool:now"], deny: [] },
+  "provider_key.put": providerKey(1),
+  "provider_key.remove": { provider: "openai" },
+  "provider_key.reseal": { provider: "openai", sealed: sealed(2), replaces: "nonce1xxxxxxxxxx" },
 };
 const TABLE: Record<string, Record<string, string>> = {
   active: {
@@ -47,6 +53,9 @@ const TABLE: Record<string, Record<string, string>> = {
     "tenant.configure": "active",
     "grant.put": "active",
     "config.updated": "active",
+    "provider_key.put": "active",
+    "provider_key.remove": "not_found",
+    "provider_key.reseal": "not_found",
   },
   suspended: {
     "tenant.create": "illegal_transition",
@@ -59,6 +68,9 @@ const TABLE: Record<string, Record<string, string>> = {
     "tenant.configure": "suspended",
     "grant.put": "suspended",
     "config.updated": "suspended",
+    "provider_key.put": "suspended",
+    "provider_key.remove": "not_found",
+    "provider_key.reseal": "not_found",
   },
 };
 
@@ -85,6 +97,59 @@ test("creation, suspension and its end are told with their reason", () => {
     { type: "tenant.state", from: "active", to: "suspended", reason: "unpaid" },
     { type: "tenant.state", from: "suspended", to: "active" },
   ]);
+});
+
+describe("keys at model providers", () => {
+  test("are kept sealed, told without what is sealed, and counted from one put to the next", () => {
+    const drive = active();
+    expect(contextOf(drive).provider_keys).toBeUndefined();
+    expect(drive.tell("provider_key.put", providerKey(1, { label: "team" }))).toEqual({ provider: "openai", version: 1 });
+    const first_ms = drive.at_ms;
+    expect(drive.told).toEqual([{ type: "provider_key.put", provider: "openai", version: 1, last_four: "wxyz", label: "team", master_key_id: "m1" }]);
+    expect(drive.later(5).tell("provider_key.put", providerKey(2, { last_four: null }))).toEqual({ provider: "openai", version: 2 });
+    expect(contextOf(drive).provider_keys).toEqual({
+      openai: { sealed: sealed(2), last_four: null, label: "team", version: 2, created_at_ms: first_ms, rotated_at_ms: drive.at_ms },
+    });
+  });
+
+  test("are gone when they are removed, and only the one that was named", () => {
+    const drive = active();
+    drive.tell("provider_key.put", providerKey(1));
+    drive.tell("provider_key.put", providerKey(2, { provider: "anthropic" }));
+    drive.tell("provider_key.remove", { provider: "openai", reason: "leaked" });
+    expect(drive.told).toEqual([{ type: "provider_key.removed", provider: "openai", reason: "leaked" }]);
+    expect(Object.keys(contextOf(drive).provider_keys ?? {})).toEqual(["anthropic"]);
+    expect(drive.refusal("provider_key.remove", { provider: "openai" })).toMatchObject({ code: "not_found" });
+    expect(drive.tell("provider_key.put", providerKey(3))).toEqual({ provider: "openai", version: 1 });
+  });
+
+  test("T6: sealing anew changes the seal alone", () => {
+    const drive = active();
+    drive.tell("provider_key.put", providerKey(1, { label: "team" }));
+    const before = contextOf(drive).provider_keys?.["openai"];
+    drive.later(5).tell("provider_key.reseal", { provider: "openai", sealed: sealed(2, "m2"), replaces: before?.sealed.nonce ?? "" });
+    expect(drive.told).toEqual([{ type: "provider_key.resealed", provider: "openai", master_key_id: "m2", from: "m1" }]);
+    expect(contextOf(drive).provider_keys?.["openai"]).toEqual({ ...before, sealed: sealed(2, "m2") });
+  });
+
+  test("T6: a key that was put or removed since it was opened is not overwritten by its older self", () => {
+    const drive = active();
+    drive.tell("provider_key.put", providerKey(1));
+    const opened = contextOf(drive).provider_keys?.["openai"]?.sealed.nonce ?? "";
+    drive.tell("provider_key.put", providerKey(2));
+    const late = { provider: "openai", sealed: sealed(9, "m2"), replaces: opened };
+    expect(drive.refusal("provider_key.reseal", late)).toMatchObject({ code: "conflict" });
+    expect(contextOf(drive).provider_keys?.["openai"]?.sealed).toEqual(sealed(2));
+    drive.tell("provider_key.remove", { provider: "openai" });
+    expect(drive.refusal("provider_key.reseal", late)).toMatchObject({ code: "not_found" });
+  });
+
+  test("T4: there are at most 32, and one of them can always be put again", () => {
+    const drive = active();
+    for (let n = 0; n < TENANT_PROVIDER_KEYS_MAX; n++) drive.tell("provider_key.put", providerKey(n, { provider: `p${n}` }));
+    expect(drive.refusal("provider_key.put", providerKey(99, { provider: "more" }))).toMatchObject({ code: "invalid" });
+    expect(drive.tell("provider_key.put", providerKey(99, { provider: "p0" }))).toEqual({ provider: "p0", version: 2 });
+  });
 });
 
 describe("keys", () => {
