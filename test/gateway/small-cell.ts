@@ -12,7 +12,6 @@ import { type Gateway, type GatewayDeps, startGateway } from "../../gateway/serv
 import { tenantActor } from "../../protocol/ids.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import type { MasterKey } from "../../protocol/key-ring.ts";
-import type { MasterKey } from "../../protocol/key-ring.ts";
 import type { Log } from "../../protocol/log.ts";
 import { createProviders } from "../../providers/registry.ts";
 import { realWorld } from "../../roles/real-world.ts";
@@ -23,8 +22,6 @@ export const keyOf = (tenant: string, key_id = "k1"): string => `troupe.${tenant
 export const bearer = (key: string): { authorization: string } => ({ authorization: `Bearer ${key}` });
 /** What tenants' own provider keys are sealed with here. */
 export const MASTER_KEYS: readonly MasterKey[] = [{ id: "m1", key: createSecretKey(randomBytes(32)) }];
-/** What tenants' own provider keys are sealed with here. */
-export const MASTER_KEYS: readonly MasterKey[] = [{ id: "m1", key: createSecretKey(Buffer.alloc(32, 5)) }];
 /** In whose name `tell` speaks. */
 export const OPERATOR = "login:operator";
 
