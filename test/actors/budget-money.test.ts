@@ -2,7 +2,7 @@
 // Method: model-money over the real budget machine, without a bus: the client below applies commands to a core, and may be told to be away.
 import { describe, expect, test } from "vitest";
 import type { CommandClient, CommandOutcome } from "../../actors/client.ts";
-import { createModelMoney } from "../../actors/model-money.ts";
+import { createModelMoney, noHold } from "../../actors/model-money.ts";
 import { EffectFailure, type EffectScope } from "../../actors/performer.ts";
 import { agentConfig, checkCommand } from "../../protocol/commands.ts";
 import { errorBody } from "../../protocol/errors.ts";
@@ -69,7 +69,7 @@ function ground(limit: number | null) {
   }
   const begin = (more: JsonObject = {}, attempt = 1) => passing(money.begin({ scope: scope(attempt), config: config(more), request: REQUEST as never }));
   const reserved = () => tableGet(budgetContextOf(drive.view).levels, TENANT_LEVEL)?.reserved_usd_micros;
-  return { world, drive, said, begin, passing, reserved, abort, goAway: (outcome: CommandOutcome | undefined) => void (away = outcome) };
+  return { world, drive, said, money, scope, config, begin, passing, reserved, abort, goAway: (outcome: CommandOutcome | undefined) => void (away = outcome) };
 }
 
 const failureOf = async (work: Promise<unknown>): Promise<EffectFailure["effect_error"]> => {
@@ -211,4 +211,53 @@ describe("a further try", () => {
     drive.tell("budget.settle", { hold: "acme/session/s1/5:model/1", cost_usd_micros: 504 });
     expect(drive.outcome).toMatchObject({ ok: true, result: { settled: true } });
   });
+});
+
+describe("a guardrail's judge", () => {
+  const JUDGED = { ...REQUEST, max_output_tokens: 5 };
+
+  test("is paid from the hold of the attempt, as a part of its own, and what it left over pays for the call itself", async () => {
+    const { money, scope, said, reserved, passing, config } = ground(10_000);
+    const [hold, one] = [noHold(), scope()];
+    const made: { cost_usd_micros: number }[] = [];
+    const before = await passing(money.judge({ scope: one, model: "simulated/echo", request: JUDGED as never, hold, made }));
+    expect(await before.pay("simulated/echo", made)).toEqual({ kind: "paid", max_output_tokens: 5 });
+    expect(reserved()).toBe(54);
+    made.push({ cost_usd_micros: 14 });
+    const call = await passing(money.begin({ scope: one, config: config(), request: REQUEST as never, hold, made }));
+    expect(await call.pay("simulated/echo", made)).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(reserved(), "504 for the call, 14 that the judge used").toBe(518);
+    made.push({ cost_usd_micros: 504 });
+    const after = await passing(money.judge({ scope: one, model: "simulated/echo", request: JUDGED as never, hold, made }));
+    expect(await after.pay("simulated/echo", made)).toEqual({ kind: "paid", max_output_tokens: 5 });
+    expect(reserved()).toBe(572);
+    expect(said.map(({ key, body }) => [key, body["hold"], body["part"]])).toEqual([
+      ["acme/session/s1/5:model/1", "acme/session/s1/5:model/1", undefined],
+      ["acme/session/s1/5:model/1+2", "acme/session/s1/5:model/1", 2],
+      ["acme/session/s1/5:model/1+3", "acme/session/s1/5:model/1", 3],
+    ]);
+  });
+
+  test("that the budget does not pay for is not asked, and the refusal has the numbers", async () => {
+    const { money, scope, passing } = ground(13);
+    expect(await failureOf(passing(money.judge({ scope: scope(), model: "simulated/echo", request: JUDGED as never })))).toMatchObject({
+      code: "budget_exceeded",
+      details: { attempts: [], refusal: { limit_usd_micros: 13, minimum_usd_micros: 14 } },
+    });
+  });
+});
+
+test("a settlement of a lost attempt is the whole hold, and never less than what had ended is known to have cost", () => {
+  const { drive } = ground(10_000);
+  const reserve = (n: number): string => {
+    const hold = `acme/session/s1/${n}:model/1`;
+    drive.tell("budget.reserve", { hold, session: "s1", agent: "a", model: "simulated/echo", amount_usd_micros: 100, minimum_usd_micros: 1 });
+    return hold;
+  };
+  const settled = (): unknown => drive.told.find(({ type }) => type === "budget.settled");
+  drive.tell("budget.settle", { hold: reserve(5), cost_usd_micros: null, spent_usd_micros: 40 });
+  expect(settled()).toMatchObject({ cost_usd_micros: 100, assumed: true });
+  drive.tell("budget.settle", { hold: reserve(7), cost_usd_micros: null, spent_usd_micros: 130 });
+  expect(settled()).toMatchObject({ cost_usd_micros: 130, assumed: true });
+  expect(drive.told).toContainEqual(expect.objectContaining({ type: "budget.overrun", over_usd_micros: 30 }));
 });

@@ -331,3 +331,65 @@ test("in any agent and any failures: bounded calls, none after an answer or a de
   );
   expect(Math.min(ends.completed, ends.failed, ends.exhausted)).toBeGreaterThan(10);
 });
+
+describe("what is told while it goes on", () => {
+  test("MR7: the journal hears of each failure before the wait for the next try, of what comes next, and of what is left", async () => {
+    const { route, told, calls } = ground({ "a/x": [{ code: "rate_limited", retry_after_ms: 2_000 }, "overloaded", "overloaded"], "b/y": ["ok"] });
+    await route({ fallbacks: { models: ["b/y"], content_policy: ["c/z"] } });
+    expect(told).toMatchObject([
+      { at_ms: calls[0]?.at_ms, attempts: [{ try: 1 }], next: { model: "a/x", try: 2, wait_ms: 2_000, code: "rate_limited", left: ["b/y", "c/z"] } },
+      { at_ms: calls[1]?.at_ms, attempts: [{ try: 1 }, { try: 2 }], next: { model: "a/x", try: 3, code: "overloaded" } },
+      { at_ms: calls[2]?.at_ms, attempts: [{ try: 1 }, { try: 2 }, { try: 3 }], next: { model: "b/y", try: 1, wait_ms: 0, left: ["c/z"] } },
+    ]);
+  });
+
+  test("an answer at once tells the journal nothing on the way", async () => {
+    const { route, told } = ground({ "a/x": ["ok"] });
+    await route({});
+    expect(told).toEqual([]);
+  });
+
+  test("a breaker that is waited for is named", async () => {
+    const world = new VirtualWorld(3);
+    const breakers = createBreakerBoard({ world, log: silentLog, worker: "w" });
+    const down = ground({ "a/x": ["provider_unavailable"] }, { breakers, world });
+    await down.route({});
+    await down.route({});
+    const up = ground({ "a/x": ["ok"] }, { breakers, world });
+    await up.route({});
+    expect(up.told).toMatchObject([{ attempts: [], skipped: [{ code: "circuit_open", purpose: "answer" }], next: { model: "a/x", code: "circuit_open" } }]);
+  });
+
+  test("MR7: asked in the middle of a call, it tells the tries that ended and what the one in flight has used, priced", async () => {
+    const { route, world, soFar } = ground({ "simulated/echo": ["overloaded", { code: "timeout", said: "one two three four", takes_ms: 60_000 }] });
+    let heard: JsonObject | undefined;
+    world.after(30_000, () => (heard = soFar()));
+    await route({ model: "simulated/echo" });
+    expect(heard).toMatchObject({
+      model: "simulated/echo",
+      attempts: [
+        { try: 1, outcome: "failed", code: "overloaded", usage: null },
+        {
+          try: 2,
+          outcome: "failed",
+          code: "cancelled",
+          purpose: "answer",
+          key_source: "platform",
+          usage: { estimated: true },
+          cost_usd_micros: expect.any(Number),
+        },
+      ],
+    });
+    expect(heard?.["attempts"]).toHaveLength(2);
+    expect((soFar()["attempts"] as JsonObject[]).map((one) => one["code"])).toEqual(["overloaded", "timeout"]);
+  });
+
+  test("between two tries nothing is in flight: what is told is what ended", async () => {
+    const { route, world, soFar } = ground({ "a/x": ["overloaded", "ok"] });
+    let heard: JsonObject | undefined;
+    world.after(100, () => (heard = soFar()));
+    await route({});
+    expect(heard).toMatchObject({ attempts: [{ try: 1, code: "overloaded" }] });
+    expect(heard?.["attempts"]).toHaveLength(1);
+  });
+});
