@@ -42,7 +42,7 @@ export const INVARIANTS = {
   A4: "nothing leaves with another tenant than it came in with",
   A5: "replaying gives every message's state, events and out, and every snapshot",
   A6: "an actor that is not finished has an effect in flight, a timer or a reason to wait",
-  P1: "the audit projection holds what the journal says",
+  P1: "the audit projection holds what the journal says, and each tenant's chain of it is whole",
   M1: "what model calls cost, what the budget settled and what the usage rows sum to are one sum",
 } as const;
 export type Invariant = keyof typeof INVARIANTS;

@@ -57,6 +57,28 @@ async function* rowsOf(context: Context, file: string): AsyncGenerator<ChainedRo
   }
 }
 
+/** The chain of one tenant, or of each there is, as the database has it, held against the stream. */
+export async function verifyChains(
+  context: Context,
+  { tenant, stream }: { tenant?: string; stream: boolean },
+  report: (finding: AuditFinding) => void,
+): Promise<AuditReport[]> {
+  const reports: AuditReport[] = [];
+  const queries = await context.queries();
+  const through = (await queries.positions()).find((row) => row.name === PROJECTION_NAME)?.position ?? 0;
+  const bus = stream ? await context.bus() : undefined;
+  // A tenant all of whose rows and head were taken out is known to the stream alone.
+  const tenants =
+    tenant === undefined ? new Set([...(await queries.audit_tenants()), ...(bus === undefined ? [] : await tenantsOf(bus, through))]) : [tenant];
+  for (const one of [...tenants].sort()) {
+    // What is compared is what was there at one moment; the projection goes on meanwhile.
+    const { position, head, beyond } = await queries.audit_end(one);
+    const journal = bus === undefined ? null : journalOf(bus, one, position);
+    reports.push(await verifyAudit({ tenant: one, rows: queries.audit_chain(one, position), head, beyond, journal, report }));
+  }
+  return reports;
+}
+
 export async function auditVerify(context: Context, { tenant, file, stream }: AuditVerifyOptions): Promise<number> {
   const { printer } = context;
   const report = (finding: AuditFinding): void => {
@@ -66,25 +88,12 @@ export async function auditVerify(context: Context, { tenant, file, stream }: Au
         `${printer.style("red", finding.fault)}  ${plain(finding.tenant)}  ${printer.style("dim", `stream ${finding.stream_sequence}/${finding.entry_index}`)}  ${plain(finding.what)}`,
       );
   };
-  const reports: AuditReport[] = [];
+  let reports: AuditReport[];
   if (file !== undefined) {
     if (tenant === undefined)
       throw new TroupeError(errorBody("invalid", "an export is verified for the --tenant it is of: its chain begins with the tenant's name"));
-    reports.push(await verifyAudit({ tenant, rows: rowsOf(context, file), head: null, journal: null, report }));
-  } else {
-    const queries = await context.queries();
-    const through = (await queries.positions()).find((row) => row.name === PROJECTION_NAME)?.position ?? 0;
-    const bus = stream ? await context.bus() : undefined;
-    // A tenant all of whose rows and head were taken out is known to the stream alone.
-    const tenants =
-      tenant === undefined ? new Set([...(await queries.audit_tenants()), ...(bus === undefined ? [] : await tenantsOf(bus, through))]) : [tenant];
-    for (const one of [...tenants].sort()) {
-      // What is compared is what was there at one moment; the projection goes on meanwhile.
-      const { position, head, beyond } = await queries.audit_end(one);
-      const journal = bus === undefined ? null : journalOf(bus, one, position);
-      reports.push(await verifyAudit({ tenant: one, rows: queries.audit_chain(one, position), head, beyond, journal, report }));
-    }
-  }
+    reports = [await verifyAudit({ tenant, rows: rowsOf(context, file), head: null, journal: null, report })];
+  } else reports = await verifyChains(context, { stream, ...(tenant === undefined ? {} : { tenant }) }, report);
   const findings = reports.reduce((sum, one) => sum + one.findings, 0);
   if (printer.json) for (const one of reports) printer.json_line({ report: one });
   else

@@ -7,6 +7,7 @@ import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { cores, definitions } from "../state-machines/kinds.ts";
+import { verifyChains } from "./audit.ts";
 import { createAuditView } from "./audit-view.ts";
 import { type Context, Unreachable } from "./context.ts";
 import { contextSummary, coreFor } from "./look.ts";
@@ -120,21 +121,36 @@ export async function verifyCommand(context: Context, { projections, passes }: V
     }
   }
   const counts = new Map<string, number>();
-  const report = await verifyAll({
+  const told = (violation: Violation): void => {
+    counts.set(violation.invariant, (counts.get(violation.invariant) ?? 0) + 1);
+    if (printer.json) printer.json_line({ violation });
+    else
+      printer.line(
+        `${printer.style("red", violation.invariant)}  ${plain(violation.actor)}  ${printer.style("dim", `seq ${violation.seq ?? "–"}, stream ${violation.stream_sequence}`)}  ${plain(violation.what)}`,
+      );
+  };
+  const journals = await verifyAll({
     bus,
     cores,
     passes,
     ...(filter === undefined ? {} : { filter }),
     ...(audit === undefined ? {} : { audit }),
-    report(violation: Violation) {
-      counts.set(violation.invariant, (counts.get(violation.invariant) ?? 0) + 1);
-      if (printer.json) printer.json_line({ violation });
-      else
-        printer.line(
-          `${printer.style("red", violation.invariant)}  ${plain(violation.actor)}  ${printer.style("dim", `seq ${violation.seq ?? "–"}, stream ${violation.stream_sequence}`)}  ${plain(violation.what)}`,
-        );
-    },
+    report: told,
   });
+  // The rows of single actors were compared above; the chain is the tenant's, and shows also what stands where no journal asks for it.
+  const chains =
+    audit === undefined || filter?.kind !== undefined
+      ? []
+      : await verifyChains(context, { stream: true, ...(filter?.tenant === undefined ? {} : { tenant: filter.tenant }) }, (finding) =>
+          told({
+            invariant: "P1",
+            actor: finding.tenant,
+            stream_sequence: finding.stream_sequence,
+            seq: null,
+            what: `the audit's chain, ${finding.fault}: ${finding.what}`,
+          }),
+        );
+  const report = { ...journals, audit_chains: chains.length, violations: journals.violations + chains.reduce((sum, { findings }) => sum + findings, 0) };
   if (printer.json) printer.json_line({ report: { ...report, projections: unchecked === undefined ? "checked" : `not checked: ${unchecked}` } });
   else {
     for (const [invariant, count] of counts) printer.line(`${invariant}: ${count} × not kept: ${INVARIANTS[invariant as keyof typeof INVARIANTS]}`);

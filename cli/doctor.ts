@@ -4,6 +4,7 @@
 import { readdir } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { STREAMS } from "../bus/port.ts";
+import { isolationFaults } from "../projections/isolation.ts";
 import { PROJECTION_NAME } from "../projections/rows.ts";
 import type { Context } from "./context.ts";
 import { EXIT } from "./ports.ts";
@@ -124,6 +125,9 @@ export async function examine(context: Context): Promise<DoctorFinding[]> {
     else if (unknown.length > 0) say("warning", "migrations", `applied by a newer program: ${unknown.join(" ")}`);
     else say("ok", "migrations", `current (${wanted.at(-1) ?? "none"})`);
     if (missing.length === 0) {
+      const faults = await within(isolationFaults(database));
+      for (const fault of faults) say("refused", "tenants apart", fault);
+      if (faults.length === 0) say("ok", "tenants apart", "every tenant table forces row-level security, no role of ours steps around it, the audit is only added to");
       const position = (await within((await context.queries()).positions())).find((one) => one.name === PROJECTION_NAME);
       const lag = events_last - (position?.position ?? 0);
       if (position === undefined) say("warning", "projection", "nothing has been projected yet: is a projector running?");

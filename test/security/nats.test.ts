@@ -5,6 +5,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { connect, headers, type Msg, type NatsConnection, StringCodec } from "nats";
+import pg from "pg";
 import { beforeAll, describe, expect, test } from "vitest";
 import { until } from "../../deploy/local/server-process.ts";
 import type { StreamName } from "../../bus/port.ts";
@@ -533,5 +534,30 @@ describe("scopes and ends", () => {
   test("nothing that was tried broke a promise of the journals", async () => {
     expect(await ground.troupe.cli(["verify", "rival"])).toMatchObject({ code: 0 });
     expect(await ground.troupe.cli(["verify", "acme"])).toMatchObject({ code: 0 });
+  });
+
+  test("verify finds a row of the audit that a superuser changed where no hash stands, and doctor a table that keeps tenants apart no more", async () => {
+    const database = new pg.Client({ connectionString: ground.troupe.dev().postgres_url });
+    await database.connect();
+    try {
+      const row = "tenant = 'rival' and stream_sequence = (select min(stream_sequence) from audit where tenant = 'rival') and entry_index = 0";
+      await database.query(`update audit set principal = 'key:somebody' where ${row}`);
+      const { code, stdout } = await ground.troupe.cli(["verify", "rival", "--json"]);
+      expect([code, stdout]).toEqual([1, expect.stringMatching(/"invariant":"P1","actor":"rival".*changed: it differs from its journal entry in principal/)]);
+      await database.query(`update audit set principal = null where ${row}`);
+      expect(await ground.troupe.cli(["verify", "rival", "--json"])).toMatchObject({ code: 0, stdout: expect.stringContaining('"audit_chains":1') });
+
+      const apart = async (): Promise<unknown> =>
+        (JSON.parse((await ground.troupe.cli(["doctor", "--json"])).stdout) as { findings: { what: string }[] }).findings.filter(
+          ({ what }) => what === "tenants apart",
+        );
+      expect(await apart()).toMatchObject([{ level: "ok" }]);
+      await database.query("alter table sessions no force row level security");
+      expect(await apart()).toMatchObject([{ level: "refused", detail: "sessions does not force row-level security" }]);
+      await database.query("alter table sessions force row level security");
+      expect(await apart()).toMatchObject([{ level: "ok" }]);
+    } finally {
+      await database.end();
+    }
   });
 });
