@@ -68,8 +68,7 @@ export async function verifyChains(
   const through = (await queries.positions()).find((row) => row.name === PROJECTION_NAME)?.position ?? 0;
   const bus = stream ? await context.bus() : undefined;
   // A tenant all of whose rows and head were taken out is known to the stream alone.
-  const tenants =
-    tenant === undefined ? new Set([...(await queries.audit_tenants()), ...(bus === undefined ? [] : await tenantsOf(bus, through))]) : [tenant];
+  const tenants = tenant === undefined ? new Set([...(await queries.audit_tenants()), ...(bus === undefined ? [] : await tenantsOf(bus, through))]) : [tenant];
   for (const one of [...tenants].sort()) {
     // What is compared is what was there at one moment; the projection goes on meanwhile.
     const { position, head, beyond } = await queries.audit_end(one);

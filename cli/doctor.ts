@@ -127,7 +127,8 @@ export async function examine(context: Context): Promise<DoctorFinding[]> {
     if (missing.length === 0) {
       const faults = await within(isolationFaults(database));
       for (const fault of faults) say("refused", "tenants apart", fault);
-      if (faults.length === 0) say("ok", "tenants apart", "every tenant table forces row-level security, no role of ours steps around it, the audit is only added to");
+      if (faults.length === 0)
+        say("ok", "tenants apart", "every tenant table forces row-level security, no role of ours steps around it, the audit is only added to");
       const position = (await within((await context.queries()).positions())).find((one) => one.name === PROJECTION_NAME);
       const lag = events_last - (position?.position ?? 0);
       if (position === undefined) say("warning", "projection", "nothing has been projected yet: is a projector running?");
