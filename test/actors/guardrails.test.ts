@@ -3,6 +3,7 @@
 import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
 import type { ModelCall } from "../../actors/effects/call-model.ts";
+import type { ModelMoney } from "../../actors/model-money.ts";
 import type { ModelAttempt } from "../../actors/model-routing.ts";
 import { secretIn, withGuardrails } from "../../actors/guardrails.ts";
 import { createPatternMatcher, type PatternMatcher } from "../../actors/pattern-matcher.ts";
@@ -122,7 +123,7 @@ async function call(
   guardrails: readonly JsonObject[],
   said: string,
   answer = "fine",
-  more: { items?: readonly TranscriptItem[]; entries?: Record<number, Entry>; fails?: true } = {},
+  more: { items?: readonly TranscriptItem[]; entries?: Record<number, Entry>; fails?: true; money?: ModelMoney } = {},
 ): Promise<Called> {
   const config = agentConfig.parse({ model: "simulated/echo", guardrails });
   const entries = new Map<number, Entry>([
@@ -160,7 +161,7 @@ async function call(
   } as unknown as EffectScope;
   const messages = more.items ?? [{ role: "user", at: 3, turn: 1 }];
   try {
-    const output = (await withGuardrails({ world, providers, breakers, patterns }, model)(
+    const output = (await withGuardrails({ world, providers, breakers, patterns, ...(more.money === undefined ? {} : { money: more.money }) }, model)(
       { turn: 1, step: 0, config_seq: 2, messages } as never,
       scope,
     )) as JsonObject;
@@ -257,6 +258,47 @@ test("GR4: what judges cost is told with the call's attempts, whether it answers
   ]);
   const { failure } = await call(both, "ALLOW", "ALLOW", { fails: true });
   expect(failure).toMatchObject({ code: "provider_unavailable", details: { attempts: [{ model: "simulated/echo" }, { model: "own" }] } });
+});
+
+describe("a judge that costs", () => {
+  const refuses: ModelMoney = {
+    begin: () => Promise.reject(new Error("the call itself asks for itself")),
+    judge: () => Promise.reject(new EffectFailure("budget_exceeded", "nothing is left", { refusal: { limit_usd_micros: 0 } })),
+  };
+
+  test("GR4: is asked after the budget said yes, with as many words as are paid for, from the attempt's own hold", async () => {
+    const asked: { model: string; made: number }[] = [];
+    const money: ModelMoney = {
+      ...refuses,
+      judge: async ({ model, request, made = [] }) => {
+        asked.push({ model, made: made.length });
+        const pay = async () => ({ kind: "paid", max_output_tokens: 1 }) as const;
+        return { model, request, decision: undefined, refusal: undefined, pay };
+      },
+    };
+    const both = [
+      { ...rule(JUDGE), name: "in" },
+      { ...rule(JUDGE), name: "out", on: "output" },
+    ];
+    const { output } = await call(both, "ALLOW", "ALLOW", { money });
+    expect(asked).toEqual([
+      { model: "simulated/echo", made: 0 },
+      { model: "simulated/echo", made: 2 },
+    ]);
+    expect((output?.["attempts"] as JsonObject[]).map(({ usage }) => (usage as JsonObject | undefined)?.["output_tokens"])).toEqual([1, undefined, 1]);
+  });
+
+  test("GR3: that the budget does not pay for lets no message to the model, and the turn ends with the budget's own words", async () => {
+    const { asked, failure } = await call([rule(JUDGE)], "ALLOW", "fine", { money: refuses });
+    expect([asked, failure?.code, failure?.details?.["refusal"]]).toEqual([0, "budget_exceeded", { limit_usd_micros: 0 }]);
+  });
+
+  test("GR3: that the budget does not pay for lets no answer out", async () => {
+    const { asked, failure } = await call([rule({ ...JUDGE, on: "output" })], "hello", "an unjudged answer", { money: refuses });
+    expect([asked, failure?.code]).toEqual([1, "guardrail"]);
+    expect(failure?.message).toContain("could not be judged (budget_exceeded)");
+    expect(JSON.stringify(failure)).not.toContain("unjudged answer");
+  });
 });
 
 test("an agent without guardrails is called as it is", async () => {

@@ -162,6 +162,14 @@ describe("one attempt", () => {
     expect(await rowsOf("s6")).toMatchObject([{ try: 1, purpose: "answer", outcome: "completed", cost_usd_micros: 57 }]);
   });
 
+  test("whose settlement is below what its calls said, as one of before may be, has rows that sum to the settlement all the same", async () => {
+    const old = ({ purpose: _, rule: __, ...told }: JsonObject): JsonObject => told;
+    const journal = begun("s7");
+    reserve(holdOf(journal), 40);
+    journal.commit(done(journal.inst("model") ?? "", [old(good(1, 30)), old(good(2, 25)), old(call(3, { usage: USAGE }))], null));
+    expect((await rowsOf("s7")).map(({ cost_usd_micros }) => cost_usd_micros)).toEqual([30, 10, 0]);
+  });
+
   test("pages tell each row once, also within an attempt", async () => {
     const queries = createQueries(database);
     const seen: string[] = [];
@@ -172,7 +180,7 @@ describe("one attempt", () => {
       after = page.next ?? undefined;
     } while (after !== undefined);
     expect(new Set(seen).size).toBe(seen.length);
-    expect(seen).toHaveLength(12);
+    expect(seen).toHaveLength(15);
   });
 });
 
