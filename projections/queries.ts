@@ -249,9 +249,11 @@ const filterOf = (text: string | undefined): string | null => (text === undefine
 
 const SESSION_COLUMNS = `session, agent, agent_version, config_hash, external_id, user_id as "user", mode, metadata, model, state, reason, turn,
   created_at, updated_at, seq, epoch, worker`;
+/** What is the platform's to bill: a call with the tenant's own key is metered, and billed by the provider to the tenant. */
+const BILLED = "case when key_source = 'tenant' then 0 else cost_usd_micros end";
 const USAGE_COLUMNS = `session, inst, attempt, try, purpose, rule, turn, step, agent, user_id as "user", model, provider, key_source, input_tokens, output_tokens,
-  cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, price_version, estimated, outcome, code, started_at, ended_at,
-  (extract(epoch from ended_at - started_at) * 1000)::bigint as latency_ms, first_token_ms, stream_sequence`;
+  cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, ${BILLED} as billed_usd_micros, price_version, estimated, outcome, code,
+  started_at, ended_at, (extract(epoch from ended_at - started_at) * 1000)::bigint as latency_ms, first_token_ms, stream_sequence`;
 const AUDIT_COLUMNS = `kind, actor, stream_sequence, entry_index, seq, at, epoch, worker, machine, entry_type, command_type, channel, key, source, inst, code,
   state_after, events, trace, principal, hash, chain`;
 const USAGE_FILTER = `tenant = $1 and ($2::text is null or session = $2) and ($3::text is null or agent = $3) and ($4::text is null or user_id = $4)
