@@ -74,6 +74,8 @@ export interface UsageRow {
   readonly cache_write_tokens: number | null;
   readonly reasoning_tokens: number | null;
   readonly cost_usd_micros: number | null;
+  /** 0 of a call with the tenant's own key: the provider bills it to the tenant. */
+  readonly billed_usd_micros: number | null;
   readonly price_version: string | null;
   /** The provider did not say; the counts are ours. */
   readonly estimated: boolean;

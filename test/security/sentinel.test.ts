@@ -1,5 +1,5 @@
-// Goal:   a provider's key, and a tenant's, are nowhere but where they are used: in no stream, bucket, table, log, metric, error, answer, file,
-//         command line, and in the surroundings of no process but the workers.
+// Goal:   a provider's key (the platform's, and a tenant's own), the master keys, and a tenant's key are nowhere but where they are used: in no stream,
+//         bucket, table, log, metric, error, answer, file, command line, and in the surroundings of no process but the workers.
 // Method: the whole of Troupe with keys that are unmistakable, and providers on this machine that repeat the key they were shown in every way a
 //         provider does: in errors of every status, in a stream that breaks, in headers. Turns fail, retry and succeed; then everything is searched,
 //         for the key as it is and as it may be encoded.
@@ -11,6 +11,7 @@ import { join } from "node:path";
 import pg from "pg";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { BUCKETS, STREAMS } from "../../bus/port.ts";
+import { MASTER_KEYS_FILE } from "../../deploy/local/secrets.ts";
 import { startTwoTenants, type TwoTenants } from "./two-tenants.ts";
 
 const SENTINELS = {
@@ -20,6 +21,13 @@ const SENTINELS = {
   TROUPE_OPENAI_COMPATIBLE_KEY_LOCAL: "SENTINELcompatible0123456789abcdef",
 };
 const SHOWN = "SENTINEL";
+/** The keys of one tenant's own, given while it runs: the first two over HTTP, the others at the command line. */
+const OWN = {
+  anthropic: "SENTINELown-anthropic0123456789abcdef",
+  openai: "SENTINELown-openai0123456789abcdef",
+  google: "SENTINELown-google0123456789abcdef",
+  local: "SENTINELown-compatible0123456789abcdef",
+};
 /** The word as it may be written by something that encodes it: base64 at its three places, and hex. */
 const WRITTEN = [
   SHOWN,
@@ -34,6 +42,10 @@ const WRITTEN = [
 let provider: Server;
 let ground: TwoTenants;
 let shown_keys = 0;
+/** Of them, a tenant's own. */
+let shown_own_keys = 0;
+/** What the tenant's own keys rest under. */
+let master_key = "";
 const answers: string[] = [];
 
 /** Repeats the key in what it answers, in the way that the model's name asks for. */
@@ -42,6 +54,7 @@ function repeat(request: IncomingMessage, response: ServerResponse, body: string
   const key =
     `${String(request.headers["authorization"] ?? "")} ${String(request.headers["x-api-key"] ?? "")} ${String(request.headers["x-goog-api-key"] ?? "")} ${url.includes("key=") ? url : ""}`.trim();
   if (key.includes(SHOWN)) shown_keys += 1;
+  if (key.includes(`${SHOWN}own`)) shown_own_keys += 1;
   const how = /(auth|broken|limit|html|stream)-please/.exec(url + body)?.[1] ?? "auth";
   const error = JSON.stringify({
     type: "error",
@@ -76,19 +89,39 @@ beforeAll(async () => {
     },
   });
   const { troupe, keys } = ground;
+  master_key = /:(\S+)/.exec(readFileSync(join(troupe.home, MASTER_KEYS_FILE), "utf8"))![1]!;
+  const admin = await ground.key("rival", { scopes: ["admin"] });
+  const put = async (provider: string, body: object | string): Promise<void> => {
+    const text = typeof body === "string" ? body : JSON.stringify(body);
+    const headers = { "content-type": "application/json" };
+    answers.push(await (await troupe.api(`/v1/provider-keys/${provider}`, { method: "PUT", key: admin.key, body: text, headers })).text());
+  };
+  await put("anthropic", { key: OWN.anthropic, label: "own" });
+  await put("openai", { key: OWN.openai });
+  // As people get it wrong: no JSON, the wrong field, a word too many, a provider that there is not.
+  for (const wrong of [`{"key": ${OWN.openai}}`, `{"key": "${OWN.openai}",}`, { api_key: OWN.openai }, { key: `Bearer ${OWN.openai}` }, { key: [OWN.openai] }])
+    await put("openai", wrong);
+  await put("opnai", { key: OWN.openai });
+  for (const provider of ["google", "local"] as const) {
+    const { code, stdout, stderr } = await troupe.cli(["provider-keys", "set", "--tenant", "rival", provider], { stdin: OWN[provider] });
+    expect(code, stderr).toBe(0);
+    answers.push(stdout, stderr);
+  }
   const models = ["anthropic/claude-sonnet-5", "openai/gpt-5.6-luna", "google/gemini-3.5-flash", "local/some-model"];
   await Promise.all(
     models.flatMap((model, index) =>
-      ["auth", "html", "stream"].map(async (how) => {
+      (["auth", "html", "stream", "own-auth", "own-broken", "own-stream"] as const).map(async (wanted) => {
+        const key = wanted.startsWith("own") ? keys.rival : keys.acme;
+        const how = wanted.replace("own-", "");
         const id = `m${index}-${how}`;
-        const made = await troupe.api("/v1/sessions", { key: keys.acme, json: { id, agent: "assistant", overrides: { model } } });
+        const made = await troupe.api("/v1/sessions", { key, json: { id, agent: "assistant", overrides: { model } } });
         answers.push(await made.text());
         if (made.status !== 201) return;
         const end = new AbortController();
         const patience = setTimeout(() => end.abort(), 12_000);
         try {
           const said = await troupe.api(`/v1/sessions/${id}/messages`, {
-            key: keys.acme,
+            key,
             json: { content: `${how}-please` },
             headers: { accept: "text/event-stream" },
             signal: end.signal,
@@ -98,7 +131,7 @@ beforeAll(async () => {
           if (!end.signal.aborted) throw error; // a turn that is still being retried is cut off: what it left is searched all the same
         }
         clearTimeout(patience);
-        answers.push(await (await troupe.api(`/v1/sessions/${id}`, { key: keys.acme })).text());
+        answers.push(await (await troupe.api(`/v1/sessions/${id}`, { key })).text());
       }),
     ),
   );
@@ -108,6 +141,14 @@ beforeAll(async () => {
     ["doctor"],
     ["models"],
     ["keys", "list", "--tenant", "acme", "--json"],
+    ["show", "rival/session/m0-auth"],
+    ["show", "rival/tenant/main", "--entries", "40"],
+    ["replay", "rival/tenant/main", "--json"],
+    ["usage", "--tenant", "rival", "--json"],
+    ["audit", "export", "--tenant", "rival"],
+    ["provider-keys", "list", "--tenant", "rival"],
+    ["provider-keys", "rotate", "--tenant", "rival", "--json"],
+    ["provider-keys", "remove", "--tenant", "rival", "local"],
   ]) {
     const { stdout, stderr } = await troupe.cli(args);
     answers.push(stdout, stderr);
@@ -116,7 +157,7 @@ beforeAll(async () => {
 afterAll(() => void provider.close());
 
 function expectClean(where: string, text: string): void {
-  for (const word of [...WRITTEN, ground.keys.acme, ground.keys.rival]) {
+  for (const word of [...WRITTEN, ground.keys.acme, ground.keys.rival, master_key, Buffer.from(master_key, "base64").toString("hex")]) {
     const at = text.indexOf(word);
     expect(at < 0 ? "" : `${where}: …${text.slice(Math.max(0, at - 120), at + 40)}…`).toBe("");
   }
@@ -124,6 +165,10 @@ function expectClean(where: string, text: string): void {
 
 test("the providers were shown the keys and repeated them, and turns told of failures: there was something to leak", () => {
   expect(shown_keys).toBeGreaterThan(5);
+  expect(shown_own_keys).toBeGreaterThan(5);
+  expect(answers.join("\n")).toContain('"last_four":"cdef"');
+  expect(answers.join("\n")).toMatch(/provider_key.put/);
+  expect(master_key).toMatch(/^[A-Za-z0-9+/]{43}=$/);
   expect(answers.join("\n")).toMatch(/turn\.failed/);
   expect(answers.join("\n")).toMatch(/\[redacted\]|redacted|…|\*\*\*/i);
 });
@@ -135,6 +180,7 @@ test("the search finds a key as it is and as it may be encoded", () => {
     Buffer.from(key).toString("hex"),
     ...["", "a", "ab"].map((before) => Buffer.from(`${before}${key}`).toString("base64")),
     `x${ground.keys.acme}x`,
+    master_key,
   ];
   for (const text of hidden) expect(() => expectClean("planted", `before ${text} after`)).toThrow();
 });
@@ -188,6 +234,11 @@ test("no file of $TROUPE_HOME has a provider's key in it, and none but the devel
     for (const name of readdirSync(directory)) {
       const path = join(directory, name);
       if (path === join(ground.troupe.home, "cache")) continue; // compiled code, shared by all runs
+      if (path === join(ground.troupe.home, MASTER_KEYS_FILE)) {
+        expect(statSync(path).mode & 0o077, "the file of master keys is its owner's alone").toBe(0);
+        expect(readFileSync(path, "utf8")).not.toContain(SHOWN);
+        continue;
+      }
       const stats = statSync(path, { throwIfNoEntry: false });
       if (stats?.isDirectory()) walk(path);
       else if (stats?.isFile() && stats.size > 0) {
