@@ -12,6 +12,7 @@ import { budgetDefinition } from "../../state-machines/budget.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { atEndOfFile } from "../harness/endings.ts";
 import { freshDatabase } from "../harness/servers.ts";
+import { callMade } from "../state-machines/session-drive.ts";
 import { answered, claimed, command, createEventStream, type Journal, journalOf, readySession, realWorld, seeded } from "./event-stream.ts";
 
 const SEED = Number(process.env["SEED"] ?? 4);
@@ -23,26 +24,8 @@ const clock = { ms: Date.parse("2026-11-21T05:00:00.000Z") };
 const budget = journalOf(stream, { tenant: "acme", kind: "budget", id: "main" }, budgetCore, clock);
 let database: Database;
 
-const call = (number: number, more: JsonObject = {}): JsonObject => ({
-  model: "openai/b",
-  attempt: 1,
-  try: number,
-  purpose: "answer",
-  rule: null,
-  outcome: "failed",
-  stop: null,
-  code: "overloaded",
-  message: "too much to do",
-  usage: null,
-  cost_usd_micros: null,
-  price_version: null,
-  started_at: "2026-11-21T05:00:01.000Z",
-  ended_at: "2026-11-21T05:00:01.250Z",
-  first_token_ms: null,
-  ...more,
-});
 const good = (number: number, cost_usd_micros: number, more: JsonObject = {}): JsonObject =>
-  call(number, { outcome: "completed", code: null, usage: USAGE, cost_usd_micros, price_version: "p1", first_token_ms: 40, ...more });
+  callMade(number, { outcome: "completed", code: null, usage: USAGE, cost_usd_micros, price_version: "p1", first_token_ms: 40, ...more });
 const judge = (number: number, cost_usd_micros: number): JsonObject =>
   good(number, cost_usd_micros, { purpose: "guardrail", rule: "kind", model: "anthropic/a" });
 
@@ -102,7 +85,7 @@ describe("one attempt", () => {
     const journal = begun("s1");
     const inst = journal.inst("model") ?? "";
     reserve(holdOf(journal), 100);
-    journal.commit(done(inst, [judge(1, 3), call(2), good(3, 25)], 25));
+    journal.commit(done(inst, [judge(1, 3), callMade(2), good(3, 25)], 25));
     expect(await rowsOf("s1")).toMatchObject([
       { try: 1, purpose: "guardrail", rule: "kind", model: "anthropic/a", provider: "anthropic", outcome: "completed", cost_usd_micros: 3, first_token_ms: 40 },
       { try: 2, purpose: "answer", rule: null, outcome: "failed", code: "overloaded", input_tokens: null, cost_usd_micros: 0, latency_ms: 250 },
@@ -114,7 +97,7 @@ describe("one attempt", () => {
     const journal = begun("s2");
     const inst = journal.inst("model") ?? "";
     reserve(holdOf(journal), 100);
-    journal.commit(progress(inst, [call(1, { usage: USAGE, cost_usd_micros: 30, price_version: "p1" })]));
+    journal.commit(progress(inst, [callMade(1, { usage: USAGE, cost_usd_micros: 30, price_version: "p1" })]));
     journal.commit(claimed([inst]));
     journal.commit(done(inst, [good(1, 25, { attempt: 2 })], 25));
     expect(await rowsOf("s2")).toMatchObject([
@@ -128,7 +111,7 @@ describe("one attempt", () => {
     const journal = begun("s3");
     const inst = journal.inst("model") ?? "";
     reserve(holdOf(journal), 100);
-    const attempts = [call(1), call(2, { code: "cancelled", usage: { ...USAGE, estimated: true }, cost_usd_micros: 12, price_version: "p1" })];
+    const attempts = [callMade(1), callMade(2, { code: "cancelled", usage: { ...USAGE, estimated: true }, cost_usd_micros: 12, price_version: "p1" })];
     const stopped = { [inst]: { model: "openai/b", attempts, usage: USAGE, cost_usd_micros: 12, price_version: "p1" } };
     journal.commit({ t: "command", type: "turn.cancel", channel: "command", body: {}, stopped });
     expect(await rowsOf("s3")).toMatchObject([
@@ -166,7 +149,7 @@ describe("one attempt", () => {
     const old = ({ purpose: _, rule: __, ...told }: JsonObject): JsonObject => told;
     const journal = begun("s7");
     reserve(holdOf(journal), 40);
-    journal.commit(done(journal.inst("model") ?? "", [old(good(1, 30)), old(good(2, 25)), old(call(3, { usage: USAGE }))], null));
+    journal.commit(done(journal.inst("model") ?? "", [old(good(1, 30)), old(good(2, 25)), old(callMade(3, { usage: USAGE }))], null));
     expect((await rowsOf("s7")).map(({ cost_usd_micros }) => cost_usd_micros)).toEqual([30, 10, 0]);
   });
 
@@ -190,8 +173,8 @@ test("however attempts end and whatever of them is known: no row is negative, ea
   const drawn = (): JsonObject[] =>
     Array.from({ length: 1 + upTo(4) }, (_, index) => {
       const fate = upTo(4);
-      if (fate === 0) return call(index + 1);
-      if (fate === 1) return call(index + 1, { usage: USAGE }); // Its price is not known.
+      if (fate === 0) return callMade(index + 1);
+      if (fate === 1) return callMade(index + 1, { usage: USAGE }); // Its price is not known.
       return fate === 2 ? judge(index + 1, upTo(50)) : good(index + 1, upTo(200));
     });
   const ends = { done: 0, failed: 0, stopped: 0, unheard: 0, lost: 0 };

@@ -37,6 +37,26 @@ export const answer = (text: string, ...tools: string[]): ModelOutput => ({
   model: "simulated/echo",
 });
 
+/** A call of a model as its effect tells of it: one that failed and cost nothing, unless told otherwise. */
+export const callMade = (number: number, more: JsonObject = {}): JsonObject => ({
+  model: "openai/b",
+  attempt: 1,
+  try: number,
+  purpose: "answer",
+  rule: null,
+  outcome: "failed",
+  stop: null,
+  code: "overloaded",
+  message: "too much to do",
+  usage: null,
+  cost_usd_micros: null,
+  price_version: null,
+  started_at: "2026-11-21T05:00:01.000Z",
+  ended_at: "2026-11-21T05:00:01.250Z",
+  first_token_ms: null,
+  ...more,
+});
+
 export const observed = { text: "observed", is_error: false };
 /** As the performer of a model call says that the configuration must be taken up anew. */
 export const changed = {

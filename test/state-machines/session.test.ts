@@ -22,6 +22,7 @@ import { RECOVERY_COST_USD_MICROS_MAX, RECOVERY_TRIES_MAX } from "../../state-ma
 import {
   acting,
   answer,
+  callMade,
   changed,
   configuration,
   expectInvariants,
@@ -1099,23 +1100,8 @@ describe("the recovery budget", () => {
 
 describe("the calls of a model call", () => {
   const usage = { input_tokens: 5, output_tokens: 2, cache_read_tokens: 0, cache_write_tokens: 0, reasoning_tokens: 0 };
-  const call = (number: number, more: JsonObject = {}): JsonObject => ({
-    model: "openai/b",
-    attempt: 1,
-    try: number,
-    purpose: "answer",
-    rule: null,
-    outcome: "failed",
-    stop: null,
-    code: "overloaded",
-    message: "too much to do",
-    usage: null,
-    cost_usd_micros: null,
-    price_version: null,
-    ...more,
-  });
   const answered = (number: number): JsonObject =>
-    call(number, { outcome: "completed", code: null, message: null, usage, cost_usd_micros: 25, model: "simulated/echo" });
+    callMade(number, { outcome: "completed", code: null, message: null, usage, cost_usd_micros: 25, model: "simulated/echo" });
   const judged = (number: number): JsonObject => ({ ...answered(number), purpose: "guardrail", rule: "kind", cost_usd_micros: 3 });
   const next = (more: JsonObject = {}): JsonObject => ({
     model: "openai/b",
@@ -1136,7 +1122,7 @@ describe("the calls of a model call", () => {
   test("are told one by one before the end, which tells the one that answered; all of them count", () => {
     const drive = thinking();
     const skipped = [{ model: "anthropic/a", code: "circuit_open", message: "it is open", purpose: "answer" }];
-    drive.done("model", { ...answer("fine"), attempts: [judged(1), call(2), answered(3)], skipped });
+    drive.done("model", { ...answer("fine"), attempts: [judged(1), callMade(2), answered(3)], skipped });
     expect(drive.told.slice(0, 4)).toMatchObject([
       { type: "model.skipped", turn: 1, step: 0, attempt: 1, model: "anthropic/a", code: "circuit_open" },
       { type: "model.tried", try: 1, purpose: "guardrail", rule: "kind", outcome: "completed", cost_usd_micros: 3 },
@@ -1150,7 +1136,7 @@ describe("the calls of a model call", () => {
 
   test("of a failure are told too, the last of them by the failure itself", () => {
     const drive = thinking();
-    drive.fail("model", { code: "models_exhausted", message: "none", details: { model: "openai/b", attempts: [call(1), call(2)], usage: null } });
+    drive.fail("model", { code: "models_exhausted", message: "none", details: { model: "openai/b", attempts: [callMade(1), callMade(2)], usage: null } });
     expect(drive.types.slice(0, 3)).toEqual(["model.tried", "model.failed", "turn.failed"]);
     expect(drive.context.usage.model_calls).toBe(2);
     expectInvariants(drive);
@@ -1161,7 +1147,7 @@ describe("the calls of a model call", () => {
     const drive = thinking();
     drive.done("model", {
       ...answer("fine"),
-      attempts: [before(call(1)), before(answered(2))],
+      attempts: [before(callMade(1)), before(answered(2))],
       skipped: [{ model: "anthropic/a", code: "circuit_open", message: "it is open" }],
     });
     expect(drive.types).toEqual(["model.completed", "message.completed", "turn.completed", "session.state"]);
@@ -1169,19 +1155,17 @@ describe("the calls of a model call", () => {
   });
 
   test("that are made again say for whom the session waits, until when and why; then it works, and nothing of it is left at the end", () => {
-    const drive = says(thinking(), [call(1)]);
+    const drive = says(thinking(), [callMade(1)]);
     const { waits } = drive.core.definition;
     expect(drive.told).toMatchObject([
       { type: "model.retrying", turn: 1, step: 0, attempt: 1, model: "openai/b", try: 2, wait_ms: 4_000, code: "rate_limited" },
     ]);
-    expect(waits(drive.view, drive.at_ms + 1_500)).toBe(
-      "waits for provider openai: try 2 of openai/b in 2500 ms, because it answered 429 (rate_limited)",
-    );
+    expect(waits(drive.view, drive.at_ms + 1_500)).toBe("waits for provider openai: try 2 of openai/b in 2500 ms, because it answered 429 (rate_limited)");
     expect(waits(drive.view)).toContain("4000 ms after 1970-01-01T00:16:40.000Z");
     expect(waits(drive.view, drive.at_ms + 4_000)).toBeUndefined();
-    says(drive, [call(1), call(2)], { wait_ms: 0, model: "simulated/echo", try: 1 });
+    says(drive, [callMade(1), callMade(2)], { wait_ms: 0, model: "simulated/echo", try: 1 });
     expect(waits(drive.view, drive.at_ms)).toBeUndefined();
-    says(drive, [call(1), call(2)], { code: "circuit_open" });
+    says(drive, [callMade(1), callMade(2)], { code: "circuit_open" });
     expect(waits(drive.view, drive.at_ms)).toContain("its circuit breaker is open (circuit_open)");
     drive.done("model", answer("fine"));
     expect(drive.context.retry).toBeNull();
@@ -1191,7 +1175,7 @@ describe("the calls of a model call", () => {
   test("S6: what they said changes no input, and is forgotten with the attempt that said it", () => {
     const drive = thinking();
     const { input, inst } = drive.state.running["model"]!;
-    says(drive, [call(1)]);
+    says(drive, [callMade(1)]);
     expect(drive.state.running["model"]).toMatchObject({ inst, input, attempt: 1, told: { next: { try: 2 } } });
     drive.claim();
     expect(drive.state.running["model"]).toEqual({ inst, input, src: "call_model", attempt: 2 });
@@ -1200,7 +1184,7 @@ describe("the calls of a model call", () => {
   });
 
   test("that are lost settle the hold, and at least what had ended before", () => {
-    const drive = says(thinking(), [call(1, { usage, cost_usd_micros: 30 })]);
+    const drive = says(thinking(), [callMade(1, { usage, cost_usd_micros: 30 })]);
     drive.claim();
     expect(settlements(drive)).toMatchObject([{ hold: expect.stringMatching(/model\/1$/), cost_usd_micros: null, spent_usd_micros: 30 }]);
     drive.claim();
@@ -1224,8 +1208,8 @@ describe("the calls of a model call", () => {
     ],
   ])("that are stopped by %s are settled by what they had used, and told with it", (_, stop) => {
     const drive = thinking();
-    const cancelled = call(2, { code: "cancelled", usage, cost_usd_micros: 12 });
-    stop(drive, { [drive.instOf("model")]: { model: "openai/b", attempts: [call(1), cancelled], usage, cost_usd_micros: 12, price_version: "v" } });
+    const cancelled = callMade(2, { code: "cancelled", usage, cost_usd_micros: 12 });
+    stop(drive, { [drive.instOf("model")]: { model: "openai/b", attempts: [callMade(1), cancelled], usage, cost_usd_micros: 12, price_version: "v" } });
     expect(drive.told.find(({ type }) => type === "model.failed")).toMatchObject({ model: "openai/b", usage, cost_usd_micros: 12 });
     expect(drive.told.find(({ type }) => type === "model.tried")).toMatchObject({ try: 1, code: "overloaded" });
     expect(settlements(drive)).toEqual([{ hold: expect.stringMatching(/model\/1$/), cost_usd_micros: 12, model: "openai/b" }]);
