@@ -24,6 +24,7 @@ import { affordableOutputTokens, costAtMost } from "../providers/prices.ts";
 import type { ModelRequest } from "../providers/provider.ts";
 import type { Providers } from "../providers/registry.ts";
 import { holdId } from "../state-machines/budget.ts";
+import { MODEL_PATIENCE_MS } from "../state-machines/session.ts";
 import type { CallPool } from "./call-pool.ts";
 import type { CommandClient } from "./client.ts";
 import { EffectFailure, type EffectScope } from "./performer.ts";
@@ -80,8 +81,12 @@ export interface ModelMoney {
 
 /** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
 export const ROOM_PATIENCE_MS = 30_000;
-/** And how long one stands in the line for a slot: a batch of work may well take minutes until its turn. */
-const LINE_PATIENCE_MS = 10 * 60_000;
+/**
+ * And how long one stands in the line for a slot: a batch of work may well take minutes until its turn. Half of what a session waits for a model
+ * call (MODEL_PATIENCE_MS), so that the call has time to be made, and a line that does not move is named in the failure.
+ */
+const LINE_PATIENCE_MS = 5 * 60_000;
+assert(LINE_PATIENCE_MS <= MODEL_PATIENCE_MS / 2, "who had to stand in line has as long for the call itself");
 /** And how long a budget that does not answer: a take-over takes seconds, an election of the broker eight. */
 const ASK_PATIENCE_MS = 60_000;
 const ASK_ONCE_MS = 10_000;

@@ -423,7 +423,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     summary: "create an agent, or a new version of it, from a file",
     about:
       "FILE is a JSON object: the id under `agent`, `id` or `name`; the configuration beside it or under `config`: `model` (required), `instructions` (or\n" +
-      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `fallbacks`, `guardrails`, `roles`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
+      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `priority`, `fallbacks`, `guardrails`, `roles`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
       "Every fault is named with its JSON pointer. Sessions that run keep the version they began with. `-` reads from stdin.",
     json: "document",
     examples: ["troupe agents put --tenant acme helper.json", `echo '{"agent":"echo","model":"simulated/echo"}' | troupe agents put --tenant acme -`],
