@@ -8,7 +8,7 @@ import type { Providers } from "../providers/registry.ts";
 import type { ActorView } from "../state-machines/definition.ts";
 import { allowed, permissionsOf } from "../state-machines/permission.ts";
 import { sessionContextOf } from "../state-machines/session.ts";
-import { BUILT_IN_TOOLS, unknownTools } from "../state-machines/tools.ts";
+import { BUILT_IN_TOOLS, type ToolTable, unknownTools } from "../state-machines/tools.ts";
 import type { BudgetStanding } from "./budget-standing.ts";
 import type { CallPool } from "./call-pool.ts";
 import type { Directory, TenantRecord } from "./directory.ts";
@@ -28,11 +28,11 @@ function refuseForeign(actor: ActorAddress, { body }: Command): ErrorBody | unde
 }
 
 /** Told to whoever writes the agent, and not only to whoever first needs it: its sessions would be unhealthy (step `tools`). */
-function refuseTools({ body }: Command): ErrorBody | undefined {
+function refuseTools({ body }: Command, table: ToolTable): ErrorBody | undefined {
   const { tools } = body["config"] as unknown as AgentConfig;
-  const unknown = unknownTools(tools, BUILT_IN_TOOLS);
+  const unknown = unknownTools(tools, table);
   if (unknown.length === 0) return undefined;
-  const known = Object.keys(BUILT_IN_TOOLS);
+  const known = Object.keys(table);
   return errorBody("invalid", `there is no tool '${unknown.join("', '")}'; there are ${known.join(", ")}`, {
     errors: unknown.map((name) => ({ pointer: `/config/tools/${tools.indexOf(name)}`, message: "there is no such tool" })),
     tools: known,
@@ -61,16 +61,19 @@ export function createAdmission({
   providers,
   standing,
   pool,
+  tools = BUILT_IN_TOOLS,
 }: {
   directory: Directory;
   providers: Providers;
   standing?: BudgetStanding;
   /** Says when so many calls of a tenant wait that no message can be taken. */
   pool?: Pick<CallPool, "refusal">;
+  /** The tools there are. */
+  tools?: ToolTable;
 }): Admit {
   return async (actor, command, view) => {
     if (command.type === "provider_key.put") return refuseProvider(providers, command);
-    if (command.type === "agent.put") return refuseTools(command);
+    if (command.type === "agent.put") return refuseTools(command, tools);
     if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
     if (actor.kind === "budget" && command.type === "budget.configure") return refuseForeign(actor, command);
     if (actor.kind === "budget" && ALWAYS_OF_BUDGETS.includes(command.type)) return undefined;

@@ -157,6 +157,8 @@ export class ActorCell {
   #head: CommitHead | undefined;
   #snapshot_seq = 0;
   #snapshot_bytes = 0;
+  /** Under way; at most one. */
+  #snapshot_writing: Promise<void> | undefined;
   /** Appended since the last snapshot. */
   #journal_bytes = 0;
   #snapshot_at_ms: number;
@@ -646,11 +648,12 @@ export class ActorCell {
     this.#deps.entries.add(actor, message);
     observer?.committed?.(folds.length, world.monotonic_ms() - began_ms);
     observer?.events?.(actor, message.events);
+    // What begins waits for nothing but the journal; what is said of it waits for its messages.
+    this.#reconcile(hold);
     if (out.length > 0 && !(await this.#publishOut(out))) return "stopped";
     this.#tell(decided, after_sequence);
-    this.#reconcile(hold);
     if (Object.keys(state.running).length === 0) this.#endQuarantine();
-    await this.#maybeSnapshot(bus);
+    this.#maybeSnapshot(bus); // not awaited: the next commit owes it nothing
     return "committed";
   }
 
@@ -755,16 +758,21 @@ export class ActorCell {
         this.#armed_due_ms = due_ms;
       }
     }
-    await this.#maybeSnapshot(bus);
+    await this.#snapshot_writing;
+    this.#maybeSnapshot(bus);
+    await this.#snapshot_writing;
     return this.idle && !this.#stopped() && (this.#state?.seq ?? 0) === seq && Object.keys(this.#state?.running ?? {}).length === 0;
   }
 
-  /** A snapshot is written only when every outgoing message up to it is published, which #commit has awaited. */
-  async #maybeSnapshot(bus: Bus): Promise<void> {
+  /**
+   * A snapshot is taken only when every outgoing message up to it is published, which #commit has awaited. It is written beside the commits that
+   * follow, one at a time: an actor that commits without pause (a budget) would keep one in sixty of its callers waiting for a second fsync.
+   */
+  #maybeSnapshot(bus: Bus): void {
     const state = this.#state;
     const head = this.#head;
-    if (state === undefined || head === undefined) return;
-    const { world, core, actor, log } = this.#deps;
+    if (state === undefined || head === undefined || this.#snapshot_writing !== undefined) return;
+    const { world, core } = this.#deps;
     const entries = state.seq - this.#snapshot_seq;
     const old = world.monotonic_ms() - this.#snapshot_at_ms >= SNAPSHOT_EVERY_MS;
     // A large snapshot is written seldom: what is written of snapshots stays below what is written of the journal.
@@ -775,6 +783,11 @@ export class ActorCell {
     this.#journal_bytes = 0;
     this.#snapshot_seq = state.seq;
     this.#snapshot_at_ms = world.monotonic_ms();
+    this.#snapshot_writing = this.#writeSnapshot(bus, data).finally(() => (this.#snapshot_writing = undefined));
+  }
+
+  async #writeSnapshot(bus: Bus, data: Uint8Array): Promise<void> {
+    const { actor, log } = this.#deps;
     const outcome = await bus.publish(actorSubject(actor, "snapshot"), data);
     if (outcome.kind !== "stored")
       log.warn("snapshot not stored; the journal is replayed from the one before", { actor: actorPath(actor), outcome: outcome.kind });

@@ -109,7 +109,7 @@ const OVERLOADED_RETRY_MS = 1_000;
  * Restores at once in a process: enough that the broker is never waited for, few enough that the first actors go on while the last are
  * still read. All at once they would share the processor, and all be as late as the last.
  */
-const RESTORES_AT_ONCE = 12;
+const RESTORES_AT_ONCE = 32;
 /** An actor that cannot be restored in this time goes on trying beside the others, and holds up nobody. */
 const RESTORE_PATIENCE_MS = 1_000;
 /** An append that is under way when a shard leaves gets this long to be answered; the journal knows its fate in any case. */
@@ -415,7 +415,10 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     await Promise.all(
       marked.map(async ([tenant, kind, id]) => {
         await restoreSlot();
-        const loaded = shard.phase === "gone" ? undefined : residentOf(shard, { tenant, kind, id }, shard.taken_ms)?.cell.load();
+        const resident = shard.phase === "gone" ? undefined : residentOf(shard, { tenant, kind, id }, shard.taken_ms);
+        // What it owes will need a mark of our own: that is on its way while the journal is read.
+        if (resident !== undefined) void ensureMark(shard, resident);
+        const loaded = resident?.cell.load();
         if (loaded !== undefined) await Promise.race([loaded, pause(world, RESTORE_PATIENCE_MS)]);
         restoreDone();
       }),

@@ -52,7 +52,7 @@ export function openBucket(link: Link, name: BucketName): Bucket {
       return message === undefined || isGone(message) ? undefined : entryOf(name, message);
     },
     async all() {
-      return (await lastOfEach(link, stream, bucketSubject(name, ">"))).filter((message) => !isGone(message)).map((message) => entryOf(name, message));
+      return (await lastOfEach(link, stream, bucketSubject(name, ">"), false)).filter((message) => !isGone(message)).map((message) => entryOf(name, message));
     },
     async create(key, value) {
       const first = await write(key, value, 0);
@@ -79,7 +79,7 @@ function watchBucket(link: Link, name: BucketName, listener: (change: BucketChan
   /** K2. Everything up to `last_seq` is told by comparing; what comes after it is followed. */
   async function compare(): Promise<number> {
     const { state } = await streamInfo(link, stream);
-    told.compare(await lastOfEach(link, stream, bucketSubject(name, ">")), state.last_seq);
+    told.compare(await lastOfEach(link, stream, bucketSubject(name, ">"), false), state.last_seq);
     return state.last_seq + 1;
   }
 

@@ -2,7 +2,7 @@
 //
 // Invariants:
 //   R1. A read never misses what the leader had acknowledged when the read began: replicas hold a prefix of the leader's log, so
-//       where a page ends, the leader is asked whether it knows of a next message.
+//       where a page ends, the leader is asked whether it knows of a next message. A stream with one replica has no other to ask.
 //   R2. A read rejects (BusUnavailable) rather than answer less than there is.
 //   R3. Memory of a read is bounded by one page.
 import type { Msg } from "@nats-io/transport-node";
@@ -45,6 +45,16 @@ export async function leaderGet(
   throw new BusUnavailable(`cannot read ${stream}: ${answer.kind === "error" ? answer.error.description : answer.reason}`);
 }
 
+/** The last message of a subject out of a stream with one replica, which is its leader: a third of the leader's own way. */
+export async function onlyReplicaLast(link: Link, stream: string, subject: string): Promise<StoredMessage | undefined> {
+  const answer = await link.ask(`$JS.API.DIRECT.GET.${stream}`, encoder.encode(JSON.stringify({ last_by_subj: subject })));
+  const status = answer.kind === "answer" ? (answer.message.headers?.code ?? 0) : undefined;
+  if (answer.kind === "answer" && status === 0) return directMessage(stream, answer.message);
+  if (status === 404) return undefined;
+  // It does not answer just now: the leader's way knows how to wait.
+  return leaderGet(link, stream, { last_by_subj: subject });
+}
+
 function storedOf(stream: string, message: WireMessage): StoredMessage {
   return {
     stream: stream as StreamName,
@@ -66,8 +76,13 @@ export async function streamInfo(
   throw new BusUnavailable(`cannot see ${stream}: ${answer.kind === "error" ? answer.error.description : answer.reason}`);
 }
 
-/** The last message of every subject under a filter. Subjects come from the leader in pages, and each last message too. */
-export async function lastOfEach(link: Link, stream: string, filter: string): Promise<StoredMessage[]> {
+/** The last message of every subject under a filter. Subjects come from the leader in pages, and each last message too; from an only replica at once. */
+export async function lastOfEach(link: Link, stream: string, filter: string, direct: boolean | "only"): Promise<StoredMessage[]> {
+  if (direct === "only") {
+    const outcome = await tryPage(link, stream, { multi_last: [filter] });
+    if (outcome.kind === "page" && outcome.page.end === "stream") return outcome.page.sort((a, b) => a.sequence - b.sequence);
+    // More than fits a page, or nobody answers just now.
+  }
   const subjects: string[] = [];
   for (;;) {
     const info = await streamInfo(link, stream, { subjects_filter: filter, offset: subjects.length });
@@ -96,18 +111,19 @@ export async function* readRange(
   filter: string,
   from_sequence: number,
   to_sequence: number,
-  direct: boolean,
+  /** `only`: the stream has one replica, whose end is the end (R1). */
+  direct: boolean | "only",
 ): AsyncGenerator<StoredMessage> {
   let next = Math.max(1, from_sequence);
   while (next <= to_sequence) {
-    const page = direct ? await readPage(link, stream, filter, next) : [];
+    const page: Page = direct === false ? [] : await readPage(link, stream, filter, next);
     for (const message of page) {
       if (message.sequence > to_sequence) return;
       next = message.sequence + 1;
       yield message;
     }
-    if (page.length > 0 && page.length < PAGE_MESSAGES && direct && page.ended_by_bytes) continue;
-    if (page.length === PAGE_MESSAGES || next > to_sequence) continue;
+    if (page.length === PAGE_MESSAGES || page.end === "bytes" || next > to_sequence) continue;
+    if (direct === "only" && page.end === "stream") return;
     const more = await leaderGet(link, stream, { seq: next, next_by_subj: filter });
     if (more === undefined || more.sequence > to_sequence) return;
     next = more.sequence + 1;
@@ -115,13 +131,14 @@ export async function* readRange(
   }
 }
 
-type Page = StoredMessage[] & { ended_by_bytes?: boolean };
+/** Ends where the stream does, or because it holds as many bytes as a page may; a page that nobody gave has no end. */
+type Page = StoredMessage[] & { end?: "bytes" | "stream" };
 
 /** One page from any replica. It may end before what the leader has, never skip within. */
 async function readPage(link: Link, stream: string, filter: string, from_sequence: number): Promise<Page> {
   let reason = "";
   for (let attempt = 1; attempt <= PAGE_ATTEMPTS; attempt += 1) {
-    const outcome = await tryPage(link, stream, filter, from_sequence);
+    const outcome = await tryPage(link, stream, { seq: from_sequence, next_by_subj: filter });
     if (outcome.kind === "page") return outcome.page;
     reason = outcome.reason;
     // Where nobody answers direct reads just now, the leader still may: an empty page sends the reader there.
@@ -136,7 +153,9 @@ type PageOutcome =
   | { readonly kind: "nobody"; readonly reason: string }
   | { readonly kind: "broken"; readonly reason: string };
 
-function tryPage(link: Link, stream: string, filter: string, from_sequence: number): Promise<PageOutcome> {
+type PageQuestion = { readonly seq: number; readonly next_by_subj: string } | { readonly multi_last: readonly string[] };
+
+function tryPage(link: Link, stream: string, asked: PageQuestion): Promise<PageOutcome> {
   return new Promise((resolve) => {
     const page: Page = [];
     const inbox = createInbox(link.inbox_prefix);
@@ -156,17 +175,20 @@ function tryPage(link: Link, stream: string, filter: string, from_sequence: numb
       const status = message.headers?.code ?? 0;
       if (status === 0) return void page.push(directMessage(stream, message));
       if (status === 204) {
-        page.ended_by_bytes = Number(message.headers?.get("Nats-Num-Pending") ?? 0) > 0;
+        if (page.length > 0) page.end = Number(message.headers?.get("Nats-Num-Pending") ?? 0) > 0 ? "bytes" : "stream";
         return finish({ kind: "page", page });
       }
-      if (status === 404) return finish({ kind: "page", page });
+      if (status === 404) {
+        page.end = "stream";
+        return finish({ kind: "page", page });
+      }
       finish({ kind: status === 503 ? "nobody" : "broken", reason: `${status} ${message.headers?.description ?? ""}` });
     });
     const states = link.onState((state) => {
       if (state === "disconnected") finish({ kind: "broken", reason: "the connection was lost" });
     });
     rearm();
-    const question = { batch: PAGE_MESSAGES, max_bytes: PAGE_BYTES, seq: from_sequence, next_by_subj: filter };
+    const question = { batch: PAGE_MESSAGES, max_bytes: PAGE_BYTES, ...asked };
     if (!link.send(`$JS.API.DIRECT.GET.${stream}`, encoder.encode(JSON.stringify(question)), undefined, inbox))
       finish({ kind: "broken", reason: "there is no connection" });
   });

@@ -19,7 +19,7 @@ import { consumeInbox } from "./jetstream-consume.ts";
 import { type Difference, ensureStream, ensureStreams as ensureOn } from "./jetstream-ensure.ts";
 import { followStream } from "./jetstream-follow.ts";
 import { type Answer, type ApiError, fromWire, type Link, type LinkTls, openLink, parseJson, REQUEST_PATIENCE_MS, toWire } from "./jetstream-link.ts";
-import { lastOfEach, leaderGet, readRange, streamInfo } from "./jetstream-reads.ts";
+import { lastOfEach, leaderGet, onlyReplicaLast, readRange, streamInfo } from "./jetstream-reads.ts";
 import {
   BUCKETS,
   type BucketName,
@@ -31,6 +31,7 @@ import {
   type PublishOutcome,
   STREAMS,
   type Subscription,
+  type StreamName,
 } from "./port.ts";
 import { allDeclarations, type Declarations, declareStreams } from "./streams.ts";
 
@@ -153,6 +154,11 @@ function createBus(link: Link, declarations: Declarations): Bus {
   const appender = new Appender(link);
   const buckets = new Map<BucketName, Bucket>(BUCKETS.map((name) => [name, openBucket(link, name)]));
 
+  function directOf(stream: StreamName): boolean | "only" {
+    const { direct_reads, replicas } = declarations.streams[stream];
+    return direct_reads && replicas === 1 ? "only" : direct_reads;
+  }
+
   async function publish(subject: string, data: Uint8Array, headers: Headers, patience_ms: number | undefined): Promise<PublishOutcome> {
     const wire = Object.keys(headers).length === 0 ? {} : { headers: toWire(headers) };
     const answer = await link.ask(subject, data, { ...wire, ...(patience_ms === undefined ? {} : { patience_ms }) });
@@ -168,10 +174,10 @@ function createBus(link: Link, declarations: Declarations): Bus {
     },
     append: (append) => appender.append(append),
 
-    last: (stream, subject) => leaderGet(link, stream, { last_by_subj: subject }),
-    last_of_each: (stream, filter) => lastOfEach(link, stream, filter),
+    last: (stream, subject) => (directOf(stream) === "only" ? onlyReplicaLast(link, stream, subject) : leaderGet(link, stream, { last_by_subj: subject })),
+    last_of_each: (stream, filter) => lastOfEach(link, stream, filter, directOf(stream)),
     read(stream, filter, from_sequence, to_sequence = Number.MAX_SAFE_INTEGER) {
-      return readRange(link, stream, filter, from_sequence, to_sequence, declarations.streams[stream].direct_reads);
+      return readRange(link, stream, filter, from_sequence, to_sequence, directOf(stream));
     },
     async follow(stream, filter, from_sequence, on_message) {
       assert(declarations.streams[stream].kept === "always", "a work queue is consumed, not followed");

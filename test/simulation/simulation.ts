@@ -11,7 +11,7 @@ import { type CommandClient, createCommandClient } from "../../actors/client.ts"
 import { createAdmission } from "../../actors/admission.ts";
 import { createDirectory } from "../../actors/directory.ts";
 import { callTool } from "../../actors/effects/call-tool.ts";
-import { loadConfiguration } from "../../actors/effects/load-configuration.ts";
+import { initSteps, loadConfiguration } from "../../actors/effects/load-configuration.ts";
 import { EffectFailure, type EffectScope, type Performer, type Performers } from "../../actors/performer.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
@@ -53,10 +53,13 @@ const OBSERVER = "observer";
 const TRACE_LINES_KEPT = 400;
 const SETTLE_PATIENCE_MS = 15 * 60_000;
 
-/** The product's sessions, and a tool that must not be repeated. */
+/** The product's tools, and one that must not be repeated. */
+const TOOLS = { ...BUILT_IN_TOOLS, charge: { description: "Takes money.", parameters: { type: "object" }, idempotent: false } } as const;
+
+/** The product's actors, with sessions that know those tools. */
 export const simulationCores = {
   ...productCores,
-  session: coreOf(sessionDefinitionOver({ ...BUILT_IN_TOOLS, charge: { description: "Takes money.", parameters: { type: "object" }, idempotent: false } })),
+  session: coreOf(sessionDefinitionOver(TOOLS)),
 };
 
 export interface RunResult {
@@ -308,12 +311,15 @@ class Simulation {
       log,
       cores: simulationCores,
       restorer,
-      performers: this.#performers(slot, world, { load_configuration: loadConfiguration(directory, world), call_tool: callTool(world) }),
+      performers: this.#performers(slot, world, {
+        load_configuration: loadConfiguration(directory, world, initSteps(directory, world, TOOLS)),
+        call_tool: callTool(world),
+      }),
       worker: name,
       next_commit_id: () => `${slot.connection}.${commits++}`,
       may_act: () => late.member?.may_act() ?? false,
       on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
-      admit: createAdmission({ directory, providers: NO_PROVIDERS }),
+      admit: createAdmission({ directory, providers: NO_PROVIDERS, tools: TOOLS }),
       on_resumed: ({ actor, shard, epoch, entries, replay_ms }) => {
         this.count("resumed");
         tellResumed(bus, { worker: name, actor: actorPath(actor), shard, epoch, entries, replay_ms });
