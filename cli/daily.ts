@@ -69,7 +69,7 @@ export async function dailyReport(context: Context, tenant: string, filter: Usag
   for (const day of days) {
     const mine = rows.filter((row) => row.day === day);
     const usage_usd_micros = mine.reduce((sum, row) => sum + row.cost_usd_micros, 0);
-    if (printer.json) printer.json_line({ tenant, day, usage_usd_micros, rows: mine.map(({ day: _, ...row }) => row), ledger: ledger.get(day) ?? null });
+    if (printer.json) printer.json_line({ tenant, day, usage_usd_micros, rows: mine, ledger: ledger.get(day) ?? null });
     else tellDay(context, day, mine, ledger.get(day));
   }
   if (days.length === 0) printer.note(`nothing of '${tenant}' fits`);
