@@ -23,8 +23,21 @@ describe("a simulated cluster", () => {
     const atLeast = (times: number, ...whats: string[]): void => {
       for (const what of whats) expect(total[what] ?? 0, what).toBeGreaterThanOrEqual(times);
     };
-    atLeast(SEEDS, "crashes", "takeovers", "entry claim", "effects begun again", "superseded", "stops", "late operations");
-    atLeast(20, "drains", "ambiguous", "act restart", "act away", "act twin", "act join", "act clock", "act cut", "answered busy", "answered conflict");
+    atLeast(SEEDS, "crashes", "takeovers", "entry claim", "effects begun again", "superseded", "stops", "late operations", "entry progress");
+    atLeast(
+      20,
+      "drains",
+      "ambiguous",
+      "act restart",
+      "act away",
+      "act twin",
+      "act join",
+      "act clock",
+      "act cut",
+      "answered busy",
+      "answered conflict",
+      "asked when stopped",
+    );
     atLeast(5, "session.parked", "poison taken");
     atLeast(1, "hung calls", "entry timer");
     for (const kind of ["append", "publish", "read", "bucket_write", "clear"])

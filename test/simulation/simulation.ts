@@ -538,6 +538,13 @@ class Simulation {
     const words = Array.from({ length: 1 + (fateOfAttempt % 12) }, (_, index) => `${path.at(-1) ?? ""}${turn}.${step}.${scope.attempt}.${index} `);
     this.spoken.set(`${path} ${turn}.${step}.${scope.attempt}`, words.join(""));
     const tokens = scope.tokens({ turn, step });
+    // Some calls say in the journal that they begin again; all of them can be asked, when they are stopped, what they had come to.
+    const next = { model: "simulated/echo", try: 2, wait_ms: fate % 3 === 0 ? 0 : 200, code: "overloaded", message: "", purpose: "answer", left: [] };
+    if (fate % 5 === 0) scope.progress({ attempts: [], skipped: [], next });
+    scope.so_far(() => {
+      this.count("asked when stopped");
+      return { attempts: [], usage: null, cost_usd_micros: 0, price_version: null };
+    });
     if (this.#poisoned && path === this.plan.poison) {
       await pause(world, 30);
       this.count("poison taken");
