@@ -516,10 +516,13 @@ async function load(transaction: Transaction, decoded: readonly Decoded[]): Prom
     );
     for (const row of rows) batch.sessions.set(rowKey(row.tenant, row.session), row);
   }
+  // A session's calls ask their tenant's row whose key they were made with.
+  const named = [...new Set(actors.filter(({ kind }) => kind === "tenant" || kind === "session").map((actor) => actor.tenant))];
+  if (named.length > 0)
+    for (const row of await transaction.query<TenantRecord>("select * from tenants where tenant = any($1::text[])", [named]))
+      batch.tenants.set(row.tenant, row);
   const tenants = [...new Set(actors.filter((actor) => actor.kind === "tenant").map((actor) => actor.tenant))];
   if (tenants.length > 0) {
-    for (const row of await transaction.query<TenantRecord>("select * from tenants where tenant = any($1::text[])", [tenants]))
-      batch.tenants.set(row.tenant, row);
     for (const row of await transaction.query<KeyRecord>("select * from keys where tenant = any($1::text[])", [tenants]))
       batch.keys.set(rowKey(row.tenant, row.key_id), row);
     const newest = "select distinct on (tenant, agent) * from agents where tenant = any($1::text[]) order by tenant, agent, version desc";
@@ -587,7 +590,8 @@ const UPSERT_SESSIONS = `
     worker = excluded.worker, machine = excluded.machine, stream_sequence = excluded.stream_sequence, open_call = excluded.open_call`;
 const UPSERT_TENANTS = `
   insert into tenants select * from json_populate_recordset(null::tenants, $1::json)
-  on conflict (tenant) do update set state = excluded.state, updated_at = excluded.updated_at, seq = excluded.seq, stream_sequence = excluded.stream_sequence`;
+  on conflict (tenant) do update set state = excluded.state, updated_at = excluded.updated_at, seq = excluded.seq, stream_sequence = excluded.stream_sequence,
+    own_keys = excluded.own_keys`;
 const UPSERT_KEYS = `
   insert into keys select * from json_populate_recordset(null::keys, $1::json)
   on conflict (tenant, key_id) do update set hash = excluded.hash, scopes = excluded.scopes, label = excluded.label, created_at = excluded.created_at,

@@ -133,6 +133,8 @@ export interface TenantRecord {
   readonly updated_at: string;
   readonly seq: number;
   readonly stream_sequence: number;
+  /** Providers at which it has a key of its own. */
+  readonly own_keys: readonly string[];
 }
 
 export interface KeyRecord {
@@ -231,7 +233,8 @@ interface Spent {
   readonly usage: JsonObject | null;
   readonly cost_usd_micros: number | null;
   readonly price_version: string | null;
-  readonly key_source: "platform" | "tenant";
+  /** Null: nobody said. */
+  readonly key_source: "platform" | "tenant" | null;
   /** Every call that was made, in order; empty where nothing was called, or where it is not known. */
   readonly calls: readonly JsonObject[];
 }
@@ -241,12 +244,15 @@ const callsIn = (fields: JsonObject | null | undefined): readonly JsonObject[] =
   return Array.isArray(calls) ? calls.map((call: Json) => objectOf(call)).filter((call) => call !== null) : [];
 };
 
+/** Providers whose key is kept under the name of another. */
+const KEY_NAMES: Readonly<Record<string, string>> = { "openai-responses": "openai" };
+
 function spentIn(fields: JsonObject | null): Spent {
   return {
     usage: objectOf(fields?.usage),
     cost_usd_micros: wholeOf(fields?.cost_usd_micros),
     price_version: textOf(fields?.price_version),
-    key_source: fields?.key_source === "tenant" ? "tenant" : "platform",
+    key_source: fields?.key_source === "tenant" || fields?.key_source === "platform" ? fields.key_source : null,
     calls: callsIn(fields),
   };
 }
@@ -344,6 +350,13 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
     { t: "done" | "fail" }
   >[];
 
+  /** Of a call that was lost, and of those from before calls said it: the tenant's, where it has a key of its own. */
+  const keySourceOf = (called: string): UsageRecord["key_source"] => {
+    const provider = providerOf(called);
+    const { own_keys = [] } = batch.tenants.get(message.actor.tenant) ?? {};
+    return own_keys.includes(KEY_NAMES[provider] ?? provider) ? "tenant" : "platform";
+  };
+
   /** R3: every end of an attempt comes through here. */
   const end = (call: OpenCall, outcome: UsageRecord["outcome"], code: string | null, spent: Spent): void => {
     const row = (own: Spent, more: Pick<UsageRecord, "try" | "model" | "outcome" | "code" | "started_at" | "ended_at"> & Partial<UsageRecord>): void => {
@@ -358,7 +371,7 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
         agent,
         user_id: before.user_id,
         provider: providerOf(more.model),
-        key_source: own.key_source,
+        key_source: own.key_source ?? keySourceOf(more.model),
         input_tokens: tokens("input_tokens"),
         output_tokens: tokens("output_tokens"),
         cache_read_tokens: tokens("cache_read_tokens"),
@@ -472,7 +485,7 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
             usage: told.usage ?? output.usage,
             cost_usd_micros: told.cost_usd_micros ?? output.cost_usd_micros,
             price_version: told.price_version ?? output.price_version,
-            key_source: told.key_source,
+            key_source: told.key_source ?? output.key_source,
             calls: output.calls,
           },
         );
@@ -544,7 +557,7 @@ function projectTenant(batch: Batch, message: JournalMessage, stream_sequence: n
     if (entry.t !== "init" && entry.t !== "command") continue;
     const { body } = entry;
     if (entry.t === "init")
-      row = { tenant, name: textOf(body.name), state: message.state, created_at: message.at, updated_at: message.at, seq: 0, stream_sequence };
+      row = { tenant, name: textOf(body.name), state: message.state, created_at: message.at, updated_at: message.at, seq: 0, stream_sequence, own_keys: [] };
     if (entry.type === "key.create") {
       const key_id = textOf(body.key_id);
       const hash = textOf(body.hash);
@@ -561,6 +574,10 @@ function projectTenant(batch: Batch, message: JournalMessage, stream_sequence: n
         batch.keys.set(key, { ...known, revoked_at: message.at });
         batch.changed.keys.add(key);
       }
+    } else if (row !== undefined && (entry.type === "provider_key.put" || entry.type === "provider_key.remove")) {
+      const provider = textOf(body.provider) ?? "";
+      const others = row.own_keys.filter((one) => one !== provider);
+      row = { ...row, own_keys: entry.type === "provider_key.put" ? [...others, provider].sort() : others };
     } else if (entry.type === "agent.put") {
       const agent = textOf(body.agent);
       const config = objectOf(body.config);

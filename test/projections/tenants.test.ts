@@ -4,13 +4,15 @@ import { beforeAll, expect, test } from "vitest";
 import { createDatabase, type Database } from "../../projections/database.ts";
 import { createProjector } from "../../projections/projector.ts";
 import type { Entry } from "../../protocol/journal.ts";
+import type { JsonObject } from "../../protocol/json.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { timestamp } from "../../protocol/world.ts";
 import { cores } from "../../state-machines/kinds.ts";
 import type { TenantContext } from "../../state-machines/tenant.ts";
 import { atEndOfFile } from "../harness/endings.ts";
 import { freshDatabase } from "../harness/servers.ts";
-import { command, createEventStream, journalOf, realWorld, seeded } from "./event-stream.ts";
+import { callMade } from "../state-machines/session-drive.ts";
+import { answered, claimed, command, createEventStream, journalOf, readySession, realWorld, seeded } from "./event-stream.ts";
 
 const SEED = 7;
 const control = (type: string, body: Parameters<typeof command>[1]): Entry => ({ ...command(type, body), channel: "control" }) as Entry;
@@ -80,5 +82,51 @@ test("a tenant's state follows its journal and touches no other tenant", async (
   expect(await database.query("select tenant, name, state from tenants order by tenant")).toEqual([
     { tenant: "acme", name: "A company", state: "suspended" },
     { tenant: "other", name: "A company", state: "active" },
+  ]);
+});
+
+test("a call that nobody said the key of was made with the tenant's own where the tenant had one then; one that says whose it was is believed", async () => {
+  const clock = { ms: Date.parse("2026-11-22T05:00:00.000Z") };
+  const owner = journalOf(stream, { tenant: "owner", kind: "tenant", id: "main" }, cores.tenant, clock);
+  owner.commit({ t: "init", channel: "control", type: "tenant.create", body: {} });
+  const sealed = { v: 1, master_key_id: "m1", nonce: "n".repeat(16), ciphertext: "c".repeat(40) };
+  /** A first attempt that is lost with its worker, and a second with these calls. */
+  const turn = (id: string, ...calls: readonly JsonObject[]): void => {
+    const journal = readySession(stream, "owner", id, {}, clock);
+    journal.commit(command("message.send", { content: "hello" }));
+    const inst = journal.inst("model") ?? "";
+    journal.commit(claimed([inst]));
+    const entry = answered(inst, "fine") as Extract<Entry, { t: "done" }>;
+    journal.commit({
+      ...entry,
+      output: { ...(entry.output as JsonObject), attempts: calls.map((call, index) => callMade(index + 1, { attempt: 2, ...call })) },
+    });
+  };
+  const told = { model: "simulated/echo", key_source: "platform" };
+  turn("before", told);
+  for (const provider of ["simulated", "openai"]) owner.commit(control("provider_key.put", { provider, sealed, last_four: null }));
+  turn("with", told, { model: "openai-responses/m" }, { model: "anthropic/m" }, { model: "anthropic/m", key_source: "tenant" });
+  owner.commit(control("provider_key.remove", { provider: "simulated" }));
+  turn("after", told);
+  const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_wait_ms: 1 });
+  expect(await projector.reached(stream.messages.length, 10_000)).toBe(true);
+  await projector.stop();
+  const rows = await database.query<{ session: string; model: string; key_source: string }>(
+    "select session, model, key_source from llm_usage_events where tenant = 'owner' order by stream_sequence, attempt, try",
+  );
+  expect(rows.map(({ session, model, key_source }) => `${session} ${model} ${key_source}`)).toEqual([
+    "before simulated/echo platform",
+    "before simulated/echo platform",
+    "with simulated/echo tenant",
+    "with simulated/echo platform",
+    "with openai-responses/m tenant",
+    "with anthropic/m platform",
+    "with anthropic/m tenant",
+    "after simulated/echo platform",
+    "after simulated/echo platform",
+  ]);
+  expect(await database.query("select own_keys from tenants where tenant in ('owner', 'acme') order by tenant")).toEqual([
+    { own_keys: [] },
+    { own_keys: ["openai"] },
   ]);
 });
