@@ -10,9 +10,10 @@
 //   TM2. A client with a key serves its tenant alone, is gone as soon as it is heard that the tenant changed anything, and is never used after the key was
 //        seen to be another one.
 //   TM3. At most CLIENTS_MAX clients are kept, none longer than CLIENT_IDLE_MS after its last use: no key stays in memory that nobody uses.
+import type { JsonObject } from "../protocol/json.ts";
 import { type MasterKey, openSecret } from "../protocol/key-ring.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
-import type { World } from "../protocol/world.ts";
+import { timestamp, type World } from "../protocol/world.ts";
 import { modelError } from "../providers/model-error.ts";
 import type { ModelError, Provider } from "../providers/provider.ts";
 import type { Providers, Resolution } from "../providers/registry.ts";
@@ -63,6 +64,21 @@ export function refusalOfModel(providers: Providers, record: Pick<TenantRecord, 
   if (key_name !== undefined && providerKeyOf(record, key_name) !== undefined) return undefined;
   const resolved = providers.resolve(model);
   return resolved.kind === "refused" ? resolved.error : undefined;
+}
+
+/** What may be said of a tenant's own keys. */
+export function providerKeysOf({ provider_keys = {} }: Pick<TenantRecord, "provider_keys">): JsonObject[] {
+  return Object.entries(provider_keys)
+    .map(([provider, { label, last_four, version, created_at_ms, rotated_at_ms, sealed }]) => ({
+      provider,
+      label,
+      last_four,
+      version,
+      created_at: timestamp(created_at_ms),
+      rotated_at: timestamp(rotated_at_ms),
+      master_key_id: sealed.master_key_id,
+    }))
+    .sort((a, b) => (a.provider < b.provider ? -1 : 1));
 }
 
 export function createTenantModels({ providers, directory, master_keys, world, log }: TenantModelsDeps): TenantModels {

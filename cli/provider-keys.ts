@@ -1,6 +1,6 @@
 // provider-keys: a tenant's own keys at model providers, as an operator gives, lists, takes away and seals them anew. A key is read from stdin,
 // because what stands on a command line can be seen by others of the machine, and it is sealed before it is said to anybody.
-import { providerKeysOf } from "../gateway/provider-key-routes.ts";
+import { providerKeysOf } from "../actors/tenant-models.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { faultOfSecret, lastFourOf, type MasterKey, openSecret, sealSecret } from "../protocol/key-ring.ts";

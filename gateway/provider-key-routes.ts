@@ -6,16 +6,15 @@
 //
 // Invariants:
 //   PK1. A key is sealed before it is said to anybody: no command, journal, log, error or answer has it. It cannot be had back.
-import { type FastifyRequest } from "fastify";
+import type { FastifyRequest } from "fastify";
 import type { CommandClient } from "../actors/client.ts";
-import type { TenantRecord } from "../actors/directory.ts";
+import { providerKeysOf } from "../actors/tenant-models.ts";
 import { checkCommand } from "../protocol/commands.ts";
 import { errorBody, isErrorCode, TroupeError } from "../protocol/errors.ts";
 import { tenantActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { faultOfSecret, lastFourOf, type MasterKey, sealSecret } from "../protocol/key-ring.ts";
 import type { Scope } from "../protocol/scopes.ts";
-import { timestamp } from "../protocol/world.ts";
 import type { Handler, RouteInfo } from "./route.ts";
 
 interface ProviderKeyRoutesDeps {
@@ -72,19 +71,4 @@ export function declareProviderKeyRoutes({ route, client, master_keys, random_by
     await tell(principal.tenant, "provider_key.remove", { provider, ...(reason === undefined ? {} : { reason }) }, idempotencyKeyOf(request));
     return { provider, removed: true };
   });
-}
-
-/** What may be said of a tenant's own keys. */
-export function providerKeysOf({ provider_keys = {} }: Pick<TenantRecord, "provider_keys">): JsonObject[] {
-  return Object.entries(provider_keys)
-    .map(([provider, { label, last_four, version, created_at_ms, rotated_at_ms, sealed }]) => ({
-      provider,
-      label,
-      last_four,
-      version,
-      created_at: timestamp(created_at_ms),
-      rotated_at: timestamp(rotated_at_ms),
-      master_key_id: sealed.master_key_id,
-    }))
-    .sort((a, b) => (a.provider < b.provider ? -1 : 1));
 }

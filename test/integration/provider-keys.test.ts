@@ -46,7 +46,7 @@ async function turn(tenant: string, model = OPENAI): Promise<{ end: string; reas
   const before = server.requests.length;
   let last: Record<string, unknown> = {};
   for await (const { event, data } of troupe.sse(`/v1/sessions/${id}/messages`, { key: keys[tenant]!, json: { content: "speak" } }))
-    if (event?.startsWith("turn.") === true) last = data;
+    if (event?.startsWith("turn.")) last = data;
   const shown = server.requests.slice(before).map(({ headers }) => String(headers["authorization"] ?? headers["x-api-key"]).replace("Bearer ", ""));
   return { end: String(last["type"]), reason: last["reason"], message: last["message"], shown: [...new Set(shown)] };
 }
