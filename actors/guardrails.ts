@@ -11,14 +11,17 @@
 //        attempts, each under the name of its rule. Where the budget refuses a judge, the message it would have judged reaches no model (GR3).
 import type { AgentConfig, Guardrail, MessageContent } from "../protocol/commands.ts";
 import { contentText } from "../protocol/commands.ts";
+import { actorPath } from "../protocol/ids.ts";
 import type { Entry } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import type { BreakerBoard } from "../providers/breaker.ts";
 import type { Providers } from "../providers/registry.ts";
+import type { Priority } from "../protocol/priority.ts";
 import type { World } from "../protocol/world.ts";
 import type { ConfigurationOutput, ModelInput } from "../state-machines/session.ts";
 import { type CallAccount, createCallAccount } from "./call-account.ts";
-import type { ModelCall } from "./effects/call-model.ts";
+import type { CallPool } from "./call-pool.ts";
+import { type ModelCall, priorityOf } from "./effects/call-model.ts";
 import { type AttemptHold, type ModelMoney, noHold } from "./model-money.ts";
 import { routeModelCall, type RouteDeps } from "./model-routing.ts";
 import type { PatternMatcher } from "./pattern-matcher.ts";
@@ -61,6 +64,8 @@ export interface GuardrailDeps {
   readonly patterns: PatternMatcher;
   /** Absent: nobody counts money. */
   readonly money?: ModelMoney;
+  /** Absent: as many calls at once as there are. */
+  readonly pool?: Pick<CallPool, "enter">;
   readonly on_attempt?: RouteDeps["on_attempt"];
   readonly on_skipped?: RouteDeps["on_skipped"];
 }
@@ -71,6 +76,7 @@ interface Judging {
   readonly deps: GuardrailDeps;
   readonly account: CallAccount;
   readonly hold: AttemptHold;
+  readonly priority: Priority;
 }
 
 interface Broken {
@@ -114,8 +120,12 @@ async function faultOf(rule: Guardrail, text: string, judging: Judging): Promise
   }
 }
 
-async function judged(rule: Extract<Guardrail, { kind: "judge" }>, text: string, { scope, deps, account, hold }: Judging): Promise<string | undefined> {
-  const { world, providers, models, breakers, money, on_attempt, on_skipped } = deps;
+async function judged(
+  rule: Extract<Guardrail, { kind: "judge" }>,
+  text: string,
+  { scope, deps, account, hold, priority }: Judging,
+): Promise<string | undefined> {
+  const { world, providers, models, breakers, money, pool, on_attempt, on_skipped } = deps;
   const request = {
     instructions: JUDGE(rule.policy),
     messages: [{ role: "user", text }],
@@ -125,12 +135,13 @@ async function judged(rule: Extract<Guardrail, { kind: "judge" }>, text: string,
   } as const;
   let paid;
   try {
-    paid = await money?.judge({ scope, model: rule.model, request, hold, made: account.attempts });
+    paid = await money?.judge({ scope, model: rule.model, request, hold, made: account.attempts, priority });
   } catch (error) {
     // Before the call the turn ends with the budget's own words; after it the answer is there, and nobody may see it unjudged.
     if (!(error instanceof EffectFailure) || rule.on === "input") throw error;
     return `it could not be judged (${error.effect_error.code})`; // GR3
   }
+  const leave = await pool?.enter({ tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority }, scope.signal);
   const route = await routeModelCall(
     {
       world,
@@ -143,7 +154,7 @@ async function judged(rule: Extract<Guardrail, { kind: "judge" }>, text: string,
     },
     { model: rule.model, fallbacks: {}, rule: rule.name, attempt: scope.attempt, request },
     { signal: scope.signal, on_delta: () => undefined },
-  );
+  ).finally(() => leave?.());
   if (route.kind === "failed") return `it could not be judged (${route.code})`; // GR3
   return /^\W{0,8}allow\W{0,8}$/i.test(route.outcome.text.trim()) ? undefined : "the judge does not allow it";
 }
@@ -164,9 +175,8 @@ function newMessages(messages: ModelInput["messages"]): ModelInput["messages"] {
 export function withGuardrails(deps: GuardrailDeps, call: ModelCall): Performer {
   return async (input: never, scope): Promise<Json> => {
     const account = createCallAccount(scope);
-    const judging: Judging = { scope, deps, account, hold: noHold() };
     try {
-      return await within(input, judging, call);
+      return await within(input, { scope, deps, account, hold: noHold() }, call);
     } catch (error) {
       if (!(error instanceof EffectFailure) || account.attempts.length === 0) throw error;
       const { code, message, details } = error.effect_error;
@@ -175,13 +185,14 @@ export function withGuardrails(deps: GuardrailDeps, call: ModelCall): Performer 
   };
 }
 
-async function within(input: never, judging: Judging, call: ModelCall): Promise<Json> {
-  const { scope, account, hold } = judging;
+async function within(input: never, attempt: Omit<Judging, "priority">, call: ModelCall): Promise<Json> {
+  const { scope, account, hold } = attempt;
   const { config_seq, messages } = input as ModelInput;
   const frozen = (await scope.entries([config_seq])).get(config_seq);
   const config = frozen?.t === "done" ? (frozen.output as unknown as ConfigurationOutput).config : undefined;
   const rules = config?.guardrails ?? [];
   if (config === undefined || rules.length === 0) return call(input, scope, account, hold);
+  const judging: Judging = { ...attempt, priority: await priorityOf(config, messages, scope) };
   const on = (side: "input" | "output"): Guardrail[] => rules.filter((rule) => rule.on === side);
 
   if (on("input").length > 0) {

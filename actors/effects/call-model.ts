@@ -65,10 +65,14 @@ function chatMessage(position: Position, entries: ReadonlyMap<number, Entry>): C
   return { role: "tool", call_id, name, text: String(output["text"] ?? ""), is_error: output["is_error"] === true };
 }
 
-/** Of the message that is answered, else of the agent or its session. */
-function priorityOf(config: AgentConfig, messages: readonly Position[], entries: ReadonlyMap<number, Entry>): Priority {
+/** Where its calls wait: as the message says that is answered, else the agent or its session. */
+export async function priorityOf(
+  config: AgentConfig,
+  messages: readonly Pick<Position, "at" | "role">[],
+  scope: Pick<EffectScope, "entries">,
+): Promise<Priority> {
   const asked = messages.findLast(({ role }) => role === "user");
-  const entry = asked === undefined ? undefined : entries.get(asked.at);
+  const entry = asked === undefined ? undefined : (await scope.entries([asked.at])).get(asked.at);
   const said = entry?.t === "command" ? entry.body["priority"] : undefined;
   return isPriority(said) ? said : (config.priority ?? PRIORITY_DEFAULT);
 }
@@ -117,7 +121,7 @@ export function callModel({ world, providers, models, breakers, money, pool, on_
       idempotency_key: scope.idempotency_key,
       ...(config.temperature === undefined ? {} : { temperature: config.temperature }),
     };
-    const priority = priorityOf(config, messages, entries);
+    const priority = await priorityOf(config, messages, scope);
     const paid = await money?.begin({ scope, config, request: wanted, hold, made: account.attempts, priority });
     if (paid?.decision !== undefined) account.note({ decision: paid.decision });
     const { model, request } = paid ?? { model: config.model, request: wanted };
