@@ -49,6 +49,7 @@ import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { declareProviderKeyRoutes } from "./provider-key-routes.ts";
 import { startReplay } from "./replay.ts";
+import { createRequestLimiter } from "./request-limiter.ts";
 import type { Handler, RouteInfo, Visitor } from "./route.ts";
 import { cursorBefore, type EarlyFeed, earlySessionFeed, type FeedItem, readEventPage } from "./session-feed.ts";
 import { sessionView } from "./session-view.ts";
@@ -95,6 +96,8 @@ export interface GatewayDeps {
   readonly port: number;
   /** Open streams in this process; above it a new one is `overloaded`. A stream costs some 100 KiB when its reader is slow. */
   readonly streams_max?: number;
+  /** Of one tenant, here; above it `rate_limited`. Absent: as many as there are. */
+  readonly requests_per_s?: number;
 }
 
 export interface Gateway {
@@ -324,6 +327,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
 
   // ── what handlers share ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+  const limiter = deps.requests_per_s === undefined ? undefined : createRequestLimiter({ requests_per_s: deps.requests_per_s, world });
   const authentication_deps = {
     tenantOf: (id: string) => directory.tenant(id),
     now_ms: () => world.now_ms(),
@@ -336,6 +340,8 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     if (authentication.kind === "refused") throw new TroupeError(authentication.error);
     const lacking = refuseScope(authentication.principal, scope);
     if (lacking !== undefined) throw new TroupeError(lacking);
+    const flooding = limiter?.refusal(authentication.principal.tenant);
+    if (flooding !== undefined) throw new TroupeError(flooding);
     return authentication;
   }
 

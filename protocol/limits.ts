@@ -70,3 +70,6 @@ export const METADATA_KEYS_MAX = 64;
 
 /** Accounts of the broker for tenants' clients. Each costs the broker about 30 KiB; a cell of more tenants on the bus configures more. */
 export const EDGE_ACCOUNTS_DEFAULT = 256;
+
+/** Requests of one tenant in a second at one gateway. As many as one process serves of small requests; a deployment of many tenants sets less. */
+export const GATEWAY_REQUESTS_PER_S = 2_000;

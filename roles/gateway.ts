@@ -80,6 +80,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     master_keys: openMasterKeys(settings, log),
     ...(settings.TROUPE_WEBHOOK_KEY === undefined ? {} : { webhook_key: settings.TROUPE_WEBHOOK_KEY }),
     private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow",
+    requests_per_s: settings.TROUPE_GATEWAY_REQUESTS_PER_S,
     readiness,
     metrics,
     world,

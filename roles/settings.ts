@@ -7,6 +7,7 @@ import {
   CALLS_MAX,
   CALLS_MAX_MAX,
   EDGE_ACCOUNTS_DEFAULT,
+  GATEWAY_REQUESTS_PER_S,
   LEASE_TTL_MS,
   PASSIVATE_AFTER_MS,
   SHARDS_EMBEDDED,
@@ -75,6 +76,8 @@ const shape = z.object({
    */
   TROUPE_MASTER_KEYS: filled.optional(),
   TROUPE_MASTER_KEYS_FILE: filled.optional(),
+  /** Requests of one tenant that a gateway serves in a second. More than one process can serve of one tenant; lower it where tenants are many. */
+  TROUPE_GATEWAY_REQUESTS_PER_S: z.coerce.number().int().min(1).max(1_000_000).default(GATEWAY_REQUESTS_PER_S),
   /** What the secrets of webhooks are derived from: the same for every worker and gateway. Without it events wait. */
   TROUPE_WEBHOOK_KEY: z.string().min(WEBHOOK_KEY_CHARACTERS_MIN).optional(),
   /** `allow` on a development machine alone: webhooks may then reach it and its network, and need no TLS. */
