@@ -45,6 +45,15 @@ export function refuseModel({ policy, grants }: TenantRecord, roles: readonly st
   return verdict.kind === "allowed" ? undefined : errorBody("forbidden", verdict.message, { model });
 }
 
+/** None of an agent's models can be had, with whatever key: said when a session is created, and not at its first message. One that can be had is enough. */
+function refuseAgentsModels(providers: Providers, tenant: TenantRecord, agent: string): ErrorBody | undefined {
+  const config = tenant.agents[agent]?.config;
+  if (config === undefined) return undefined;
+  const refusals = [config.model, ...(config.fallbacks?.models ?? [])].map((model) => refusalOfModel(providers, tenant, model));
+  const [first] = refusals;
+  return first === undefined || refusals.includes(undefined) ? undefined : errorBody("model_unknown", first.message, { model: config.model });
+}
+
 /** A key is kept for a provider that can be called with one: for another name it would lie there and never serve. */
 function refuseProvider(providers: Providers, { body }: Command): ErrorBody | undefined {
   const { takes_keys } = providers;
@@ -91,7 +100,7 @@ export function createAdmission({
     const agent = String(command.body["agent"]);
     if (!Object.hasOwn(tenant.agents, agent)) return errorBody("agent_unknown", `the tenant has no agent '${agent}'`, { agent });
     const model = (command.body["overrides"] as JsonObject | undefined)?.["model"];
-    if (typeof model !== "string") return undefined;
+    if (typeof model !== "string") return view === undefined ? refuseAgentsModels(providers, tenant, agent) : undefined;
     const refused = refusalOfModel(providers, tenant, model);
     if (refused !== undefined) return errorBody("model_unknown", refused.message, { model });
     return refuseModel(tenant, tenant.agents[agent]?.config.roles ?? [], model);

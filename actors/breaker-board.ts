@@ -8,6 +8,7 @@
 //
 //   BB1. A probe goes out only after the bucket took its half_open; who lost the race waits.
 //   BB2. Without the broker a worker goes by its own breakers alone: no call waits for the board longer than BOARD_PATIENCE_MS.
+//   BB3. At most BREAKERS_MAX closed breakers are kept; one that is not closed is never forgotten.
 import type { Bucket, Bus, CasOutcome, Subscription } from "../bus/port.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
@@ -30,6 +31,8 @@ import {
 
 /** A broker answers in milliseconds; a model call that waits longer than this for one would be felt. */
 const BOARD_PATIENCE_MS = 500;
+/** One a provider for the platform, and for each tenant with a key of its own that called from here. */
+const BREAKERS_MAX = 10_000;
 
 /** What is stored for one breaker that is not closed. */
 export interface SharedBreaker {
@@ -90,10 +93,20 @@ export function createBreakerBoard({ world, log, worker, bus, on_change }: Break
     const name = breakerKeyOf(key);
     let entry = entries.get(name);
     if (entry === undefined) {
+      if (entries.size >= BREAKERS_MAX) forgetOne();
       entry = { key, state: BREAKER_CLOSED, revision: undefined };
       entries.set(name, entry);
     }
     return entry;
+  }
+
+  /** BB3. The oldest that is closed for everybody: what it counted is worth a minute, and is counted anew. */
+  function forgetOne(): void {
+    for (const [name, { state, revision }] of entries) {
+      if (state.kind !== "closed" || revision !== undefined) continue;
+      entries.delete(name);
+      return;
+    }
   }
 
   function readingOf(entry: Entry): BreakerReading {

@@ -47,6 +47,23 @@ async function calls(world: VirtualWorld, board: RunningBoard, verdicts: readonl
 const FIVE: readonly Verdict[] = ["failed", "failed", "failed", "failed", "failed"];
 const stateOf = (board: RunningBoard | undefined) => board?.readings().find((reading) => reading.provider === KEY.provider)?.state ?? "closed";
 
+test("BB3: closed breakers are forgotten from the oldest on when there are ten thousand, and one that is open is not", async () => {
+  const world = new VirtualWorld(5);
+  const board = createBreakerBoard({ world, log: silentLog, worker: "alone" });
+  await calls(world, board, FIVE);
+  expect(stateOf(board)).toBe("open");
+  const call = async (n: number): Promise<void> => {
+    const admission = await board.admit({ provider: "openai", owner: `tenant.t${n}` });
+    if (admission.kind === "admitted") admission.ended("answered");
+  };
+  for (let n = 0; n < 10_100; n++) await call(n);
+  const owners = board.readings().map(({ owner }) => owner);
+  expect(owners).toHaveLength(10_000);
+  expect(owners).toContain("platform");
+  expect(stateOf(board)).toBe("open");
+  expect([owners.includes("tenant.t0"), owners.includes("tenant.t10099")]).toEqual([false, true]);
+});
+
 describe("over the bus", () => {
   test("one worker's trip stops the others, also one that comes later, and of another owner's key says nothing", async () => {
     const { world, all, ask } = await boards(["w1", "w2"]);

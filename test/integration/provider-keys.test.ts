@@ -85,6 +85,20 @@ test("a key given at the command line makes a provider usable that the platform 
   expect(refused.status).toBe(422);
 });
 
+test("an agent whose provider has no key for the tenant is refused with the session, unless another of its models can be had", async () => {
+  const create = async (tenant: string, id: string, config: object): Promise<string> => {
+    await cli(["agents", "put", "--tenant", tenant, "-"], { stdin: JSON.stringify({ agent: id, ...config }) });
+    const ask = async () => {
+      const answer = await troupe.api("/v1/sessions", { key: keys[tenant]!, json: { id: `of-${id}`, agent: id } });
+      return `${answer.status} ${String(((await answer.json()) as { code?: string }).code)}`;
+    };
+    return eventually(ask, (said) => !said.includes("agent_unknown"));
+  };
+  expect(await create("rival", "claude", { model: ANTHROPIC })).toBe("422 model_unknown");
+  expect(await create("rival", "either", { model: ANTHROPIC, fallbacks: { models: [OPENAI] } })).toBe("201 undefined");
+  expect(await create("acme", "claude", { model: ANTHROPIC })).toBe("201 undefined");
+});
+
 test("a key for a provider that there is not is refused by name, at the command line and over HTTP", async () => {
   const ran = await troupe.cli(["provider-keys", "set", "--tenant", "acme", "opnai"], { stdin: ACME_KEY });
   expect(ran.code).toBe(1);
