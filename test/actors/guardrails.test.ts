@@ -285,7 +285,7 @@ describe("a judge that costs", () => {
       { model: "simulated/echo", made: 0 },
       { model: "simulated/echo", made: 2 },
     ]);
-    expect((output?.["attempts"] as JsonObject[]).map(({ usage }) => (usage as JsonObject | undefined)?.["output_tokens"])).toEqual([1, undefined, 1]);
+    expect(((output?.["attempts"] ?? []) as JsonObject[]).map(({ usage }) => (usage as JsonObject | undefined)?.["output_tokens"])).toEqual([1, undefined, 1]);
   });
 
   test("GR3: that the budget does not pay for lets no message to the model, and the turn ends with the budget's own words", async () => {

@@ -12,7 +12,7 @@ import { budgetDefinition } from "../../state-machines/budget.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { atEndOfFile } from "../harness/endings.ts";
 import { freshDatabase } from "../harness/servers.ts";
-import { callMade } from "../state-machines/session-drive.ts";
+import { callMade, callOfBefore } from "../state-machines/session-drive.ts";
 import { answered, claimed, command, createEventStream, type Journal, journalOf, readySession, realWorld, seeded } from "./event-stream.ts";
 
 const SEED = Number(process.env["SEED"] ?? 4);
@@ -146,10 +146,9 @@ describe("one attempt", () => {
   });
 
   test("whose settlement is below what its calls said, as one of before may be, has rows that sum to the settlement all the same", async () => {
-    const old = ({ purpose: _, rule: __, ...told }: JsonObject): JsonObject => told;
     const journal = begun("s7");
     reserve(holdOf(journal), 40);
-    journal.commit(done(journal.inst("model") ?? "", [old(good(1, 30)), old(good(2, 25)), old(callMade(3, { usage: USAGE }))], null));
+    journal.commit(done(journal.inst("model") ?? "", [good(1, 30), good(2, 25), callMade(3, { usage: USAGE })].map(callOfBefore), null));
     expect((await rowsOf("s7")).map(({ cost_usd_micros }) => cost_usd_micros)).toEqual([30, 10, 0]);
   });
 

@@ -57,6 +57,10 @@ export const callMade = (number: number, more: JsonObject = {}): JsonObject => (
   ...more,
 });
 
+/** The same as journals of before calls were told one by one have it. */
+export const callOfBefore = (call: JsonObject): JsonObject =>
+  Object.fromEntries(Object.entries(call).filter(([name]) => name !== "purpose" && name !== "rule"));
+
 export const observed = { text: "observed", is_error: false };
 /** As the performer of a model call says that the configuration must be taken up anew. */
 export const changed = {

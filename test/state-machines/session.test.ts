@@ -23,6 +23,7 @@ import {
   acting,
   answer,
   callMade,
+  callOfBefore,
   changed,
   configuration,
   expectInvariants,
@@ -1143,11 +1144,10 @@ describe("the calls of a model call", () => {
   });
 
   test("of journals from before they were told are not told now, and count as they did", () => {
-    const before = ({ purpose: _, rule: __, ...old }: JsonObject): JsonObject => old;
     const drive = thinking();
     drive.done("model", {
       ...answer("fine"),
-      attempts: [before(callMade(1)), before(answered(2))],
+      attempts: [callOfBefore(callMade(1)), callOfBefore(answered(2))],
       skipped: [{ model: "anthropic/a", code: "circuit_open", message: "it is open" }],
     });
     expect(drive.types).toEqual(["model.completed", "message.completed", "turn.completed", "session.state"]);
