@@ -411,7 +411,10 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
 
   /** H2 */
   async function restoreMarked(shard: Shard): Promise<void> {
-    const marked = [...shard.found_marks.keys()].map((path) => path.split("/") as [string, ActorAddress["kind"], string]);
+    // Budgets first: what goes on with a model call asks them.
+    const marked = [...shard.found_marks.keys()]
+      .map((path) => path.split("/") as [string, ActorAddress["kind"], string])
+      .sort(([, a], [, b]) => Number(b === "budget") - Number(a === "budget"));
     await Promise.all(
       marked.map(async ([tenant, kind, id]) => {
         await restoreSlot();
