@@ -10,6 +10,9 @@ import { ACTOR_KINDS } from "../../protocol/ids.ts";
 import { keyOf, type SmallCell, startSmallCell } from "../gateway/small-cell.ts";
 
 const RUNS = { shapes: 5_000, bytes: 3_000, requests: 2_200 };
+const CASES_MIN = 10_000;
+/** What was really tried: a run that ends early is no run. */
+let tried = 0;
 /** An answer that takes longer counts as a hang. */
 const ANSWER_PATIENCE_MS = 5_000;
 
@@ -90,6 +93,7 @@ const commandHeaders = fc.record({ "Content-Type": headerText, "Idempotency-Key"
 const headerOf = (headers: Partial<Record<string, string>>) => (name: string) => headers[name];
 
 function expectReadable(kind: (typeof ACTOR_KINDS)[number], channel: "command" | "control", data: Uint8Array, headers: Partial<Record<string, string>>): void {
+  tried += 1;
   const decoding = decodeCommand(kind, channel, data, headerOf(headers));
   if (decoding.kind === "refused") {
     expect(isErrorCode(decoding.error.code)).toBe(true);
@@ -148,12 +152,17 @@ test("bytes that are no command, and commands with some bytes changed, are read 
 
 let cell: SmallCell;
 let admin = "";
+let operator = "";
 beforeAll(async () => {
   cell = await startSmallCell({ tenants: ["acme"] });
   const { createKey } = await import("../../protocol/api-key.ts");
   const made = createKey("acme", (count) => new Uint8Array(count).fill(7));
   await cell.tell("acme", "key.create", { key_id: made.key_id, hash: made.hash, scopes: ["admin"] });
   admin = made.key;
+  await cell.tell("system", "tenant.create", {});
+  const looks = createKey("system", (count) => new Uint8Array(count).fill(9));
+  await cell.tell("system", "key.create", { key_id: looks.key_id, hash: looks.hash, scopes: ["operator:write"] });
+  operator = looks.key;
   for (const id of ["s1", "s2"])
     await fetch(`${cell.gateway.url}/v1/sessions`, {
       method: "POST",
@@ -185,6 +194,7 @@ test("a request of any shape to any route is answered below 500 and within its t
   const credential = fc.oneof(
     { weight: 5, arbitrary: fc.constant("admin") },
     { weight: 1, arbitrary: fc.constant("plain") },
+    { weight: 2, arbitrary: fc.constant("operator") },
     { weight: 1, arbitrary: hostileText },
   );
   const body = fc.oneof(
@@ -213,7 +223,9 @@ test("a request of any shape to any route is answered below 500 and within its t
     fc.asyncProperty(request, async ({ route: index, method: other, segment: id, query: asked, credential: shown, type, key, trace, last, body: content }) => {
       const { method: own, url } = cell.gateway.routes[index % cell.gateway.routes.length]!;
       const method = other ?? own;
-      const bearer = shown === "admin" ? admin : shown === "plain" ? keyOf("acme") : asciiHeader(shown);
+      tried += 1;
+      const ours: Record<string, string> = { admin, operator, plain: keyOf("acme") };
+      const bearer = Object.hasOwn(ours, shown) ? ours[shown]! : asciiHeader(shown);
       const headers: Record<string, string> = { authorization: `Bearer ${bearer}`.slice(0, 4_000), accept: "application/json" };
       for (const [name, value] of [
         ["content-type", type],
@@ -244,6 +256,7 @@ test("a request of any shape to any route is answered below 500 and within its t
   // It reached the handlers, and was not turned away at the door each time.
   expect([...statuses].filter(([status]) => status < 300).reduce((sum, [, count]) => sum + count, 0)).toBeGreaterThan(RUNS.requests / 20);
   expect(statuses.get(422) ?? 0).toBeGreaterThan(RUNS.requests / 50);
+  expect(tried).toBeGreaterThanOrEqual(CASES_MIN);
   expect((await fetch(`${cell.gateway.url}/healthz`)).status).toBe(200);
   expect(cell.logged.filter((line) => line.includes("a bug of ours") || line.includes(admin))).toEqual([]);
 }, 240_000);
