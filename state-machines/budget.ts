@@ -796,11 +796,14 @@ interface Enqueue {
   raise(event: { type: "budget.alarm" }, options: { id: string; delay: number }): void;
 }
 
-/** Each alert to each webhook that hears them, with the commit in which it was crossed: once per crossing, whatever dies afterwards. */
+/** What somebody should hear of: a threshold that was crossed, and money that was spent above what was held for it, or without any hold. */
+const ALARMS: ReadonlySet<string> = new Set(["budget.alert", "budget.overrun", "budget.unreserved"]);
+
+/** Each alarm to each webhook that hears them, with the commit in which it was crossed: once per crossing, whatever dies afterwards. */
 function deliveriesOf({ now }: BudgetContext, { told, alerts_to }: Books): Exclude<Emitted, { type: "answer" }>[] {
   const at = new Date(now.at_ms).toISOString();
   return told
-    .filter(({ type }) => type === "budget.alert")
+    .filter(({ type }) => ALARMS.has(type))
     .flatMap((event) =>
       alerts_to.map((to) => ({
         type: "send" as const,

@@ -285,6 +285,9 @@ describe("statuses and alerts", () => {
       ["acme/webhook/a", 90],
       ["acme/webhook/a", 100],
     ]);
+    drive.tell("budget.settle", { hold: hold(2), cost_usd_micros: 20 });
+    drive.tell("budget.settle", { hold: hold(9), cost_usd_micros: 5 });
+    expect(drive.out.slice(4).map(({ body }) => (body["event"] as JsonObject)["type"])).toEqual(["budget.overrun", "budget.unreserved"]);
     const many = Array.from({ length: 16 }, (_, n) => `acme/webhook/w${n}`);
     expect(drive.refusal("budget.configure", { level: "tenant", alerts_to: { add: many } })?.code).toBe("invalid");
   });
