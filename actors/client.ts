@@ -11,14 +11,7 @@
 // Invariants:
 //   W1. Once a command is durable, only a yes of the fast lane still counts: its no may be followed by the yes of the durable twin.
 import type { Bus } from "../bus/port.ts";
-import {
-  AUTOMATIC_KEY_PREFIX,
-  HEADER_IDEMPOTENCY_KEY,
-  HEADER_PRINCIPAL,
-  HEADER_REPLY_TO,
-  HEADER_SUBJECT,
-  HEADER_TRACEPARENT,
-} from "../protocol/commands.ts";
+import { AUTOMATIC_KEY_PREFIX, HEADER_IDEMPOTENCY_KEY, HEADER_PRINCIPAL, HEADER_REPLY_TO, HEADER_SUBJECT, HEADER_TRACEPARENT } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";

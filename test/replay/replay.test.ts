@@ -27,3 +27,20 @@ test.each(recorded)("%s replays to what it says, commit by commit", (name) => {
   }
   expect(lines.length).toBeGreaterThan(3);
 });
+
+test.each(recorded)("%s ends in the same state when its commands say who said them: no machine sees it", (name) => {
+  const messages = readFileSync(`${import.meta.dirname}/${name}`, "utf8")
+    .trimEnd()
+    .split("\n")
+    .map((line) => decodeJournal(new TextEncoder().encode(line)));
+  const core = cores[messages[0]!.actor.kind as HostedKind];
+  const end = (signed: boolean): unknown => {
+    let state: ActorState | undefined;
+    for (const message of messages) {
+      const entries = message.entries.map((entry) => (signed && "type" in entry ? { ...entry, principal: "key:k1" } : entry));
+      state = replayMessage(core, state, { ...message, entries }).state;
+    }
+    return core.save(state!);
+  };
+  expect(end(true)).toEqual(end(false));
+});
