@@ -305,7 +305,10 @@ export const COMMANDS = {
           "minimum_usd_micros is at most amount_usd_micros",
         ),
     },
-    "budget.settle": { channels: ["control"], body: z.object({ hold, cost_usd_micros: money.nullable(), spent_usd_micros: money.optional(), model: modelName.optional() }) },
+    "budget.settle": {
+      channels: ["control"],
+      body: z.object({ hold, cost_usd_micros: money.nullable(), spent_usd_micros: money.optional(), model: modelName.optional() }),
+    },
     "budget.release": { channels: ["control"], body: z.object({ hold }) },
     "slot.acquire": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
     "slot.release": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
