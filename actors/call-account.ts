@@ -8,7 +8,7 @@
 //   CA1. Every call that was made stands in `attempts` once, numbered from 1 over the whole attempt of the effect, in the order of the ends.
 //   CA2. What is told when the attempt is stopped has every call in it, the one in flight with what it has used so far.
 import type { Json, JsonObject } from "../protocol/json.ts";
-import type { ModelAttempt, SkippedModel } from "./model-routing.ts";
+import type { ModelAttempt, SkippedModel } from "./model-attempt.ts";
 import type { EffectScope } from "./performer.ts";
 
 /** What is done next about a call that did not answer, for the journal. */

@@ -18,18 +18,9 @@ import { timestamp, type World } from "../protocol/world.ts";
 import { type BreakerBoard, verdictOf } from "../providers/breaker.ts";
 import { costOf } from "../providers/prices.ts";
 import { estimateInputTokens, estimateTokens } from "../providers/estimate.ts";
-import {
-  type CallIo,
-  type ModelError,
-  type ModelOutcome,
-  type ModelRequest,
-  NO_USAGE,
-  type Provider,
-  type StopReason,
-  type Usage,
-} from "../providers/provider.ts";
-import type { KeySource } from "../providers/registry.ts";
+import { type CallIo, type ModelError, type ModelOutcome, type ModelRequest, NO_USAGE, type Provider, type Usage } from "../providers/provider.ts";
 import type { CallAccount } from "./call-account.ts";
+import type { ModelAttempt, SkippedModel } from "./model-attempt.ts";
 import type { Payment } from "./model-money.ts";
 import type { Models } from "./tenant-models.ts";
 
@@ -53,39 +44,6 @@ export interface Fallbacks {
   readonly models?: readonly string[] | undefined;
   readonly context_overflow?: readonly string[] | undefined;
   readonly content_policy?: readonly string[] | undefined;
-}
-
-/** One call that was made. */
-export interface ModelAttempt {
-  readonly model: string;
-  /** Of the effect. With `try` it names the attempt within the effect. */
-  readonly attempt: number;
-  /** Counts the calls of this attempt of the effect, from 1. */
-  readonly try: number;
-  /** An answer of the agent, or a judgement for one of its guardrails. Machines tell of each call by it; journals from before it was there have none. */
-  readonly purpose: "answer" | "guardrail";
-  /** Of a guardrail: its name. */
-  readonly rule: string | null;
-  /** Whose key it was made with; journals from before it was there have none, and knew the platform's alone. */
-  readonly key_source: KeySource;
-  readonly outcome: "completed" | "failed";
-  readonly stop: StopReason | null;
-  readonly code: string | null;
-  readonly message: string | null;
-  readonly usage: Usage | null;
-  readonly cost_usd_micros: number | null;
-  readonly price_version: string | null;
-  readonly started_at: string;
-  readonly ended_at: string;
-  readonly first_token_ms: number | null;
-}
-
-/** A model that was not called, and why. */
-export interface SkippedModel {
-  readonly model: string;
-  readonly code: string;
-  readonly message: string;
-  readonly purpose: ModelAttempt["purpose"];
 }
 
 export interface Route {

@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { isAbsolute, join } from "node:path";
 import type { TenantRecord } from "../actors/directory.ts";
-import { lastUsedAt, readKeyUse } from "../gateway/key-use.ts";
+import { lastUsedAt, readKeyUse } from "../actors/key-use.ts";
 import { createKey as freshKey } from "../protocol/api-key.ts";
 import { agentConfig, invalidBody } from "../protocol/commands.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";

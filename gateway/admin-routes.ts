@@ -23,7 +23,7 @@ import { isId, SYSTEM_TENANT, tenantActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { Scope } from "../protocol/scopes.ts";
 import { timestamp, type World } from "../protocol/world.ts";
-import { type KeyUse, type LastUsed, lastUsedAt } from "./key-use.ts";
+import { type KeyUse, type LastUsed, lastUsedAt } from "../actors/key-use.ts";
 import type { Handler, RouteInfo } from "./route.ts";
 
 /** How long the old key of a rotation goes on: services are deployed anew within a day. */

@@ -44,7 +44,7 @@ import { authenticate, bearerOf, refuseScope } from "./authenticate.ts";
 import { type Cursor, CURSOR_START, cursorAfter, decodeCursor, encodeCursor } from "./cursor.ts";
 import { EVENT_STREAM_MEDIA_TYPE, turnOnly, writeEventStream } from "./event-stream.ts";
 import { createFeedHub } from "./feed-hub.ts";
-import type { KeyUse } from "./key-use.ts";
+import type { KeyUse } from "../actors/key-use.ts";
 import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { declareProviderKeyRoutes } from "./provider-key-routes.ts";

@@ -7,7 +7,7 @@ import { openWarden, type Warden } from "../bus/jetstream-warden.ts";
 import type { Bus, Subscription } from "../bus/port.ts";
 import { createEdgeAccounts } from "../gateway/edge-accounts.ts";
 import { createNatsAuth, keepOutWhoMayNotStay } from "../gateway/nats-auth.ts";
-import type { KeyUse } from "../gateway/key-use.ts";
+import type { KeyUse } from "../actors/key-use.ts";
 import type { Oidc } from "../gateway/oidc.ts";
 import type { Log } from "../protocol/log.ts";
 import { natsTls, type Runtime, serversOf } from "./runtime.ts";

@@ -3,7 +3,7 @@ import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { watchPermissions } from "../actors/permission.ts";
 import { createRestorer } from "../actors/restore.ts";
-import { createKeyUse } from "../gateway/key-use.ts";
+import { createKeyUse } from "../actors/key-use.ts";
 import { createOidc } from "../gateway/oidc.ts";
 import { type Readiness, startGateway } from "../gateway/server.ts";
 import { createDatabase } from "../projections/database.ts";

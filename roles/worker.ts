@@ -12,7 +12,7 @@ import { createBreakerBoard } from "../actors/breaker-board.ts";
 import type { CellObserver } from "../actors/cell.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { assumedCost } from "../actors/effects/assumed-cost.ts";
-import type { ModelAttempt } from "../actors/model-routing.ts";
+import type { ModelAttempt } from "../actors/model-attempt.ts";
 import type { EffectScope, Performers } from "../actors/performer.ts";
 import { createPerformers } from "../actors/performers.ts";
 import { watchPermissions } from "../actors/permission.ts";

@@ -11,7 +11,7 @@ import { estimateTokens } from "../../providers/estimate.ts";
 import { costAtMost } from "../../providers/prices.ts";
 import type { Running } from "../../state-machines/step.ts";
 import type { NextCall } from "../call-account.ts";
-import type { ModelAttempt } from "../model-routing.ts";
+import type { ModelAttempt } from "../model-attempt.ts";
 import type { EffectScope } from "../performer.ts";
 import { JUDGE_OUTPUT_TOKENS } from "../guardrails.ts";
 import { OUTPUT_TOKENS_DEFAULT } from "./call-model.ts";

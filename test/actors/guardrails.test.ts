@@ -4,7 +4,7 @@ import { describe, expect, test } from "vitest";
 import { createBreakerBoard } from "../../actors/breaker-board.ts";
 import type { ModelCall } from "../../actors/effects/call-model.ts";
 import type { ModelMoney } from "../../actors/model-money.ts";
-import type { ModelAttempt } from "../../actors/model-routing.ts";
+import type { ModelAttempt } from "../../actors/model-attempt.ts";
 import { secretIn, withGuardrails } from "../../actors/guardrails.ts";
 import { createPatternMatcher, type PatternMatcher } from "../../actors/pattern-matcher.ts";
 import { EffectFailure, type EffectScope } from "../../actors/performer.ts";

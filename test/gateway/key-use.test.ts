@@ -3,7 +3,7 @@
 // Method: the noting alone in virtual time on an in-memory bus with faults; a gateway with all that it talks to.
 import { describe, expect, test } from "vitest";
 import { createMemoryBroker, type MemoryBroker } from "../../bus/memory.ts";
-import { createKeyUse, type KeyUse, lastUsedAt, readKeyUse } from "../../gateway/key-use.ts";
+import { createKeyUse, type KeyUse, lastUsedAt, readKeyUse } from "../../actors/key-use.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { atEndOfFile } from "../harness/endings.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";

@@ -7,7 +7,7 @@ import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost } from "../../actors/shard-host.ts";
 import { createMemoryBroker, type FaultBefore, type MemoryBroker, type Operation } from "../../bus/memory.ts";
 import type { Bus } from "../../bus/port.ts";
-import { createKeyUse } from "../../gateway/key-use.ts";
+import { createKeyUse } from "../../actors/key-use.ts";
 import { type Gateway, type GatewayDeps, startGateway } from "../../gateway/server.ts";
 import { tenantActor } from "../../protocol/ids.ts";
 import type { JsonObject } from "../../protocol/json.ts";
