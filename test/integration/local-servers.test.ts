@@ -60,7 +60,8 @@ test("a tenant's stand-in user reaches its own commands and live subjects, and n
     tenant.publish(subject);
   await tenant.flush();
   await runtime.flush();
-  expect(heard).toEqual(["tenant.acme.session.s1.command", "tenant.acme.workflow.w1.command", "tenant.acme.replay"]);
+  // Commands arrive as what a tenant's client said (docs/decisions/0008-who-said-it.md).
+  expect(heard).toEqual(["tenant.acme.session.s1.edge", "tenant.acme.workflow.w1.edge", "tenant.acme.replay"]);
 
   const refused: string[] = [];
   const live: string[] = [];

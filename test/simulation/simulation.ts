@@ -30,7 +30,7 @@ import type { Log, LogFields } from "../../protocol/log.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
 import { pause, type World } from "../../protocol/world.ts";
-import type { Providers } from "../../providers/registry.ts";
+import { createProviders } from "../../providers/registry.ts";
 import { cores as productCores } from "../../state-machines/kinds.ts";
 import { sessionDefinitionOver } from "../../state-machines/session.ts";
 import { coreOf } from "../../state-machines/step.ts";
@@ -319,7 +319,7 @@ class Simulation {
       next_commit_id: () => `${slot.connection}.${commits++}`,
       may_act: () => late.member?.may_act() ?? false,
       on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
-      admit: createAdmission({ directory, providers: NO_PROVIDERS, tools: TOOLS }),
+      admit: createAdmission({ directory, providers: createProviders({ world, log }), tools: TOOLS }),
       on_resumed: ({ actor, shard, epoch, entries, replay_ms }) => {
         this.count("resumed");
         tellResumed(bus, { worker: name, actor: actorPath(actor), shard, epoch, entries, replay_ms });
@@ -930,8 +930,6 @@ class Simulation {
     });
   }
 }
-
-const NO_PROVIDERS = { resolve: () => ({ kind: "refused", error: { message: "no models here" } }) } as unknown as Providers;
 
 function addressOf(path: string): ActorAddress {
   const actor = parseActorPath(path);
