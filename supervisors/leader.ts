@@ -167,6 +167,10 @@ export class Leader {
   #renewed_ms = 0;
   /** D3. When the bus was last seen to fail, or when we began to look. */
   #calm_since_ms: number;
+  /** The same of the workers' leases alone: their bucket has a leader of its own in the broker, which may be away while everything else is there. */
+  #leases_calm_since_ms: number;
+  #probing_since_ms: number | undefined;
+  #probed_ms = Number.NEGATIVE_INFINITY;
 
   constructor(options: LeaderOptions) {
     const { bus, world } = options;
@@ -178,6 +182,7 @@ export class Leader {
     this.#incarnation = world.id();
     this.#started_at = timestamp(world.now_ms());
     this.#calm_since_ms = world.monotonic_ms();
+    this.#leases_calm_since_ms = this.#calm_since_ms;
     this.#connections = new Connections(world);
     this.#lease = new Lease({
       bucket: this.#leaders,
@@ -267,6 +272,7 @@ export class Leader {
     if (this.#lease.is_valid()) {
       if (now_ms - this.#renewed_ms >= LEASE_RENEW_MS) await this.#renew(now_ms);
       if (!this.#lease.is_valid() || this.#stopped) return;
+      void this.#probe(now_ms);
       if (this.#leadership === undefined) this.#beginToLead();
       else this.#wake(this.#leadership);
       return;
@@ -379,6 +385,28 @@ export class Leader {
   }
   #mayJudge(): boolean {
     return this.#options.bus.state === "connected" && this.#options.world.monotonic_ms() - this.#calm_since_ms >= this.#ttl_ms;
+  }
+
+  /** By the leases' silence: only while they could have been renewed (D3). */
+  #mayJudgeLeases(): boolean {
+    const now_ms = this.#options.world.monotonic_ms();
+    if (this.#probing_since_ms !== undefined && now_ms - this.#probing_since_ms >= LEASE_RENEW_MS) return false;
+    return this.#mayJudge() && now_ms - this.#leases_calm_since_ms >= this.#ttl_ms;
+  }
+
+  /** Asks the workers' bucket for anything, once in the time of a renewal: what it answers late or not at all, it did not take either. */
+  async #probe(now_ms: number): Promise<void> {
+    if (this.#probing_since_ms !== undefined || now_ms - this.#probed_ms < LEASE_RENEW_MS) return;
+    const { world, log } = this.#options;
+    this.#probing_since_ms = this.#probed_ms = now_ms;
+    try {
+      await this.#workers.get(LEADER_KEY);
+      if (world.monotonic_ms() - now_ms >= LEASE_RENEW_MS) this.#leases_calm_since_ms = world.monotonic_ms();
+    } catch (error) {
+      this.#leases_calm_since_ms = world.monotonic_ms();
+      log.debug("the workers' leases cannot be read", errorFields(error));
+    }
+    this.#probing_since_ms = undefined;
   }
 
   /** Reads from the bus; undefined, and an outage noted, when it cannot answer. */
@@ -601,7 +629,7 @@ export class Leader {
       record = cell.record();
     }
     if (record?.state === "ready" && lease.draining) await this.#say(leadership, worker, "worker.drain", { reason: "the worker is leaving" });
-    else if (record?.state === "ready" && silent_ms >= this.#ttl_ms * SUSPECT_AFTER && this.#mayJudge())
+    else if (record?.state === "ready" && silent_ms >= this.#ttl_ms * SUSPECT_AFTER && this.#mayJudgeLeases())
       await this.#say(leadership, worker, "worker.suspect", { evidence: { kind: "silent", silent_ms: Math.round(silent_ms), incarnation: lease.incarnation } });
   }
 
@@ -636,7 +664,7 @@ export class Leader {
     if (!this.#mayAct(leadership) || leadership.present.has(worker)) return;
     const missing = leadership.missing.get(worker);
     const left = (record.state === "draining" || missing?.lease?.draining === true) && this.#ownedBy(leadership, worker).length === 0;
-    if (!left && !this.#mayJudge()) return;
+    if (!left && !this.#mayJudgeLeases()) return;
     const read = await this.#attempt("a worker's lease", async () => ({ entry: await this.#workers.get(worker) }));
     if (read === undefined || !this.#mayAct(leadership)) return;
     if (read.entry !== undefined) {
@@ -644,7 +672,7 @@ export class Leader {
       leadership.dirty = true;
       return;
     }
-    if (!left && !this.#mayJudge()) return;
+    if (!left && !this.#mayJudgeLeases()) return;
     if (left) await this.#say(leadership, worker, "worker.leave", {});
     else await this.#declareDead(leadership, worker, { kind: "lease_expired", incarnation: record.incarnation }, missing?.heard_ms);
   }

@@ -494,6 +494,32 @@ describe("outages", () => {
     expect(workers.map(({ host }) => host.history)).toEqual(histories);
   });
 
+  test("D3: nobody is judged by leases that could not be renewed: their bucket is away for 6 s while all else is there", async () => {
+    let until_ms = 0;
+    const now = { ms: (): number => 0 };
+    const { cluster, workers } = await running(["w1", "w2"], {
+      faults: {
+        // As in an election of its own: renewals fail, and what is asked is answered when it is over.
+        before: ({ kind, subject }) => {
+          const left_ms = until_ms - now.ms();
+          if (left_ms <= 0 || !subject.startsWith("$KV.WORKERS.")) return undefined;
+          return kind === "bucket_write" ? { kind: "unavailable" } : kind === "bucket_read" ? { kind: "delay", ms: left_ms } : undefined;
+        },
+      },
+    });
+    now.ms = () => cluster.world.monotonic_ms();
+    const before = await cluster.table();
+    until_ms = now.ms() + 6_000;
+    await cluster.world.advance(20_000);
+    expect(workers.map(({ member }) => [member.phase, member.may_act()])).toEqual([
+      ["present", true],
+      ["present", true],
+    ]);
+    expect(await cluster.table()).toEqual(before);
+    workers[0]!.kill();
+    await cluster.until("the other owns everything", () => cluster.placed(), 10_000);
+  });
+
   test("a worker that died during the outage is found one lease after it", async () => {
     const { cluster, workers } = await running(["w1", "w2"]);
     void cluster.broker.restart(12_000);
