@@ -19,14 +19,15 @@ interface Mutation {
 
 const CRASHES = "test/actors/host-crashes.test.ts";
 const SESSION = "test/state-machines/session.test.ts";
+const LOST_ANSWERS = "test/actors/lost-answers.test.ts";
 const STEP = "test/state-machines/step.test.ts";
 
 const MUTATIONS: readonly Mutation[] = [
   {
     name: "A1: answered before the append",
     file: "actors/cell.ts",
-    from: "    const outcome = await this.#append(data);",
-    to: "    this.#tell(decided, after_sequence);\n    const outcome = await this.#append(data);",
+    from: "    const [outcome] = await Promise.all([this.#append(data), marked]);",
+    to: "    this.#tell(decided, after_sequence);\n    const [outcome] = await Promise.all([this.#append(data), marked]);",
     tests: [CRASHES],
   },
   {
@@ -72,11 +73,53 @@ const MUTATIONS: readonly Mutation[] = [
     tests: [CRASHES],
   },
   {
+    name: "C3: the world does not wait for the mark",
+    file: "actors/cell.ts",
+    from: "await Promise.all([this.#append(data), marked]);",
+    to: "await Promise.all([this.#append(data)]);",
+    tests: ["test/simulation/cluster.test.ts"],
+  },
+  {
+    name: "C6: what cannot be judged is answered away",
+    file: "actors/cell.ts",
+    from: "      this.#mailbox.unshift(item);\n",
+    to: '      return no(errorBody("unavailable", "it cannot be judged"));\n',
+    tests: [LOST_ANSWERS],
+  },
+  {
+    name: "W1: a late no of the fast lane counts",
+    file: "actors/client.ts",
+    from: "(lane === FAST && asked.durable && !reply.ok)",
+    to: "false",
+    tests: [LOST_ANSWERS],
+  },
+  {
+    name: "D3: leases that could not be renewed are judged",
+    file: "supervisors/leader.ts",
+    from: "now_ms - this.#leases_calm_since_ms >= this.#ttl_ms",
+    to: "true",
+    tests: ["test/supervisors/supervision.test.ts"],
+  },
+  {
+    name: "F4: the first of what follows is waited for without an end",
+    file: "gateway/session-feed.ts",
+    from: "let waits_for_first = expected;",
+    to: "let waits_for_first = false;",
+    tests: ["test/gateway/session-feed.test.ts"],
+  },
+  {
     name: "H2: marked actors are not restored",
     file: "actors/shard-host.ts",
-    from: "residentOf(shard, { tenant, kind, id }, shard.taken_ms)?.cell.load()",
-    to: "(undefined as Promise<void> | undefined)",
+    from: "        const loaded = resident?.cell.load();",
+    to: "        const loaded = undefined as Promise<void> | undefined;",
     tests: [CRASHES],
+  },
+  {
+    name: "B1: what others hold counts as free",
+    file: "state-machines/budget-decision.ts",
+    from: "limit_usd_micros - settled_usd_micros - reserved_usd_micros;",
+    to: "limit_usd_micros - settled_usd_micros;",
+    tests: ["test/state-machines/budget-decision.test.ts"],
   },
   {
     name: "S3: a finished actor keeps its timers",
