@@ -133,6 +133,9 @@ const PERMISSION_POLL_MS = 50;
 /** Waits between repeats of what the bus could not take; the last one repeats. */
 const RETRY_MS = [20, 50, 100, 250, 500, 1000] as const;
 
+/** Tries to judge a command until its waiting is told again: about a minute. */
+const UNJUDGED_TOLD_EVERY = 60;
+
 /** From this many lost attempts in a row on, an actor is a suspect. Two: the first loss is anybody's, the second a coincidence at most. */
 const SUSPECT_TRIES = 2;
 /** A suspect whose effects run this long without harm lets the next one begin. Poison acts at once, as a rule. */
@@ -340,7 +343,8 @@ export class ActorCell {
 
   /** C6. */
   async #letCommandsWait(error: unknown): Promise<void> {
-    if (this.#unjudged === 0) this.#deps.log.warn("a command cannot be judged yet, and waits", { actor: actorPath(this.actor), ...errorFields(error) });
+    if (this.#unjudged % UNJUDGED_TOLD_EVERY === 0)
+      this.#deps.log.warn("a command cannot be judged yet, and waits", { actor: actorPath(this.actor), tries: this.#unjudged, ...errorFields(error) });
     this.#commands_wait = true;
     await this.#backOff(this.#unjudged++);
     this.#commands_wait = false;
@@ -452,10 +456,11 @@ export class ActorCell {
       const item = this.#next();
       if (item === undefined) break;
       const arrived_ms = this.#arrived_ms.get(item);
-      if (arrived_ms !== undefined) this.#deps.observer?.waited?.(this.#deps.world.monotonic_ms() - arrived_ms);
+      const taken_ms = this.#deps.world.monotonic_ms();
       const verdict = await this.#decide(item, state);
       if (this.#stopped()) return;
       if (verdict === "unknown") continue;
+      if (arrived_ms !== undefined) this.#deps.observer?.waited?.(taken_ms - arrived_ms);
       taken.push(item);
       if (verdict.entry !== undefined) {
         const fold = this.#foldSafely(state, verdict.entry, at_ms);

@@ -104,6 +104,28 @@ export interface EffectKind {
   superseded?(input: Json, attempt: number): ActorEvent;
 }
 
+/** What a command or an outcome makes of an actor, as data: pure functions answer it, and machines perform it. */
+export interface Change<Context> {
+  readonly context?: Partial<Context>;
+  /** Into the journal, for whoever follows it. */
+  readonly tell?: readonly ActorEvent[];
+  /** Of the command's reply. */
+  readonly answer?: JsonObject;
+}
+
+interface Enqueue<Context> {
+  assign(patch: Partial<Context>): void;
+  emit(emitted: Emitted): void;
+}
+
+/** A change as XState's actions; the cast because XState's own type of `enqueue` depends on the machine that is not made yet. */
+export function perform<Context>({ enqueue }: { enqueue: unknown }, change: Change<Context>): void {
+  const actions = enqueue as Enqueue<Context>;
+  if (change.context !== undefined) actions.assign(change.context);
+  for (const event of change.tell ?? []) actions.emit({ type: "tell", event });
+  if (change.answer !== undefined) actions.emit({ type: "answer", result: change.answer });
+}
+
 export interface ActorDefinition {
   readonly kind: ActorKind;
   /** `id` and `version` make the name in the journal: `session@1`. */

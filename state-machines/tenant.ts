@@ -21,11 +21,20 @@ import { assert } from "../protocol/assert.ts";
 import type { AgentConfig } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
-import { hashOf, type JsonObject } from "../protocol/json.ts";
+import { hashOf } from "../protocol/json.ts";
 import type { SealedSecret } from "../protocol/key-ring.ts";
 import { COMMAND_BYTES_MAX, PAYLOAD_BYTES_MAX } from "../protocol/limits.ts";
 import type { Grant, Policy } from "./permission.ts";
-import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
+import {
+  type ActorDefinition,
+  type ActorView,
+  type BaseContext,
+  type Change as ChangeOf,
+  type CommandEvent,
+  type CreationInput,
+  type Emitted,
+  perform,
+} from "./definition.ts";
 
 /** Keys that work. A tenant's services are fewer; revoked keys are listed as long as there is room. */
 export const TENANT_KEYS_MAX = 1000;
@@ -151,11 +160,7 @@ type TenantEvent =
   | CommandEvent<"provider_key.reseal", ProviderKeyReseal>
   | CommandEvent<"tenant.suspend" | "tenant.resume", ReasonBody>;
 
-interface Change {
-  readonly context?: Partial<TenantContext>;
-  readonly tell?: readonly ActorEvent[];
-  readonly answer?: JsonObject;
-}
+type Change = ChangeOf<TenantContext>;
 
 /** Room for one more key: the keys that were revoked first make it. */
 function withRoom(keys: TenantContext["keys"]): TenantContext["keys"] {
@@ -297,18 +302,6 @@ function providerKeyResealed(context: TenantContext, { provider, sealed }: Provi
     tell: [{ type: "provider_key.resealed", provider, master_key_id: sealed.master_key_id, from: known.sealed.master_key_id }],
     answer: { provider, version: known.version },
   };
-}
-
-interface Enqueue {
-  assign(patch: Partial<TenantContext>): void;
-  emit(emitted: Emitted): void;
-}
-/** A change as XState's actions; the cast because XState's own type of `enqueue` depends on the machine that is not made yet. */
-function perform({ enqueue }: { enqueue: unknown }, change: Change): void {
-  const actions = enqueue as Enqueue;
-  if (change.context !== undefined) actions.assign(change.context);
-  for (const event of change.tell ?? []) actions.emit({ type: "tell", event });
-  if (change.answer !== undefined) actions.emit({ type: "answer", result: change.answer });
 }
 
 export const tenantMachine = setup({

@@ -20,17 +20,18 @@
 import { enqueueActions, setup } from "xstate";
 import { assert } from "../protocol/assert.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
-import type { ActorEvent } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import {
   type ActorDefinition,
   type ActorView,
   type BaseContext,
+  type Change as ChangeOf,
   type CommandEvent,
   type CreationInput,
   effect,
   type EffectError,
   type Emitted,
+  perform,
 } from "./definition.ts";
 
 /** A receiver that is away for half a day at a busy hour; as positions they are a few kilobytes. */
@@ -85,11 +86,7 @@ type WebhookEvent =
   | CommandEvent<"webhook.configure", ConfigureBody>
   | CommandEvent<"webhook.rotate">;
 
-interface Change {
-  readonly context?: Partial<WebhookContext>;
-  readonly tell?: readonly ActorEvent[];
-  readonly answer?: JsonObject;
-}
+type Change = ChangeOf<WebhookContext>;
 
 const endedOf = ({ waiting, tries }: WebhookContext): JsonObject => ({ delivery: waiting[0]?.at ?? 0, event: waiting[0]?.event ?? "", tries: tries + 1 });
 
@@ -134,18 +131,6 @@ function configured(context: WebhookContext, { url = context.url, enabled = true
     tell: [{ type: "webhook.configured", url, enabled }],
     answer: { url, enabled, generation: context.generation },
   };
-}
-
-interface Enqueue {
-  assign(patch: Partial<WebhookContext>): void;
-  emit(emitted: Emitted): void;
-}
-/** A change as XState's actions; the cast because XState's own type of `enqueue` depends on the machine that is not made yet. */
-function perform({ enqueue }: { enqueue: unknown }, change: Change): void {
-  const actions = enqueue as Enqueue;
-  if (change.context !== undefined) actions.assign(change.context);
-  for (const event of change.tell ?? []) actions.emit({ type: "tell", event });
-  if (change.answer !== undefined) actions.emit({ type: "answer", result: change.answer });
 }
 
 const TIMEOUT: EffectError = { code: "timeout", message: "the call was not over in time" };

@@ -22,7 +22,16 @@ import { enqueueActions, setup } from "xstate";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
-import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
+import {
+  type ActorDefinition,
+  type ActorView,
+  type BaseContext,
+  type Change as ChangeOf,
+  type CommandEvent,
+  type CreationInput,
+  type Emitted,
+  perform,
+} from "./definition.ts";
 
 export interface WorkerContext extends BaseContext {
   readonly incarnation: string;
@@ -82,10 +91,7 @@ type WorkerEvent =
   | CommandEvent<"shard.release", ShardRelease>
   | CommandEvent<"actor.resumed", ActorResumed>;
 
-interface Change {
-  readonly context?: Partial<WorkerContext>;
-  readonly tell?: readonly ActorEvent[];
-}
+type Change = ChangeOf<WorkerContext>;
 
 const joined = ({ incarnation, pid, host, versions }: WorkerJoin, at_ms: number) => ({
   incarnation,
@@ -126,17 +132,6 @@ function released({ shards }: WorkerContext, { shard, epoch, to, reason }: Shard
 function resumed({ actor, entries, detect_ms, assign_ms, replay_ms, first_token_ms }: ActorResumed): Change {
   const event: ActorEvent = { type: "actor.resumed", actor, entries, detect_ms, assign_ms, replay_ms };
   return { tell: [first_token_ms === undefined ? event : { ...event, first_token_ms }] };
-}
-
-interface Enqueue {
-  assign(patch: Partial<WorkerContext>): void;
-  emit(emitted: Emitted): void;
-}
-/** A change as XState's actions; the cast because XState's own type of `enqueue` depends on the machine that is not made yet. */
-function perform({ enqueue }: { enqueue: unknown }, change: Change): void {
-  const actions = enqueue as Enqueue;
-  if (change.context !== undefined) actions.assign(change.context);
-  for (const event of change.tell ?? []) actions.emit({ type: "tell", event });
 }
 
 export const workerMachine = setup({

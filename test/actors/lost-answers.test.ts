@@ -3,17 +3,15 @@
 import { expect, test } from "vitest";
 import { type CommandOutcome, createCommandClient } from "../../actors/client.ts";
 import type { Performers } from "../../actors/performer.ts";
-import { createRestorer } from "../../actors/restore.ts";
-import { createShardHost } from "../../actors/shard-host.ts";
+import type { ShardHost } from "../../actors/shard-host.ts";
 import { Broker, type FaultAfter, type FaultBefore, type Operation } from "../../bus/memory.ts";
 import { HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO } from "../../protocol/commands.ts";
 import type { ErrorBody } from "../../protocol/errors.ts";
 import type { ActorAddress } from "../../protocol/ids.ts";
 import { decodeJournal, type Entry } from "../../protocol/journal.ts";
-import { silentLog } from "../../protocol/log.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
 import { actorSubject, fastLaneSubject, residentSubject } from "../../protocol/subjects.ts";
-import { cores } from "../../state-machines/kinds.ts";
+import { plainHost } from "../harness/plain-host.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
 const session: ActorAddress = { tenant: "acme", kind: "session", id: "s1" };
@@ -39,24 +37,7 @@ function ground(
       return new Promise(() => undefined);
     }) as never,
   };
-  const hostOn = (name: string) => {
-    let commits = 0;
-    const bus = broker.connect(name);
-    const restorer = createRestorer({ bus, cores, log: silentLog });
-    return createShardHost({
-      bus,
-      world,
-      log: silentLog,
-      cores,
-      restorer,
-      performers,
-      worker: name,
-      next_commit_id: () => `${name}.${commits++}`,
-      may_act: () => true,
-      on_conflict: async () => "mine",
-      ...(admit === undefined ? {} : { admit }),
-    });
-  };
+  const hostOn = (name: string): ShardHost => plainHost({ bus: broker.connect(name), world, name, performers, ...(admit === undefined ? {} : { admit }) });
   const publish = async (type: string, body: object, key?: string): Promise<void> => {
     const headers = { [HEADER_REPLY_TO]: "_INBOX.mine", ...(key === undefined ? {} : { [HEADER_IDEMPOTENCY_KEY]: key }) };
     void service.publish(actorSubject(session, "command"), new TextEncoder().encode(typeof body === "string" ? body : JSON.stringify({ type, body })), {

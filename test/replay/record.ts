@@ -4,14 +4,13 @@ import { writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { createCommandClient } from "../../actors/client.ts";
 import { EffectFailure, type EffectScope, type Performers } from "../../actors/performer.ts";
-import { createRestorer } from "../../actors/restore.ts";
-import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
+import type { ShardHost } from "../../actors/shard-host.ts";
 import { createMemoryBroker } from "../../bus/memory.ts";
 import { type ActorAddress, tenantActor } from "../../protocol/ids.ts";
 import type { JsonObject } from "../../protocol/json.ts";
-import { silentLog } from "../../protocol/log.ts";
 import { pause } from "../../protocol/world.ts";
 import { cores } from "../../state-machines/kinds.ts";
+import { plainHost } from "../harness/plain-host.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
 const world = new VirtualWorld(7);
@@ -43,22 +42,8 @@ const performers: Performers = {
   }) as never,
   call_tool: (async () => ({ text: "2026-01-01T00:00:00.000Z", is_error: false })) as never,
 };
-let commits = 0;
 const begin = async (name: string, epoch: number, from: string | null): Promise<ShardHost> => {
-  const bus = broker.connect(name);
-  const restorer = createRestorer({ bus, cores, log: silentLog });
-  const host = createShardHost({
-    bus,
-    world,
-    log: silentLog,
-    cores,
-    restorer,
-    performers,
-    worker: name,
-    next_commit_id: () => `${name}.${commits++}`,
-    may_act: () => true,
-    on_conflict: async () => "mine",
-  });
+  const host = plainHost({ bus: broker.connect(name), world, name, performers });
   const taken = host.take(0, epoch, { worker: from, reason: from === null ? "first" : `${from} was declared dead` });
   await world.advance(500);
   await taken;
