@@ -11,6 +11,7 @@
 //        attempts, each under the name of its rule. Where the budget refuses a judge, the message it would have judged reaches no model (GR3).
 import type { AgentConfig, Guardrail, MessageContent } from "../protocol/commands.ts";
 import { contentText } from "../protocol/commands.ts";
+import { CALL_TIMEOUT_MS } from "../protocol/limits.ts";
 import { actorPath } from "../protocol/ids.ts";
 import type { Entry } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
@@ -23,9 +24,10 @@ import { type CallAccount, createCallAccount } from "./call-account.ts";
 import type { CallPool } from "./call-pool.ts";
 import { type ModelCall, priorityOf } from "./effects/call-model.ts";
 import { type AttemptHold, type ModelMoney, noHold } from "./model-money.ts";
-import { routeModelCall, type RouteDeps } from "./model-routing.ts";
+import { routeModelCall, type RouteDeps, type RouteOutcome } from "./model-routing.ts";
 import type { PatternMatcher } from "./pattern-matcher.ts";
 import type { TenantModels } from "./tenant-models.ts";
+import { createTimedCalls, type TimedCalls } from "./timed-calls.ts";
 import { EffectFailure, type EffectScope, type Performer } from "./performer.ts";
 
 /** A pattern looks at texts up to here; a longer one breaks the rule (GR3). A command is 1 MiB at most. */
@@ -66,6 +68,8 @@ export interface GuardrailDeps {
   readonly money?: ModelMoney;
   /** Absent: as many calls at once as there are. */
   readonly pool?: Pick<CallPool, "enter">;
+  /** Counts the calls of this process. Absent: nobody looks. */
+  readonly model_calls?: Pick<TimedCalls, "run">;
   readonly on_attempt?: RouteDeps["on_attempt"];
   readonly on_skipped?: RouteDeps["on_skipped"];
 }
@@ -77,6 +81,7 @@ interface Judging {
   readonly account: CallAccount;
   readonly hold: AttemptHold;
   readonly priority: Priority;
+  readonly time_ms: number;
 }
 
 interface Broken {
@@ -123,9 +128,9 @@ async function faultOf(rule: Guardrail, text: string, judging: Judging): Promise
 async function judged(
   rule: Extract<Guardrail, { kind: "judge" }>,
   text: string,
-  { scope, deps, account, hold, priority }: Judging,
+  { scope, deps, account, hold, priority, time_ms }: Judging,
 ): Promise<string | undefined> {
-  const { world, providers, models, breakers, money, pool, on_attempt, on_skipped } = deps;
+  const { world, providers, models, breakers, money, pool, on_attempt, on_skipped, model_calls = createTimedCalls({ world }) } = deps;
   const request = {
     instructions: JUDGE(rule.policy),
     messages: [{ role: "user", text }],
@@ -142,19 +147,21 @@ async function judged(
     return `it could not be judged (${error.effect_error.code})`; // GR3
   }
   const leave = await pool?.enter({ tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority }, scope.signal);
-  const route = await routeModelCall(
-    {
-      world,
-      models: models?.of(scope.actor.tenant) ?? providers,
-      breakers,
-      account,
-      ...(on_attempt === undefined ? {} : { on_attempt }),
-      ...(on_skipped === undefined ? {} : { on_skipped }),
-      ...(paid === undefined ? {} : { pay: (model, made) => paid.pay(model, made) }),
-    },
-    { model: rule.model, fallbacks: {}, rule: rule.name, attempt: scope.attempt, request },
-    { signal: scope.signal, on_delta: () => undefined },
-  ).finally(() => leave?.());
+  const ask = (signal: AbortSignal): Promise<RouteOutcome> =>
+    routeModelCall(
+      {
+        world,
+        models: models?.of(scope.actor.tenant) ?? providers,
+        breakers,
+        account,
+        ...(on_attempt === undefined ? {} : { on_attempt }),
+        ...(on_skipped === undefined ? {} : { on_skipped }),
+        ...(paid === undefined ? {} : { pay: (model, made) => paid.pay(model, made) }),
+      },
+      { model: rule.model, fallbacks: {}, rule: rule.name, attempt: scope.attempt, request },
+      { signal, on_delta: () => undefined },
+    );
+  const route = await model_calls.run(time_ms, scope.signal, ask, ({ kind }) => kind === "failed").finally(() => leave?.());
   if (route.kind === "failed") return `it could not be judged (${route.code})`; // GR3
   return /^\W{0,8}allow\W{0,8}$/i.test(route.outcome.text.trim()) ? undefined : "the judge does not allow it";
 }
@@ -185,14 +192,14 @@ export function withGuardrails(deps: GuardrailDeps, call: ModelCall): Performer 
   };
 }
 
-async function within(input: never, attempt: Omit<Judging, "priority">, call: ModelCall): Promise<Json> {
+async function within(input: never, attempt: Omit<Judging, "priority" | "time_ms">, call: ModelCall): Promise<Json> {
   const { scope, account, hold } = attempt;
   const { config_seq, messages } = input as ModelInput;
   const frozen = (await scope.entries([config_seq])).get(config_seq);
   const config = frozen?.t === "done" ? (frozen.output as unknown as ConfigurationOutput).config : undefined;
   const rules = config?.guardrails ?? [];
   if (config === undefined || rules.length === 0) return call(input, scope, account, hold);
-  const judging: Judging = { ...attempt, priority: await priorityOf(config, messages, scope) };
+  const judging: Judging = { ...attempt, priority: await priorityOf(config, messages, scope), time_ms: config.call_timeout_ms ?? CALL_TIMEOUT_MS };
   const on = (side: "input" | "output"): Guardrail[] => rules.filter((rule) => rule.on === side);
 
   if (on("input").length > 0) {

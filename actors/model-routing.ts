@@ -13,6 +13,7 @@
 //   MR5. An open breaker is not a call: the model is passed over (or waited for, when it is the last), and that is said in `skipped`.
 //   MR6. When more than one model could have answered and none did, the error is `models_exhausted` and lists the causes; otherwise it is the model's own.
 //   MR7. Whoever stops a call hears what it has used so far, the call in flight included; and the journal hears of every failure before the next try.
+//   MR8. A call whose time was over is told as `timeout`, as its provider's failure; it is not asked again, nor is another model.
 import { assert } from "../protocol/assert.ts";
 import { timestamp, type World } from "../protocol/world.ts";
 import { type BreakerBoard, verdictOf } from "../providers/breaker.ts";
@@ -23,6 +24,7 @@ import type { CallAccount } from "./call-account.ts";
 import type { ModelAttempt, SkippedModel } from "./model-attempt.ts";
 import type { Payment } from "./model-money.ts";
 import type { Models } from "./tenant-models.ts";
+import { stoppedBy } from "./timed-calls.ts";
 
 export const TRIES_MAX = 3;
 /** As the schema of an agent's configuration has it. */
@@ -182,10 +184,10 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
       }) as const;
     // MR7
     account.begun(() => {
-      const error: ModelError = { code: "cancelled", message: "the call was cancelled", transient: false };
+      const error: ModelError = { ...stoppedBy(io.signal), transient: false };
       return attemptOf(model, { kind: "failed", error, usage: usageSoFar(), text: "" }, facts());
     });
-    const outcome = await resolved.provider.call(request, {
+    const answered = await resolved.provider.call(request, {
       signal: io.signal,
       on_delta(delta) {
         first_token_ms ??= Math.round(world.monotonic_ms() - from_ms);
@@ -197,6 +199,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
         usageSoFar = usage_so_far;
       },
     });
+    const outcome = namedByItsStop(answered, io.signal);
     admission.ended(verdictOf(outcome.kind === "failed" ? outcome.error.code : undefined));
     const ms = world.monotonic_ms() - from_ms;
     const attempt = attemptOf(model, outcome, facts());
@@ -224,7 +227,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
     } else {
       trouble = asked;
     }
-    if (io.signal.aborted) trouble = { code: "cancelled", message: "the call was cancelled", transient: false };
+    if (io.signal.aborted) return failedRoute({ ...stoppedBy(io.signal), transient: false }, model); // MR8
     const left_ms = began_ms + ROUTE_PATIENCE_MS - world.monotonic_ms();
     const next = nextAfter(trouble, { tries, has_next: at + 1 < chain.length, other_chains: new Set(other_chains.keys()), left_ms }, world.random());
     const heard = (of: string, wait_ms: number): void => {
@@ -236,7 +239,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
       case "again":
         heard(model, next.wait_ms);
         if (await waited(next.wait_ms)) break;
-        return failedRoute({ code: "cancelled", message: "the call was cancelled", transient: false }, model);
+        return failedRoute({ ...stoppedBy(io.signal), transient: false }, model);
       case "next":
         at += 1;
         tries = 0;
@@ -255,7 +258,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
   }
 
   function failedRoute(last: Trouble & { readonly message: string }, model: string): RouteOutcome {
-    const exhausted = alternatives && last.code !== "cancelled" && new Set([...attempts, ...skipped].map((one) => one.model)).size > 1;
+    const exhausted = alternatives && !io.signal.aborted && new Set([...attempts, ...skipped].map((one) => one.model)).size > 1;
     const delivered = attempts.some((attempt) => attempt.first_token_ms !== null);
     const named = exhausted && !delivered; // MR6: an answer that broke off is its own model's failure.
     return {
@@ -283,6 +286,12 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
       if (io.signal.aborted) end();
     });
   }
+}
+
+/** A provider only sees that it was told to stop; why, the signal says. */
+function namedByItsStop(outcome: ModelOutcome, signal: AbortSignal): ModelOutcome {
+  if (outcome.kind !== "failed" || outcome.error.code !== "cancelled" || !signal.aborted) return outcome;
+  return { ...outcome, error: { ...outcome.error, ...stoppedBy(signal) } };
 }
 
 /** What an unfinished call has used, by our own count, of a provider that keeps no meter. */

@@ -12,6 +12,7 @@ import { withGuardrails } from "./guardrails.ts";
 import { createPatternMatcher, type PatternMatcher } from "./pattern-matcher.ts";
 import type { Performers } from "./performer.ts";
 import { createGate, gated } from "./permission.ts";
+import type { TimedCalls } from "./timed-calls.ts";
 
 export interface PerformersDeps extends Omit<CallModelDeps, "breakers"> {
   readonly directory: Directory;
@@ -19,17 +20,19 @@ export interface PerformersDeps extends Omit<CallModelDeps, "breakers"> {
   readonly breakers?: BreakerBoard;
   /** Absent: one of its own, whose thread ends with the process. */
   readonly patterns?: PatternMatcher;
+  /** Counts the calls of tools. Absent: nobody looks. */
+  readonly tool_calls?: Pick<TimedCalls, "run">;
   /** Absent: events are kept and tried again until a worker can sign them. */
   readonly webhooks?: DeliveryDeps;
 }
 
-export function createPerformers({ directory, breakers, patterns, webhooks, ...rest }: PerformersDeps): Performers {
+export function createPerformers({ directory, breakers, patterns, webhooks, tool_calls, ...rest }: PerformersDeps): Performers {
   const model = { ...rest, breakers: breakers ?? createBreakerBoard({ world: rest.world, log: silentLog, worker: "alone" }) };
   const { world } = rest;
   return gated(createGate({ directory, world }), {
     load_configuration: loadConfiguration(directory, world),
     call_model: withGuardrails({ ...model, patterns: patterns ?? createPatternMatcher(world) }, callModel(model)),
-    call_tool: callTool(world),
+    call_tool: callTool(world, tool_calls),
     deliver_webhook: deliverWebhook(world, webhooks),
   });
 }

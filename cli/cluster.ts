@@ -3,6 +3,7 @@ import { TroupeError } from "../protocol/errors.ts";
 import { SYSTEM_TENANT } from "../protocol/ids.ts";
 import { decodeJournal } from "../protocol/journal.ts";
 import { pause } from "../protocol/world.ts";
+import { askHost } from "../supervisors/host-service.ts";
 import {
   decodeLeaderLease,
   decodePlacementEntry,
@@ -15,6 +16,9 @@ import {
 import type { Context } from "./context.ts";
 import { EXIT } from "./ports.ts";
 import { ago } from "./printer.ts";
+
+/** A worker that is there answers in a millisecond; one that holds a lease and does not answer is listed without. */
+const ASK_MS = 1_000;
 
 export async function leases(context: Context): Promise<WorkerLease[]> {
   const entries = await (await context.bus()).bucket("WORKERS").all();
@@ -38,6 +42,27 @@ async function placement(context: Context): Promise<Map<number, PlacementEntry>>
   return table;
 }
 
+/** Calls of models and tools, as the worker itself counts them since it began. */
+interface CallsOfWorker {
+  readonly in_flight: number;
+  /** For a slot of their tenant, or a place in the worker. */
+  readonly waiting: number;
+  readonly done: number;
+  readonly failed: number;
+  readonly timed_out: number;
+  readonly cancelled: number;
+}
+
+/** Of a worker that has an answer for it. */
+async function callsOf(context: Context, worker: string): Promise<CallsOfWorker | undefined> {
+  const told = await askHost(await context.bus(), worker, "waits", {}, { patience_ms: ASK_MS });
+  const ended = told.ok ? told.result.ended : undefined;
+  if (!told.ok || ended === undefined) return undefined;
+  const sum = (of: keyof typeof ended.models): number => ended.models[of] + ended.tools[of];
+  const { waiting } = told.result.calls;
+  return { in_flight: sum("running"), waiting, done: sum("done"), failed: sum("failed"), timed_out: sum("timed_out"), cancelled: sum("cancelled") };
+}
+
 export async function workers(context: Context): Promise<number> {
   const { printer, ports } = context;
   const all = await leases(context);
@@ -50,18 +75,25 @@ export async function workers(context: Context): Promise<number> {
   }
   const stateOf = (lease: WorkerLease): string => states.get(lease.id) ?? (lease.draining ? "draining" : "joining");
   const leading = leader === undefined ? undefined : decodeLeaderLease(leader.value);
+  const calls = new Map(await Promise.all(all.map(async ({ id }) => [id, await callsOf(context, id)] as const)));
   if (printer.json) {
-    printer.document({ leader: leading ?? null, workers: all.map((lease) => ({ ...lease, state: stateOf(lease) })) });
+    printer.document({ leader: leading ?? null, workers: all.map((lease) => ({ ...lease, state: stateOf(lease), calls: calls.get(lease.id) ?? null })) });
     return EXIT.done;
   }
+  const told = (one: WorkerLease, of: keyof CallsOfWorker): string | number => calls.get(one.id)?.[of] ?? "-";
   printer.table(
-    ["worker", "state", "shards", "actors", "effects", "up", "machines"],
+    ["worker", "state", "shards", "actors", "effects", "calls", "waiting", "done", "failed", "timed out", "up", "machines"],
     all.map((one) => [
       one.id,
       stateOf(one),
       one.owned,
       one.resident,
       one.running,
+      told(one, "in_flight"),
+      told(one, "waiting"),
+      told(one, "done"),
+      told(one, "failed"),
+      told(one, "timed_out"),
       ago(ports.world.now_ms() - Date.parse(one.started_at)),
       one.versions.join(" "),
     ]),

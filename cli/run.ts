@@ -423,7 +423,8 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     summary: "create an agent, or a new version of it, from a file",
     about:
       "FILE is a JSON object: the id under `agent`, `id` or `name`; the configuration beside it or under `config`: `model` (required), `instructions` (or\n" +
-      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `priority`, `fallbacks`, `guardrails`, `roles`, `idle_ttl_ms`, `suspended_ttl_ms`.\n" +
+      "`system`, `system_prompt`), `tools`, `mode`, `max_loops`, `max_output_tokens`, `temperature`, `priority`, `call_timeout_ms`, `fallbacks`, `guardrails`, `roles`,\n" +
+      "`idle_ttl_ms`, `suspended_ttl_ms`.\n" +
       "Every fault is named with its JSON pointer. Sessions that run keep the version they began with. `-` reads from stdin.",
     json: "document",
     examples: ["troupe agents put --tenant acme helper.json", `echo '{"agent":"echo","model":"simulated/echo"}' | troupe agents put --tenant acme -`],
@@ -583,7 +584,16 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
 
   // ── cluster ──────────────────────────────────────────────────────────────────────────────────────────────────────
   program.commandsGroup("Cluster:");
-  add(program, { name: "workers", summary: "list the workers that hold a lease", json: "document", examples: ["troupe workers"], work: workers });
+  add(program, {
+    name: "workers",
+    summary: "list the workers that hold a lease",
+    about:
+      "Calls are those of models and tools: in flight, waiting for a slot of their tenant or a place in the worker, and since the worker began: done, failed,\n" +
+      "and timed out (their agent's `call_timeout_ms` was over). A worker that does not answer is listed without.",
+    json: "document",
+    examples: ["troupe workers"],
+    work: workers,
+  });
   add(program, {
     name: "waits",
     summary: "tell what waits in the workers, by tenant, and set how many calls of models run at once",

@@ -8,7 +8,7 @@ import { type ErrorBody, errorBody } from "./errors.ts";
 import { type ActorKind, ID_PATTERN } from "./ids.ts";
 import type { Json } from "./json.ts";
 import { CIPHERTEXT_CHARACTERS_MAX } from "./key-ring.ts";
-import { COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX } from "./limits.ts";
+import { CALL_TIMEOUT_MS_MAX, COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX } from "./limits.ts";
 import { isPrincipal } from "./principal.ts";
 import { PRIORITIES } from "./priority.ts";
 import type { CommandChannel } from "./subjects.ts";
@@ -107,6 +107,8 @@ export const agentConfig = z.object({
   temperature: z.number().min(0).max(2).optional(),
   /** Of its model calls among the tenant's own, where they wait; `normal` when absent. */
   priority: priority.optional(),
+  /** What one of its calls, of a model or a tool, may take from when it begins; CALL_TIMEOUT_MS when absent. */
+  call_timeout_ms: z.int().min(1000).max(CALL_TIMEOUT_MS_MAX).optional(),
   fallbacks: fallbacks.optional(),
   degrade: degrade.optional(),
   guardrails: guardrails.optional(),

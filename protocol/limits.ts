@@ -29,6 +29,9 @@ assert(INBOX_UNDECIDED_BYTES_MAX >= 16 * COMMAND_BYTES_MAX, "a few of the larges
 /** A call waits for its provider, not for the processor: a process carries some thousand streams. Above it the sockets and buffers are what ends it. */
 export const CALLS_MAX = 1_000;
 export const CALLS_MAX_MAX = 100_000;
+/** What a call of a model or a tool may take when its agent says nothing; and at most, since a worker that is to be stopped waits for nobody longer. */
+export const CALL_TIMEOUT_MS = 300_000;
+export const CALL_TIMEOUT_MS_MAX = 3_600_000;
 /** Calls of one tenant that wait in one worker: more than a minute's work of the slots that tenants have. Above 80 % of it new messages are refused. */
 export const TENANT_CALLS_WAITING_MAX = 1_000;
 /** Commands of a tenant that wait to be decided in one worker: some seconds of its work. Above 80 % of it more are refused. */

@@ -19,13 +19,14 @@ import { watchPermissions } from "../actors/permission.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../actors/shard-host.ts";
 import { createTenantModels, type TenantModels } from "../actors/tenant-models.ts";
+import { createTimedCalls, type TimedCalls } from "../actors/timed-calls.ts";
 import { assert } from "../protocol/assert.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
 import { createProviders, PLATFORM_OWNER } from "../providers/registry.ts";
 import { cores, definitions, type HostedKind } from "../state-machines/kinds.ts";
 import { lint } from "../state-machines/lint.ts";
-import { workerConnection } from "../supervisors/connections.ts";
+import { connectionOf } from "../supervisors/connections.ts";
 import { startHostService } from "../supervisors/host-service.ts";
 import { Member } from "../supervisors/member.ts";
 import { createResumedTeller } from "../supervisors/resumed.ts";
@@ -151,7 +152,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     const faults = lint(definition, CREATION_SAMPLES[definition.kind as HostedKind]);
     assert(faults.length === 0, `machines are data and complete: ${faults.join("; ")}`);
   }
-  const name = workerConnection(id);
+  const name = connectionOf("worker", id);
   await adoptPriceTable(settings.TROUPE_HOME, log);
   const [bus, life] = await Promise.all([connect(runtime, name), lifeline(runtime, name)]);
   observeBus(bus, metrics);
@@ -172,6 +173,8 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     tenant_waiting_max: settings.TROUPE_TENANT_CALLS_WAITING_MAX,
     on_waited: waited,
   });
+  const timedCalls = (what: string): TimedCalls => createTimedCalls({ world, on_end: (how) => metrics.add("troupe_calls_ended_total", { what, how }) });
+  const ended = { models: timedCalls("model"), tools: timedCalls("tool") };
   const dispatch = createDispatch({ world, tenant_waiting_max: settings.TROUPE_TENANT_COMMANDS_WAITING_MAX, on_begin: (ms) => waited("dispatch", ms) });
   const slots = createSlotCaller(bus);
   const breakers = createBreakerBoard({
@@ -217,6 +220,8 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
               }),
           money: createModelMoney({ client: commands, world, providers, slots, pool }),
           pool,
+          model_calls: ended.models,
+          tool_calls: ended.tools,
           on_attempt: attemptsInto(metrics),
           on_skipped: ({ model, code }) => metrics.add("troupe_model_skipped_total", { provider: splitModel(model).provider, reason: code }),
         }),
@@ -251,7 +256,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   const me = new Member({ bus, world, log, id, versions, host, ttl_ms: settings.TROUPE_LEASE_TTL_MS });
   late.member = me;
   await me.start();
-  const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining, may_act: () => me.may_act(), pool, dispatch });
+  const service = startHostService({ bus, world, log, worker: id, host, draining: () => me.draining, may_act: () => me.may_act(), pool, dispatch, ended });
 
   let ending = false;
   const beat = (): void => {

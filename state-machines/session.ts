@@ -44,7 +44,7 @@ import type { AgentConfig, MessageContent } from "../protocol/commands.ts";
 import { errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
-import { LOOPS_DEFAULT, SESSION_QUEUE_MAX } from "../protocol/limits.ts";
+import { CALL_TIMEOUT_MS, LOOPS_DEFAULT, SESSION_QUEUE_MAX } from "../protocol/limits.ts";
 import { timestamp } from "../protocol/world.ts";
 import type { Permissions } from "./permission.ts";
 import {
@@ -76,7 +76,7 @@ export type InitStep = (typeof INIT_STEPS)[number];
 export const INIT_RETRY_MS = [100, 200, 500] as const;
 /** One try. Reading one journal takes milliseconds; this outlasts a broker's election twice, and all tries together a minute. */
 export const CONFIGURATION_PATIENCE_MS = 15_000;
-/** The longest answers of reasoning models take minutes; past ten the call is stuck. */
+/** The longest answers of reasoning models take minutes; past ten the call, with its wait for a place, is stuck. An agent whose calls get longer adds that. */
 export const MODEL_PATIENCE_MS = 600_000;
 /** A minute more than the longest wait that a tool may be asked for. */
 export const TOOLS_PATIENCE_MS = WAIT_MS_MAX + 60_000;
@@ -144,6 +144,8 @@ export interface SessionConfig {
   readonly temperature: number | null;
   readonly idle_ttl_ms: number;
   readonly suspended_ttl_ms: number;
+  /** Absent where the agent says nothing of it. */
+  readonly call_timeout_ms?: number;
 }
 
 export interface SessionUsage {
@@ -422,6 +424,7 @@ function configured(context: SessionContext, { config, hash, agent_version, deni
         temperature: config.temperature ?? null,
         idle_ttl_ms: config.idle_ttl_ms ?? IDLE_TTL_MS,
         suspended_ttl_ms: config.suspended_ttl_ms ?? SUSPENDED_TTL_MS,
+        ...(config.call_timeout_ms === undefined ? {} : { call_timeout_ms: config.call_timeout_ms }),
       },
     },
   };
@@ -835,6 +838,9 @@ function configurationInput({ agent, requested }: SessionContext): Configuration
   return requested === null ? { agent, overrides: null, mode: null, again: true } : { agent, overrides: requested.overrides, mode: requested.mode };
 }
 
+/** What the agent's calls may take beyond what calls get anyhow. The process that makes a call ends it in time; the machine's patience is for one that does not. */
+const longerCalls = ({ config }: SessionContext): number => Math.max(0, (config?.call_timeout_ms ?? CALL_TIMEOUT_MS) - CALL_TIMEOUT_MS);
+
 const maxLoops = (context: SessionContext): number => context.config?.max_loops ?? LOOPS_DEFAULT;
 
 /** The session machine over a table of tools. */
@@ -845,8 +851,8 @@ export function sessionMachineOver(table: ToolTable) {
     delays: {
       configuration_patience: CONFIGURATION_PATIENCE_MS,
       init_retry: ({ context }) => INIT_RETRY_MS[context.init?.retries ?? 0] ?? 0,
-      model_patience: MODEL_PATIENCE_MS,
-      tools_patience: TOOLS_PATIENCE_MS,
+      model_patience: ({ context }) => MODEL_PATIENCE_MS + longerCalls(context),
+      tools_patience: ({ context }) => TOOLS_PATIENCE_MS + longerCalls(context),
       idle_ttl: ({ context }) => context.config?.idle_ttl_ms ?? IDLE_TTL_MS,
       suspended_ttl: ({ context }) => context.config?.suspended_ttl_ms ?? SUSPENDED_TTL_MS,
     },

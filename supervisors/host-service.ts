@@ -19,6 +19,7 @@ import type { CallPool } from "../actors/call-pool.ts";
 import type { Dispatch } from "../actors/dispatch.ts";
 import { PRESSURE_STATES } from "../actors/pressure.ts";
 import type { ShardHost } from "../actors/shard-host.ts";
+import type { TimedCalls } from "../actors/timed-calls.ts";
 import { type ErrorBody, errorBody, isErrorCode } from "../protocol/errors.ts";
 import { invalidBody } from "../protocol/commands.ts";
 import { type ActorAddress, actorPath, parseActorPath } from "../protocol/ids.ts";
@@ -48,6 +49,7 @@ const statusReply = z.object({
 const listReply = z.object({ actors: z.array(z.string()), next: z.string().optional(), total: z.int() });
 const pressure = z.enum(PRESSURE_STATES);
 const waitsRequest = z.object({ actor: z.string().max(256).optional(), calls_max: z.int().min(1).max(CALLS_MAX_MAX).optional() });
+const callCounts = z.object({ running: z.int(), done: z.int(), failed: z.int(), timed_out: z.int(), cancelled: z.int() });
 const waitsReply = z.object({
   worker: z.string(),
   calls: z.object({
@@ -63,6 +65,8 @@ const waitsReply = z.object({
     refusing: z.int(),
     flows: z.array(z.object({ tenant: z.string(), kind: z.string(), waiting: z.int(), state: pressure, hurried: pressure })),
   }),
+  /** What became of all calls since the worker began. Absent: a worker of an older version. */
+  ended: z.object({ models: callCounts, tools: callCounts }).optional(),
   /** Of the call of the actor that was asked about, when it waits here. */
   call: z.object({ for: z.enum(["slot", "pool"]), priority: z.enum(PRIORITIES), waited_ms: z.number(), ahead: z.int() }).optional(),
 });
@@ -102,6 +106,8 @@ export interface HostServiceDeps {
   may_act?(): boolean;
   readonly pool: Pick<CallPool, "report" | "resize" | "waitOf">;
   readonly dispatch: Pick<Dispatch, "report">;
+  /** What becomes of the calls of this process, by what is called. Absent: nobody counts. */
+  readonly ended?: { readonly models: Pick<TimedCalls, "report">; readonly tools: Pick<TimedCalls, "report"> };
 }
 
 type Answers = { readonly [O in HostOperation]: (request: z.output<(typeof HOST_PROTOCOL)[O]["request"]>) => Promise<HostOutcome<O>> | HostOutcome<O> };
@@ -110,7 +116,7 @@ const ok = <T>(result: T): { ok: true; result: T } => ({ ok: true, result });
 const no = (error: ErrorBody): { ok: false; error: ErrorBody } => ({ ok: false, error });
 
 function answersOf(deps: HostServiceDeps): Answers {
-  const { bus, world, worker, host, pool, dispatch } = deps;
+  const { bus, world, worker, host, pool, dispatch, ended } = deps;
   const began_ms = world.monotonic_ms();
   const named = (path: string): ActorAddress | ErrorBody =>
     parseActorPath(path) ?? errorBody("invalid", "/actor: not tenant/kind/id", { errors: [{ pointer: "/actor", message: "not tenant/kind/id" }] });
@@ -143,6 +149,7 @@ function answersOf(deps: HostServiceDeps): Answers {
         worker,
         calls: { calls_max: max, running, waiting, refusing, tenants: [...tenants] },
         commands: { ...commands, flows: [...commands.flows] },
+        ...(ended === undefined ? {} : { ended: { models: ended.models.report(), tools: ended.tools.report() } }),
         ...(call === undefined
           ? {}
           : { call: { for: call.for, priority: call.priority, ahead: call.ahead, waited_ms: Math.round(world.monotonic_ms() - call.since_ms) } }),

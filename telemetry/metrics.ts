@@ -87,6 +87,11 @@ export const INSTRUMENTS = {
   },
   troupe_waiting: { type: "gauge", help: "Commands that wait for their turn in this process, and calls of models for a slot or a place.", labels: ["what"] },
   troupe_calls_running: { type: "gauge", help: "Calls of models that this process makes right now, of TROUPE_MODEL_CALLS_MAX.", labels: [] },
+  troupe_calls_ended_total: {
+    type: "counter",
+    help: "Calls that this process made of models and tools, by how they ended: done, failed, timed_out (call_timeout_ms was over), cancelled.",
+    labels: ["what", "how"],
+  },
   troupe_tenants_refused: {
     type: "gauge",
     help: "Tenants of which so much waits in this process that more is refused as overloaded, by what waits: commands, calls.",

@@ -9,6 +9,7 @@ import { actorPath } from "../../protocol/ids.ts";
 import type { Entry } from "../../protocol/journal.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
 import { isPriority, type Priority, PRIORITY_DEFAULT } from "../../protocol/priority.ts";
+import { CALL_TIMEOUT_MS } from "../../protocol/limits.ts";
 import type { World } from "../../protocol/world.ts";
 import type { BreakerBoard } from "../../providers/breaker.ts";
 import type { ChatMessage, ToolCall, ToolSpec } from "../../providers/provider.ts";
@@ -21,6 +22,7 @@ import type { CallAccount } from "../call-account.ts";
 import type { CallPool } from "../call-pool.ts";
 import type { AttemptHold, ModelMoney } from "../model-money.ts";
 import { EffectFailure, type EffectScope } from "../performer.ts";
+import { createTimedCalls, type TimedCalls } from "../timed-calls.ts";
 
 /** A message of the conversation: where it stands in the journal, and what it is. */
 interface Position {
@@ -96,6 +98,8 @@ export interface CallModelDeps {
   readonly money?: ModelMoney;
   /** Absent: as many calls at once as there are. */
   readonly pool?: Pick<CallPool, "enter">;
+  /** Counts the calls of this process. Absent: nobody looks. */
+  readonly model_calls?: Pick<TimedCalls, "run">;
   on_attempt?(attempt: ModelAttempt, ms: number): void;
   on_skipped?(skipped: SkippedModel): void;
 }
@@ -103,7 +107,17 @@ export interface CallModelDeps {
 /** A model call, with the account and the hold of the attempt that it is a part of. */
 export type ModelCall = (input: never, scope: EffectScope, account: CallAccount, hold: AttemptHold) => Promise<Json>;
 
-export function callModel({ world, providers, models, breakers, money, pool, on_attempt, on_skipped }: CallModelDeps): ModelCall {
+export function callModel({
+  world,
+  providers,
+  models,
+  breakers,
+  money,
+  pool,
+  model_calls = createTimedCalls({ world }),
+  on_attempt,
+  on_skipped,
+}: CallModelDeps): ModelCall {
   const deps = {
     world,
     breakers,
@@ -127,11 +141,30 @@ export function callModel({ world, providers, models, breakers, money, pool, on_
     if (paid?.decision !== undefined) account.note({ decision: paid.decision });
     const { model, request } = paid ?? { model: config.model, request: wanted };
     const leave = await pool?.enter({ tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority }, scope.signal);
-    const route = await routeModelCall(
-      { ...deps, models: models?.of(scope.actor.tenant) ?? providers, account, ...(paid === undefined ? {} : { pay: (name, made) => paid.pay(name, made) }) },
-      { model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },
-      { signal: scope.signal, on_delta: ({ kind, text }) => tokens.write(kind, text) },
-    ).finally(() => leave?.());
+    // What it waited for its place is not its own time.
+    const route = await model_calls
+      .run(
+        config.call_timeout_ms ?? CALL_TIMEOUT_MS,
+        scope.signal,
+        (signal) =>
+          routeModelCall(
+            {
+              ...deps,
+              models: models?.of(scope.actor.tenant) ?? providers,
+              account,
+              ...(paid === undefined ? {} : { pay: (name, made) => paid.pay(name, made) }),
+            },
+            { model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },
+            { signal, on_delta: ({ kind, text }) => tokens.write(kind, text) },
+          ),
+        ({ kind }) => kind === "failed",
+      )
+      .catch((error: unknown): never => {
+        // It did not even end when told to: what is known of it is what it told so far.
+        if (error instanceof EffectFailure) throw new EffectFailure(error.effect_error.code, error.effect_error.message, account.soFar());
+        throw error;
+      })
+      .finally(() => leave?.());
     tokens.end();
     const last = route.attempts.at(-1);
     const told = {

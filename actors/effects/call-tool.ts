@@ -1,14 +1,19 @@
 // call-tool: runs one tool that a model asked for. The arguments are read from the journal; the input only names where they stand.
+import type { AgentConfig } from "../../protocol/commands.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
+import { CALL_TIMEOUT_MS } from "../../protocol/limits.ts";
 import { pause, timestamp, type World } from "../../protocol/world.ts";
 import { type BUILT_IN_TOOLS, WAIT_MS_MAX } from "../../state-machines/tools.ts";
 import { EffectFailure, type EffectScope, type Performer } from "../performer.ts";
+import { createTimedCalls, stoppedBy, type TimedCalls } from "../timed-calls.ts";
 
 interface Input {
   readonly call_seq: number;
   readonly index: number;
   readonly call_id: string;
   readonly name: string;
+  /** The entry that holds the frozen configuration. */
+  readonly config_seq: number;
 }
 
 type BuiltIn = (args: JsonObject, scope: EffectScope) => Promise<string>;
@@ -26,15 +31,25 @@ function builtInTools(world: World): Record<keyof typeof BUILT_IN_TOOLS, BuiltIn
   };
 }
 
-export function callTool(world: World): Performer {
+export function callTool(world: World, tool_calls: Pick<TimedCalls, "run"> = createTimedCalls({ world })): Performer {
   const tools = builtInTools(world);
-  return async ({ call_seq, index, name }: Input, scope): Promise<Json> => {
+  return async ({ call_seq, index, name, config_seq }: Input, scope): Promise<Json> => {
     const run = Object.hasOwn(tools, name) ? tools[name as keyof typeof tools] : undefined;
     if (run === undefined) throw new EffectFailure("tool_unknown", `there is no tool '${name}'`);
-    const entry = (await scope.entries([call_seq])).get(call_seq);
+    const entries = await scope.entries([call_seq, config_seq]);
+    const entry = entries.get(call_seq);
     const call = entry?.t === "done" ? ((entry.output as JsonObject)["tool_calls"] as readonly JsonObject[] | undefined)?.[index] : undefined;
     if (call === undefined) throw new EffectFailure("internal", "the journal holds no such tool call");
     if (call["invalid_args"] !== undefined) throw new EffectFailure("invalid_args", "the arguments are not a JSON object");
-    return { text: await run((call["args"] ?? {}) as JsonObject, scope), is_error: false };
+    const frozen = entries.get(config_seq);
+    const config = frozen?.t === "done" ? ((frozen.output as JsonObject)["config"] as unknown as AgentConfig | undefined) : undefined;
+    const text = await tool_calls.run(config?.call_timeout_ms ?? CALL_TIMEOUT_MS, scope.signal, async (signal) => {
+      const answer = await run((call["args"] ?? {}) as JsonObject, { ...scope, signal });
+      // What it says after it was told to stop is not its answer.
+      if (!signal.aborted) return answer;
+      const { code, message } = stoppedBy(signal);
+      throw new EffectFailure(code, code === "timeout" ? `${message}; it may have acted` : message);
+    });
+    return { text, is_error: false };
   };
 }

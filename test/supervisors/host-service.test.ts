@@ -7,6 +7,7 @@ import { silentLog } from "../../protocol/log.ts";
 import { HOST_OPERATIONS } from "../../protocol/subjects.ts";
 import { createCallPool } from "../../actors/call-pool.ts";
 import { createDispatch } from "../../actors/dispatch.ts";
+import { createTimedCalls } from "../../actors/timed-calls.ts";
 import { askHost, HOST_PROTOCOL, startHostService } from "../../supervisors/host-service.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
@@ -37,6 +38,7 @@ function service(residents = 0) {
     may_act: () => true,
     pool,
     dispatch: createDispatch({ world }),
+    ended: { models: createTimedCalls({ world }), tools: createTimedCalls({ world }) },
   });
   const asker = broker.connect("operator");
   const ask = async (subject: string, data: Uint8Array): Promise<unknown> => {
