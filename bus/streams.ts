@@ -206,13 +206,22 @@ export function streamOf(declarations: Declarations, subject: string): StreamNam
 /** Does a filter (`*` is one token, `>` the rest) cover a subject? */
 export function covers(filter: string, subject: string): boolean {
   if (filter === subject) return true;
-  const wanted = filter.split(".");
-  const tokens = subject.split(".");
-  for (let index = 0; index < wanted.length; index += 1) {
-    if (wanted[index] === ">") return tokens.length > index;
-    if (index >= tokens.length || (wanted[index] !== "*" && wanted[index] !== tokens[index])) return false;
+  let at = 0;
+  for (let from = 0; ;) {
+    const wanted_end = tokenEnd(filter, from);
+    if (filter[from] === ">" && wanted_end === from + 1) return at < subject.length;
+    const end = tokenEnd(subject, at);
+    const any = filter[from] === "*" && wanted_end === from + 1;
+    if (!any && (wanted_end - from !== end - at || !subject.startsWith(filter.slice(from, wanted_end), at))) return false;
+    if (wanted_end === filter.length || end === subject.length) return wanted_end === filter.length && end === subject.length;
+    from = wanted_end + 1;
+    at = end + 1;
   }
-  return wanted.length === tokens.length;
+}
+
+function tokenEnd(subject: string, from: number): number {
+  const dot = subject.indexOf(".", from);
+  return dot < 0 ? subject.length : dot;
 }
 
 export const isLiteral = (filter: string): boolean => !filter.split(".").some((token) => token === "*" || token === ">");

@@ -156,14 +156,16 @@ function restoreTexts(entry: RestingEntry, events: readonly ActorEvent[]): Entry
   return { ...resting, output };
 }
 
+const JOURNAL_TEXT = new TextDecoder();
+
 /**
  * Reads a journal message back.
  * Asserts J3 against the subject's actor, and the version: these bytes are ours, so what does not fit is a broken promise.
  */
 export function decodeJournal(data: Uint8Array, actor?: ActorAddress): JournalMessage {
-  const message = JSON.parse(new TextDecoder().decode(data)) as JournalMessage;
+  const message = JSON.parse(JOURNAL_TEXT.decode(data)) as JournalMessage;
   assert(message.v === 1, "a journal message is of version 1");
   if (actor) assert(actorPath(message.actor) === actorPath(actor), "A4: a journal message keeps the actor of its subject");
-  const entries = message.entries.map((entry) => restoreTexts(entry, message.events));
-  return { ...message, entries };
+  if (!message.entries.some((entry) => "refs" in entry)) return message;
+  return { ...message, entries: message.entries.map((entry) => restoreTexts(entry, message.events)) };
 }

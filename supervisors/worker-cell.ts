@@ -9,7 +9,7 @@ import type { CommandSource } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
-import { type Core, type Outcome, outerState, viewOf } from "../state-machines/step.ts";
+import { type ActorState, type Core, type Outcome, outerState, viewOf } from "../state-machines/step.ts";
 import { workerContextOf } from "../state-machines/worker.ts";
 
 /** What a worker's journal says of it, as far as the leader decides by it. */
@@ -88,12 +88,19 @@ export function createWorkerCells(deps: WorkerCellDeps): OpenWorkerCell {
       conflict: () => term.conflict(),
       claim_reason: "another supervisor leads",
     });
+    // A pass of the leader asks for the record of every worker many times over: read once for each state.
+    const read: { of?: ActorState; record?: WorkerRecord } = {};
     return {
       load: () => cell.load(),
       record() {
-        if (cell.state === undefined) return undefined;
-        const { incarnation, shards, epochs } = workerContextOf(viewOf(cell.state));
-        return { state: outerState(cell.state.snapshot), incarnation, shards: byShard(shards), epochs: byShard(epochs) };
+        const { state } = cell;
+        if (state === undefined) return undefined;
+        if (read.of !== state) {
+          const { incarnation, shards, epochs } = workerContextOf(viewOf(state));
+          read.record = { state: outerState(state.snapshot), incarnation, shards: byShard(shards), epochs: byShard(epochs) };
+          read.of = state;
+        }
+        return read.record;
       },
       say: (type, body, origin = {}) =>
         new Promise((resolve) => {

@@ -133,6 +133,8 @@ const AGENTS: Readonly<Record<string, JsonObject>> = {
 };
 
 export async function runPlan(plan: Plan, options: RunOptions = {}): Promise<RunResult> {
+  // A run never lets go of the loop; between two of them timers, signals and messages are heard.
+  await new Promise((resolve) => setImmediate(resolve));
   return new Simulation(plan, options).run();
 }
 

@@ -58,9 +58,9 @@ export class VirtualWorld implements World {
     };
   }
 
-  /** Lets everything that needs no time happen. */
+  /** Lets everything that needs no time happen: a tick comes when no promise has anything left to do. The loop itself does not turn. */
   async settle(): Promise<void> {
-    await new Promise<void>((resolve) => setImmediate(resolve));
+    await new Promise<void>((resolve) => process.nextTick(resolve));
   }
 
   /** Lets time pass up to `ms` from now, alarm by alarm. */
