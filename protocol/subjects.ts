@@ -181,3 +181,8 @@ export function parseHostSubject(subject: string): { worker: string; operation: 
 
 /** Where workers tell the leading supervisor that an actor with work in flight goes on with them. */
 export const RESUMED_SUBJECT = "system.supervisor.v1.resumed";
+/** Where one life of a supervisor answers that it is there: to those that would lead in its place. */
+export function supervisorSubject(id: string, incarnation: string): string {
+  assert(isId(id) && isId(incarnation), "a subject is built from well-formed ids");
+  return `system.supervisor.${id}.v1.${incarnation}`;
+}

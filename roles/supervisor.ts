@@ -1,10 +1,11 @@
 // supervisor: one of those that stand by to lead. The leader decides which worker owns which shard; its journal of decisions is the workers' own.
 import { createRestorer } from "../actors/restore.ts";
 import { cores } from "../state-machines/kinds.ts";
+import { connectionOf } from "../supervisors/connections.ts";
 import { Leader } from "../supervisors/leader.ts";
 import { createWorkerCells } from "../supervisors/worker-cell.ts";
 import { startStatusServer } from "../telemetry/http.ts";
-import { connect, connectionWatch, observeBus, type Runtime } from "./runtime.ts";
+import { connect, connectionWatch, lifeline, observeBus, type Runtime } from "./runtime.ts";
 
 export interface SupervisorRoleOptions {
   readonly id: string;
@@ -14,10 +15,11 @@ export interface SupervisorRoleOptions {
 export async function runSupervisor(runtime: Runtime, { id, http_port }: SupervisorRoleOptions): Promise<number> {
   const { world, settings, metrics } = runtime;
   const log = runtime.log.with({ supervisor: id });
-  const bus = await connect(runtime, `supervisor-${id}`);
+  const name = connectionOf("supervisor", id);
+  const [bus, life] = await Promise.all([connect(runtime, name), lifeline(runtime, name)]);
   observeBus(bus, metrics);
-  const connections = await connectionWatch({ ...runtime, log }, `supervisor-${id}-watch`);
-  if (connections === undefined) log.info("no login of the broker's system account: a killed worker is noticed when its lease ends");
+  const connections = await connectionWatch({ ...runtime, log }, `${name}-watch`);
+  if (connections === undefined) log.info("no login of the broker's system account: a killed worker or leader is noticed when its lease ends");
   const nonce = world.id();
   let commits = 0;
   const restorer = createRestorer({ bus, cores, log });
@@ -48,7 +50,7 @@ export async function runSupervisor(runtime: Runtime, { id, http_port }: Supervi
   await leader.stop();
   await connections?.close();
   await http.stop();
-  await bus.close();
+  await Promise.all([bus.close(), life.close()]);
   log.info("supervisor ended");
   return 0;
 }

@@ -1,6 +1,6 @@
-// connections: what the broker's notices say of each worker's two connections, and what follows from it.
+// connections: what the broker's notices say of the two connections of each process of one role, and what follows from it.
 //
-//   a worker has   worker-{id}        the one it works over
+//   a worker has   worker-{id}        the one it works over                                          (a supervisor: supervisor-{id}, …)
 //                  worker-{id}.life   an idle one: it ends when the process does, or its network
 //
 //   both stand, or nothing is known  ──▶ nothing
@@ -22,10 +22,11 @@ export const SETTLE_MS = 30;
 /** A client that lost its connection dials again within 200 ms; twice that and a busy processor. */
 export const GRACE_MS = 500;
 
-const PREFIX = "worker-";
 const LIFE_SUFFIX = lifelineName("");
 
-export const workerConnection = (id: string): string => `${PREFIX}${id}`;
+/** Whose connections tell of them: workers to the leader, supervisors to those that stand by. */
+export type WatchedRole = "worker" | "supervisor";
+export const connectionOf = (role: WatchedRole, id: string): string => `${role}-${id}`;
 
 type End =
   | { readonly kind: "unknown" }
@@ -46,27 +47,29 @@ export type Presence =
 
 export class Connections {
   readonly #world: World;
-  readonly #workers = new Map<string, { main: End; life: End }>();
+  readonly #prefix: string;
+  readonly #processes = new Map<string, { main: End; life: End }>();
 
-  constructor(world: World) {
+  constructor(world: World, role: WatchedRole) {
     this.#world = world;
+    this.#prefix = connectionOf(role, "");
   }
 
-  /** Answers the worker that it is about, when something changed for it. */
+  /** Answers the id of the process that it is about, when something changed for it. */
   hear(event: ConnectionEvent): string | undefined {
     if (event.kind === "reset") {
-      this.#workers.clear(); // K3
+      this.#processes.clear(); // K3
       return undefined;
     }
-    if (!event.name.startsWith(PREFIX)) return undefined;
+    if (!event.name.startsWith(this.#prefix)) return undefined;
     const isLife = event.name.endsWith(LIFE_SUFFIX);
-    const worker = event.name.slice(PREFIX.length, isLife ? -LIFE_SUFFIX.length : undefined);
-    const ends = this.#workers.get(worker) ?? { main: UNKNOWN, life: UNKNOWN };
+    const id = event.name.slice(this.#prefix.length, isLife ? -LIFE_SUFFIX.length : undefined);
+    const ends = this.#processes.get(id) ?? { main: UNKNOWN, life: UNKNOWN };
     const which = isLife ? "life" : "main";
     const before = ends[which];
     if (event.kind === "disconnected" && before.kind === "up" && before.client_id !== event.client_id) return undefined; // K2
-    this.#workers.set(worker, { ...ends, [which]: this.#after(event) });
-    return worker;
+    this.#processes.set(id, { ...ends, [which]: this.#after(event) });
+    return id;
   }
 
   #after(event: Exclude<ConnectionEvent, { kind: "reset" }>): End {
@@ -75,8 +78,8 @@ export class Connections {
     return { kind: "closed", at_ms: this.#world.monotonic_ms(), at: timestamp(this.#world.now_ms()), reason: event.reason };
   }
 
-  of(worker: string): Presence {
-    const ends = this.#workers.get(worker);
+  of(id: string): Presence {
+    const ends = this.#processes.get(id);
     if (ends === undefined) return { kind: "standing" };
     const { main, life } = ends;
     const now_ms = this.#world.monotonic_ms();
@@ -93,9 +96,9 @@ export class Connections {
     return { kind: "standing" };
   }
 
-  /** Of a worker whose end is written down. */
-  forget(worker: string): void {
-    this.#workers.delete(worker);
+  /** Of a process whose end is written down. */
+  forget(id: string): void {
+    this.#processes.delete(id);
   }
 }
 

@@ -1,7 +1,7 @@
 // Leader: the supervisor that leads. Any number stand by; the one that holds the LEADER lease decides who is dead, who owns
 // what, and what moves.
 //
-//   standby ──the lease is free──▶ leading ──lost by own clock, by the bucket, or by a fenced append──▶ standby
+//   standby ──the lease is free, or its holder is gone (succession.ts)──▶ leading ──lost by own clock, by the bucket, or by a fenced append──▶ standby
 //
 //   lease of a worker appears ──▶ worker.join, worker.ready ──▶ shards are given to it
 //   half forgotten, or one of its two connections closed ──▶ worker.suspect    (it keeps what it has and gets no more)
@@ -42,6 +42,7 @@ import { askHost } from "./host-service.ts";
 import { Lease } from "./lease.ts";
 import { leastLoaded, type PlacementDecision, type PlacementStrategy, type PlacementWorker, planPlacement } from "./placement.ts";
 import { decodeResumed } from "./resumed.ts";
+import { Succession } from "./succession.ts";
 import {
   decodeLeaderLease,
   decodePlacementEntry,
@@ -158,6 +159,8 @@ export class Leader {
   readonly #deaths = new Map<string, number[]>();
   /** Kept also while standing by, so that who begins to lead knows. */
   readonly #connections: Connections;
+  readonly #succession: Succession;
+  #succeeding = false;
   readonly #subscriptions: Subscription[] = [];
   #leadership: Leadership | undefined;
   #preparing = false;
@@ -183,7 +186,8 @@ export class Leader {
     this.#started_at = timestamp(world.now_ms());
     this.#calm_since_ms = world.monotonic_ms();
     this.#leases_calm_since_ms = this.#calm_since_ms;
-    this.#connections = new Connections(world);
+    this.#connections = new Connections(world, "worker");
+    this.#succession = new Succession({ bus, world, id: options.id, incarnation: this.#incarnation, may_judge: () => this.#mayJudge() });
     this.#lease = new Lease({
       bucket: this.#leaders,
       key: LEADER_KEY,
@@ -216,6 +220,7 @@ export class Leader {
         this.#outage();
       }),
     );
+    this.#subscriptions.push(this.#succession.answer());
     if (this.#options.connections !== undefined) this.#subscriptions.push(this.#options.connections.on((event) => this.#onConnection(event)));
     this.#watchLeader().catch((error: unknown) =>
       this.#options.log.warn("the leader's lease cannot be watched; it is asked for every second", errorFields(error)),
@@ -248,9 +253,11 @@ export class Leader {
 
   async #watchLeader(): Promise<void> {
     const watch = await this.#leaders.watch((change) => {
-      if (change.kind !== "gone" || change.key !== LEADER_KEY || this.#leadership !== undefined || this.#lease.busy) return;
-      this.#tried_ms = Number.NEGATIVE_INFINITY;
-      this.#beatLater(0);
+      if ((change.kind === "put" ? change.entry.key : change.key) !== LEADER_KEY || this.#lease.busy) return;
+      if (change.kind === "gone" && this.#leadership === undefined) this.#tried_ms = Number.NEGATIVE_INFINITY;
+      else if (change.kind === "put" && change.entry.revision > (this.#lease.revision ?? Number.POSITIVE_INFINITY)) this.#renewed_ms = Number.NEGATIVE_INFINITY;
+      else return;
+      this.#beatLater(0); // it is free, or another took it from us: the renewal says so
     });
     if (this.#stopped) await watch.stop();
     else this.#subscriptions.push(watch);
@@ -281,9 +288,34 @@ export class Leader {
     this.#tried_ms = now_ms;
     const outcome = await this.#lease.acquire(this.#value());
     if (outcome.kind === "unavailable") this.#outage();
+    if (outcome.kind === "taken") await this.#succeed(outcome);
     if (outcome.kind !== "held" || this.#stopped) return;
     this.#renewed_ms = now_ms;
     this.#beginToLead();
+  }
+
+  #mayTry(): boolean {
+    return !this.#stopped && this.#leadership === undefined && !this.#succeeding && !this.#lease.busy && !this.#lease.is_valid();
+  }
+
+  /** Takes the lease of a leader that is gone for sure, and fences it by that. `seen`: the lease as it was read just now, if it was. */
+  async #succeed(seen?: Pick<BucketEntry, "value" | "revision">): Promise<void> {
+    if (!this.#mayTry()) return;
+    this.#succeeding = true;
+    try {
+      const standing = seen ?? (await this.#attempt("the leader's lease", async () => ({ entry: await this.#leaders.get(LEADER_KEY) })))?.entry;
+      const vacancy = standing === undefined ? undefined : await this.#succession.vacancyOf(standing);
+      if (vacancy === undefined || this.#stopped || this.#lease.busy || this.#lease.is_valid()) return;
+      const { world, log, id } = this.#options;
+      const now_ms = world.monotonic_ms();
+      const outcome = await this.#lease.take_over(this.#value(), vacancy.revision);
+      if (outcome.kind !== "held" || this.#stopped) return;
+      log.warn("the leading supervisor is gone; this one takes its place", { supervisor: id, ...vacancy.why });
+      this.#renewed_ms = now_ms;
+      this.#beginToLead();
+    } finally {
+      this.#succeeding = false;
+    }
   }
 
   #value(): Uint8Array {
@@ -452,6 +484,9 @@ export class Leader {
 
   #onConnection(event: ConnectionEvent): void {
     if (event.kind === "reset") this.#outage(); // D3
+    this.#succession.hear(event, () => {
+      this.#succeed().catch((error: unknown) => this.#options.log.error("a supervisor could not take the leader's place", errorFields(error)));
+    });
     const worker = this.#connections.hear(event);
     if (worker === undefined) return;
     const wake = (): void => {

@@ -11,6 +11,8 @@
 //   L2. At most one call to the bucket is under way.
 //   L3. An answer that got lost is never taken for a success: validity moves only by an answer, or by finding our own
 //       value at the leader, and then counts from the earliest sending that can have stored it.
+//   L4. A name is taken from another only over the very value that was seen of it: a holder that renewed since then keeps it,
+//       and of two that take it one gets it.
 import type { Bucket, BucketEntry, CasOutcome } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
 import { LEASE_TTL_MS } from "../protocol/limits.ts";
@@ -20,7 +22,7 @@ import type { World } from "../protocol/world.ts";
 export type AcquireOutcome =
   | { readonly kind: "held" }
   /** Somebody else's value stands there. */
-  | { readonly kind: "taken"; readonly value: Uint8Array }
+  | { readonly kind: "taken"; readonly value: Uint8Array; readonly revision: number }
   | { readonly kind: "unavailable"; readonly reason: string };
 
 export type RenewOutcome =
@@ -91,11 +93,26 @@ export class Lease {
       const standing = await this.#read();
       if (standing.kind === "unavailable") return standing;
       if (standing.entry === undefined) return { kind: "unavailable", reason: "it ended between two looks" };
-      if (!is_mine(standing.entry.value)) return { kind: "taken", value: standing.entry.value };
+      if (!is_mine(standing.entry.value)) return { kind: "taken", ...valueOf(standing.entry) };
       const again_ms = this.#options.world.monotonic_ms();
       const updated = await bucket.update(key, value, standing.entry.revision);
       if (updated.kind === "ok") return this.#hold(updated.revision, again_ms);
       return updated.kind === "unavailable" ? updated : { kind: "unavailable", reason: "it changed between two looks" };
+    });
+  }
+
+  /** Takes the name from a holder that is gone, over the value that was seen of it at `revision` (L4). Not while it is valid. */
+  async take_over(value: Uint8Array, revision: number): Promise<AcquireOutcome> {
+    assert(!this.is_valid(), "nobody takes a name from itself");
+    return this.#alone(async () => {
+      const sent_ms = this.#options.world.monotonic_ms();
+      this.#holding = { kind: "free" };
+      const written = await this.#options.bucket.update(this.#options.key, value, revision);
+      if (written.kind === "ok") return this.#hold(written.revision, sent_ms);
+      if (written.kind === "unavailable") return written;
+      const standing = await this.#read();
+      if (standing.kind === "unavailable") return standing;
+      return standing.entry === undefined ? { kind: "unavailable", reason: "it ended between two looks" } : { kind: "taken", ...valueOf(standing.entry) };
     });
   }
 
@@ -160,3 +177,5 @@ export class Lease {
     }
   }
 }
+
+const valueOf = ({ value, revision }: BucketEntry): { value: Uint8Array; revision: number } => ({ value, revision });

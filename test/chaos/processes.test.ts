@@ -31,13 +31,19 @@ test("clients of a killed gateway go on at another one, without a gap and withou
   await survives(ground, "kill_gateway");
 });
 
-test("the death of the leading supervisor is nobody else's", async () => {
-  const { phases } = await survives(ground, "kill_supervisor");
-  expect(phases.get("new leader")).toHaveLength(1);
+test("a killed leader is followed long before its lease ends, and what a worker did that was killed with it goes on as if the leader lived", async () => {
+  const { phases } = await survives(ground, "kill_supervisor", { trials: 2 });
+  expect(phases.get("new leader")).toHaveLength(2);
+  // Measured: 0.1 s on a calm machine (bench/RECOVERY.md). The lease is 5 s.
+  expect(Math.max(...(phases.get("new leader") ?? []))).toBeLessThan(3_000);
+  expect(phases.get("claim")?.length).toBeGreaterThan(0);
+  expect(Math.max(...(phases.get("detect") ?? []))).toBeLessThan(3_000);
 });
 
-test("a broker that is killed and started again takes no acknowledged command with it, and nobody is declared dead", async () => {
+test("a broker that is killed and started again takes no acknowledged command with it, nobody is declared dead, and who led leads on", async () => {
+  const leader = ground.watch.leader();
   await survives(ground, "broker_kill_restart");
+  expect(ground.watch.leader()).toBe(leader);
 });
 
 test("when COMMANDS is full publishers hear it, what was taken is done, and it takes again", async () => {

@@ -149,6 +149,27 @@ const MUTATIONS: readonly Mutation[] = [
     to: "valid_until_ms: this.#options.world.monotonic_ms() + 2 * this.#ttl_ms",
     tests: ["test/supervisors/lease.test.ts"],
   },
+  {
+    name: "L4: a name is taken whatever its holder did since",
+    file: "supervisors/lease.ts",
+    from: "const written = await this.#options.bucket.update(this.#options.key, value, revision);",
+    to: "const written = await this.#options.bucket.update(this.#options.key, value, (await this.#options.bucket.get(this.#options.key))?.revision ?? revision);",
+    tests: ["test/supervisors/lease.test.ts"],
+  },
+  {
+    name: "U1: a leader is succeeded right after an outage",
+    file: "supervisors/succession.ts",
+    from: "    if (!this.#options.may_judge()) return undefined; // U1\n",
+    to: "",
+    tests: ["test/supervisors/succession.test.ts"],
+  },
+  {
+    name: "U2: a leader that answers is succeeded",
+    file: "supervisors/succession.ts",
+    from: "if (answer !== undefined || ",
+    to: "if (",
+    tests: ["test/supervisors/succession.test.ts"],
+  },
 ];
 
 const root = fileURLToPath(new URL("../..", import.meta.url));

@@ -12,7 +12,7 @@ import { silentLog } from "../../protocol/log.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
 import type { World } from "../../protocol/world.ts";
 import { cores } from "../../state-machines/kinds.ts";
-import { workerConnection } from "../../supervisors/connections.ts";
+import { connectionOf } from "../../supervisors/connections.ts";
 import { Leader, type LeaderOptions } from "../../supervisors/leader.ts";
 import { Member } from "../../supervisors/member.ts";
 import { decodePlacementEntry, type PlacementEntry, shardOfKey } from "../../supervisors/tables.ts";
@@ -126,6 +126,7 @@ export interface TestSupervisor {
   readonly id: string;
   readonly leader: Leader;
   readonly sleeper: Sleeper;
+  readonly connection: string;
   kill(): void;
 }
 
@@ -212,6 +213,7 @@ export class Cluster {
       id,
       leader,
       sleeper,
+      connection,
       kill: () => {
         sleeper.asleep = true;
         this.broker.kill(connection);
@@ -225,6 +227,17 @@ export class Cluster {
   }
   tellClosed(worker: string, which: "main" | "life", client_id: string, reason = "Client Closed"): void {
     this.connections.tell({ kind: "disconnected", name: nameOf(worker, which), client_id, reason, by: reason === "Client Closed" ? "client" : "broker" });
+  }
+
+  /** The same of both connections of a supervisor. */
+  tellSupervisor(id: string, what: "connected" | "closed", client_id: string, reason = "Client Closed"): void {
+    const name = connectionOf("supervisor", id);
+    for (const one of [name, lifelineName(name)])
+      this.connections.tell(
+        what === "connected"
+          ? { kind: "connected", name: one, client_id }
+          : { kind: "disconnected", name: one, client_id, reason, by: reason === "Client Closed" ? "client" : "broker" },
+      );
   }
 
   async table(): Promise<Map<number, PlacementEntry>> {
@@ -268,4 +281,5 @@ export class Cluster {
   }
 }
 
-const nameOf = (worker: string, which: "main" | "life"): string => (which === "main" ? workerConnection(worker) : lifelineName(workerConnection(worker)));
+const nameOf = (worker: string, which: "main" | "life"): string =>
+  which === "main" ? connectionOf("worker", worker) : lifelineName(connectionOf("worker", worker));

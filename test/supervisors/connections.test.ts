@@ -6,7 +6,7 @@ import { createCallPool } from "../../actors/call-pool.ts";
 import { createDispatch } from "../../actors/dispatch.ts";
 import { createMemoryConnectionWatch } from "../../bus/connection-watch.ts";
 import { silentLog } from "../../protocol/log.ts";
-import { Connections, GRACE_MS, SETTLE_MS, workerConnection } from "../../supervisors/connections.ts";
+import { connectionOf, Connections, GRACE_MS, SETTLE_MS } from "../../supervisors/connections.ts";
 import { startHostService } from "../../supervisors/host-service.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 import { Cluster } from "./cluster.ts";
@@ -172,10 +172,10 @@ test("the working connection closed for longer than the grace is the end, though
 });
 
 describe("what is known of connections", () => {
-  const name = workerConnection("w1");
+  const name = connectionOf("worker", "w1");
   test("the end of a connection that was replaced says nothing, whichever notice comes first", async () => {
     const world = new VirtualWorld(1);
-    const connections = new Connections(world);
+    const connections = new Connections(world, "worker");
     connections.hear({ kind: "connected", name, client_id: "1" });
     connections.hear({ kind: "connected", name, client_id: "2" });
     expect(connections.hear({ kind: "disconnected", name, client_id: "1", reason: "Client Closed", by: "client" })).toBeUndefined();
@@ -185,7 +185,7 @@ describe("what is known of connections", () => {
 
   test("a suspicion waits for the other notice", async () => {
     const world = new VirtualWorld(1);
-    const connections = new Connections(world);
+    const connections = new Connections(world, "worker");
     connections.hear({ kind: "disconnected", name, client_id: "1", reason: "Client Closed", by: "client" });
     expect(connections.of("w1").kind).toBe("standing");
     await world.advance(SETTLE_MS);
@@ -193,8 +193,8 @@ describe("what is known of connections", () => {
   });
 
   test("a worker whose id ends like a lifeline is not taken for one", () => {
-    const connections = new Connections(new VirtualWorld(1));
-    expect(connections.hear({ kind: "connected", name: workerConnection("w1-life"), client_id: "1" })).toBe("w1-life");
+    const connections = new Connections(new VirtualWorld(1), "worker");
+    expect(connections.hear({ kind: "connected", name: connectionOf("worker", "w1-life"), client_id: "1" })).toBe("w1-life");
     expect(connections.hear({ kind: "connected", name: "worker-w1.life", client_id: "1" })).toBe("w1");
     expect(connections.hear({ kind: "connected", name: "gateway-g1", client_id: "1" })).toBeUndefined();
   });

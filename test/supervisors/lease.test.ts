@@ -38,7 +38,7 @@ function bench() {
 test("one holder at a time: the second is told whose it is, and gets it after the first stopped renewing", async () => {
   const { world, a, b, finish } = bench();
   expect(await finish(a.acquire(bytes("a")))).toEqual({ kind: "held" });
-  expect(await finish(b.acquire(bytes("b")))).toEqual({ kind: "taken", value: bytes("a") });
+  expect(await finish(b.acquire(bytes("b")))).toMatchObject({ kind: "taken", value: bytes("a") });
   await world.advance(LEASE_TTL_MS - 1);
   expect(a.is_valid()).toBe(true);
   await world.advance(1);
@@ -126,4 +126,23 @@ test("a lease that was released is free at once", async () => {
   await finish(a.release());
   expect(a.is_valid()).toBe(false);
   expect(await finish(b.acquire(bytes("b")))).toEqual({ kind: "held" });
+});
+
+test("L4: a name is taken from its holder over the value that was seen, and the holder hears it with its next renewal", async () => {
+  const { a, b, finish } = bench();
+  await finish(a.acquire(bytes("a")));
+  const seen = await finish(b.acquire(bytes("b")));
+  expect(await finish(b.take_over(bytes("b"), seen.kind === "taken" ? seen.revision : 0))).toEqual({ kind: "held" });
+  expect(await finish(a.renew(bytes("a")))).toEqual({ kind: "lost", reason: "taken" });
+  expect(b.is_valid()).toBe(true);
+});
+
+test("L4: a holder that renewed since it was seen keeps its name", async () => {
+  const { a, b, finish } = bench();
+  await finish(a.acquire(bytes("a")));
+  const seen = await finish(b.acquire(bytes("b")));
+  expect(await finish(a.renew(bytes("a")))).toEqual({ kind: "held" });
+  expect(await finish(b.take_over(bytes("b"), seen.kind === "taken" ? seen.revision : 0))).toMatchObject({ kind: "taken", value: bytes("a") });
+  expect(b.is_valid()).toBe(false);
+  expect(await finish(a.renew(bytes("a")))).toEqual({ kind: "held" });
 });
