@@ -1,11 +1,14 @@
 // supervisor: one of those that stand by to lead. The leader decides which worker owns which shard; its journal of decisions is the workers' own.
 import { createRestorer } from "../actors/restore.ts";
 import { cores } from "../state-machines/kinds.ts";
+import { workerDefinition } from "../state-machines/worker.ts";
 import { connectionOf } from "../supervisors/connections.ts";
 import { Leader } from "../supervisors/leader.ts";
 import { createWorkerCells } from "../supervisors/worker-cell.ts";
 import { startStatusServer } from "../telemetry/http.ts";
 import { connect, connectionWatch, lifeline, observeBus, type Runtime } from "./runtime.ts";
+
+const WORKER_STATES = Object.keys(workerDefinition.machine.states);
 
 export interface SupervisorRoleOptions {
   readonly id: string;
@@ -34,7 +37,12 @@ export async function runSupervisor(runtime: Runtime, { id, http_port }: Supervi
     observer: {
       role: (role) => metrics.set("troupe_leading", {}, role === "leading" ? 1 : 0),
       died: (_worker, detect_ms) => metrics.observe("troupe_recovery_detect_seconds", {}, detect_ms / 1000),
-      assigned(_shard, _worker, _epoch, assign_ms) {
+      workers: (count_by_state) => {
+        for (const state of WORKER_STATES) metrics.set("troupe_workers", { state }, count_by_state.get(state) ?? 0);
+      },
+      moved: ({ reason }) => metrics.add("troupe_shard_changes_total", { what: "moving", reason }),
+      assigned({ reason, assign_ms }) {
+        metrics.add("troupe_shard_changes_total", { what: "assigned", reason });
         metrics.observe("troupe_recovery_assign_seconds", {}, assign_ms / 1000);
         metrics.add("troupe_wait_ms_total", { reason: "placement" }, assign_ms);
       },

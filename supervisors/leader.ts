@@ -99,9 +99,12 @@ export interface LeaderObserver {
   role?(role: "standby" | "leading", epoch: number | undefined): void;
   /** A worker was declared dead, `detect_ms` after it was last heard of. */
   died?(worker: string, detect_ms: number): void;
+  /** How many workers are in each state, as this leader's journals say; nothing at all once it leads no more. */
+  workers?(count_by_state: ReadonlyMap<string, number>): void;
   /** A shard got an owner; `assign_ms` after it lost the last one, as far as this leader saw it. */
-  assigned?(shard: number, worker: string, epoch: number, assign_ms: number): void;
-  moved?(shard: number, from: string, to: string): void;
+  assigned?(given: { readonly shard: number; readonly worker: string; readonly epoch: number; readonly reason: string; readonly assign_ms: number }): void;
+  /** A living owner was asked to hand the shard over. */
+  moved?(move: { readonly shard: number; readonly from: string; readonly to: string; readonly reason: string }): void;
   /** An actor with work in flight goes on; the times follow one another, and `first_token_ms` is absent when none came soon. */
   resumed?(times: { readonly detect_ms: number; readonly assign_ms: number; readonly replay_ms: number; readonly first_token_ms?: number }): void;
 }
@@ -405,6 +408,7 @@ export class Leader {
     for (const subscription of leadership.subscriptions)
       subscription.stop().catch((error: unknown) => this.#options.log.warn("a subscription did not stop", errorFields(error)));
     this.#options.observer?.role?.("standby", undefined);
+    this.#options.observer?.workers?.(new Map());
   }
 
   #mayAct(leadership: Leadership): boolean {
@@ -601,6 +605,7 @@ export class Leader {
       }
     }
     leadership.passing_since_ms = undefined;
+    if (!leadership.over) this.#options.observer?.workers?.(countByState(leadership));
   }
 
   async #pass(leadership: Leadership): Promise<void> {
@@ -840,7 +845,7 @@ export class Leader {
       leadership.unowned_since_ms.delete(shard);
       log.info("a shard was given", { shard, worker, epoch, from, reason });
       const assign_ms = world.monotonic_ms() - (since_ms ?? world.monotonic_ms());
-      observer?.assigned?.(shard, worker, epoch, assign_ms);
+      observer?.assigned?.({ shard, worker, epoch, reason, assign_ms });
       const detect_ms = reason === "owner_gone" && from !== null ? leadership.detected_ms.get(from) : undefined;
       leadership.recoveries.set(shard, { epoch, detect_ms: detect_ms ?? 0, assign_ms: Math.round(assign_ms) });
       return;
@@ -854,7 +859,7 @@ export class Leader {
     const written = await this.#write(leadership, shard, { ...placed.entry, moving_to: decision.to }, placed);
     if (!written) return;
     log.info("a shard is to move", { shard, from: decision.from, to: decision.to, reason: decision.reason });
-    observer?.moved?.(shard, decision.from, decision.to);
+    observer?.moved?.({ shard, from: decision.from, to: decision.to, reason: decision.reason });
   }
 
   /** D2. A refused write means that the owner or another leader wrote; the next pass decides on what stands now. */
@@ -991,6 +996,15 @@ function versionsByKind(versions: readonly string[]): JsonObject {
 
 function connectionsClosed({ main, life }: Extract<Presence, { kind: "gone" }>): { kind: string } & JsonObject {
   return life === null ? { kind: "connection_not_back", main: { ...main } } : { kind: "connections_closed", main: { ...main }, life: { ...life } };
+}
+
+function countByState({ cells }: Leadership): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const cell of cells.values()) {
+    const state = cell.record()?.state;
+    if (state !== undefined) counts.set(state, (counts.get(state) ?? 0) + 1);
+  }
+  return counts;
 }
 
 /** Counts as being there: not dead and not left. */

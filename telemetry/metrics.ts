@@ -65,7 +65,16 @@ export const INSTRUMENTS = {
   },
   troupe_actors_resident: { type: "gauge", help: "Actors in this process's memory.", labels: ["kind"] },
   troupe_shards_owned: { type: "gauge", help: "Shards this process owns.", labels: [] },
-  troupe_workers: { type: "gauge", help: "Workers as the leading supervisor sees them.", labels: ["state"] },
+  troupe_workers: {
+    type: "gauge",
+    help: "Workers by state (joining, ready, draining, suspected, dead, left), as the leading supervisor sees them; 0 at one that stands by. The dead are counted until their shards have other owners.",
+    labels: ["state"],
+  },
+  troupe_shard_changes_total: {
+    type: "counter",
+    help: "Decisions of the leading supervisor about shards, by what (assigned: to a new owner; moving: the owner is asked to hand it over) and why.",
+    labels: ["what", "reason"],
+  },
   troupe_leading: { type: "gauge", help: "1 while this supervisor leads.", labels: [] },
   troupe_recoveries_total: { type: "counter", help: "Actors that were taken over with something owed.", labels: ["reason"] },
   troupe_recovery_detect_seconds: { type: "histogram", help: "From a worker's last sign of life to the verdict.", labels: [], buckets: RECOVERY_SECONDS },

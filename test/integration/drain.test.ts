@@ -33,6 +33,19 @@ async function sessions(prefix: string): Promise<string[]> {
   return ids;
 }
 
+/** What the leading supervisor tells scrapers, of one gauge or counter: its labels but the role's, and the value. */
+async function told(instrument: string): Promise<Record<string, number>> {
+  const log = readFileSync(join(troupe.home, "logs", "supervisor-s1.log"), "utf8");
+  const url = [...log.matchAll(/"http":"([^"]+)"/g)].at(-1)?.[1] ?? "";
+  const lines = (await (await fetch(`${url}/metrics`)).text()).split("\n").filter((line) => line.startsWith(`${instrument}{`));
+  return Object.fromEntries(
+    lines.map((line) => [
+      [...line.matchAll(/(\w+)="([^"]*)"/g)].flatMap(([, name, value]) => (name === "role" ? [] : [value])).join(" "),
+      Number(line.split(" ").at(-1)),
+    ]),
+  );
+}
+
 /** Every attempt that each model call of a session made, by what the journal says. */
 async function attempts(id: string): Promise<{ started: number; completed: number; highest_attempt: number; lost: string[]; turns: number }> {
   const journal = await troupe.journal(`demo/session/${id}`);
@@ -100,6 +113,8 @@ test("troupe drain empties a worker whose calls run to their end, keeps it empty
   const drained = await troupe.cli(["drain", "w2", "--wait", "--patience", "30", "--reason", "a test"]);
   expect(drained).toMatchObject({ code: 0 });
   expect(await owns("w2")).toBe(0);
+  expect(await told("troupe_workers")).toEqual({ joining: 0, ready: 1, draining: 1, suspected: 0, dead: 0, left: 0 });
+  expect((await told("troupe_shard_changes_total"))["moving draining"]).toBeGreaterThan(0);
   const heard = (await Promise.all(turns)).map((messages) => hear(messages, 1));
   heard.forEach((one) => expect(one).toMatchObject({ faults: [], voided: 0, attempts: 1, text: one.finished }));
 

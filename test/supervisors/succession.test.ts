@@ -111,3 +111,23 @@ test("a leader that was cut off and replaced decides nothing more once it is bac
     expect(epochs, `epochs in the journal of ${worker} only rise`).toEqual(epochs.toSorted((a, b) => a - b));
   }
 });
+
+test("the leader tells how many workers are in which state, and one that leads no more tells of none", async () => {
+  const cluster = new Cluster();
+  const told = new Map<string, Record<string, number>>();
+  const supervisor = (id: string): TestSupervisor =>
+    cluster.supervisor(id, { connections: cluster.connections, observer: { workers: (counts) => void told.set(id, Object.fromEntries(counts)) } });
+  const first = supervisor("s1");
+  cluster.worker("w1");
+  cluster.worker("w2");
+  await cluster.until("all shards are placed evenly", () => cluster.balanced());
+  supervisor("s2");
+  await cluster.world.advance(6_000);
+  expect(Object.fromEntries(told)).toEqual({ s1: { ready: 2 } });
+  cluster.broker.cut(first.connection);
+  cluster.tellSupervisor("s1", "closed", "s1-1");
+  cluster.workers.get("w1")!.kill();
+  for (const which of ["main", "life"] as const) cluster.tellClosed("w1", which, `w1-${which}-1`);
+  await cluster.world.advance(10_000);
+  expect(Object.fromEntries(told)).toEqual({ s1: {}, s2: { ready: 1 } });
+});
