@@ -32,6 +32,13 @@ export function filterArgument(text: string): ActorFilter {
   return { tenant, kind, id };
 }
 
+/** RFC 3339. */
+export function instantArgument(text: string): string {
+  if (!/^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}:\d{2})$/i.test(text) || Number.isNaN(Date.parse(text)))
+    throw new InvalidArgumentError("It is a time as 2026-11-21T08:00:00Z.");
+  return text;
+}
+
 /** A whole number between two, both included. */
 export function wholeNumber(min: number, max: number): (text: string) => number {
   return (text) => {

@@ -13,10 +13,11 @@ import { CALLS_MAX_MAX } from "../protocol/limits.ts";
 import { errorFields } from "../protocol/log.ts";
 import { RATE_TIER_NAMES, RATE_TIERS } from "../protocol/rate-tiers.ts";
 import { ROLES } from "../providers/models.ts";
-import { actorArgument, collected, filterArgument, idArgument, sessionArgument, wholeNumber } from "./arguments.ts";
+import { actorArgument, collected, filterArgument, idArgument, instantArgument, sessionArgument, wholeNumber } from "./arguments.ts";
 import { setBudget, showBudget } from "./budget.ts";
 import { machines, replayCommand, verifyCommand } from "./checks.ts";
 import { drain, shards, workers } from "./cluster.ts";
+import { concurrency } from "./concurrency.ts";
 import { type Context, createContext, Unreachable } from "./context.ts";
 import { doctor } from "./doctor.ts";
 import { explain, unpark } from "./explain.ts";
@@ -260,6 +261,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .option("--entry <type>", "only entries of this type (command, refused, done, fail, timer, claim, …)")
     .option("--command <type>", "only commands of this type")
     .option("--principal <who>", "only what they said (key:…, jwt:…, nats, login:…)")
+    .option("--tool <name>", "only calls of this tool: each has an entry `tool.intent` and an entry `tool.outcome`")
     .option("--since <time>", "RFC 3339, included")
     .option("--until <time>", "RFC 3339, not included")
     .addOption(limitOption("at most so many (default 50, at most 500)"))
@@ -306,6 +308,21 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .option("--until <time>", "RFC 3339, not included")
     .option("--daily", "the report day by day: costs by agent, model and key; refusals, degraded calls, alerts, closed periods, how projections came true")
     .addOption(new Option("--limit <n>", "with --json: at most so many attempts (default all)").argParser(wholeNumber(1, Number.MAX_SAFE_INTEGER)));
+  add(program, {
+    name: "concurrency",
+    summary: "how many calls of a tenant ran side by side, and who waited how long for what",
+    about:
+      "Computed from the journals of the tenant's budget and sessions alone: the same journals give the same report. Waits are told by what for: slot (its tenant\n" +
+      "may run one more), window (the provider's rate), money (that others held), place (among a worker's calls), provider (before the next try), turn (those\n" +
+      "before it), dependency (turns it comes after).",
+    json: "document",
+    examples: ["troupe concurrency demo", "troupe concurrency demo --session s1 --json", "troupe concurrency demo --since 2026-11-21T08:00:00Z"],
+    work: ((context: Context, options: Parameters<typeof concurrency>[1], tenant: string) => concurrency(context, options, tenant)) as Work,
+  })
+    .argument("<tenant>", "its id", idArgument)
+    .addOption(new Option("--session <id>", "only what is of this session").argParser(idArgument))
+    .addOption(new Option("--since <time>", "RFC 3339; from the beginning by default").argParser(instantArgument))
+    .addOption(new Option("--until <time>", "RFC 3339; to the end of the journals by default").argParser(instantArgument));
   add(program, {
     name: "machines",
     summary: "list or draw the state machines",

@@ -68,7 +68,7 @@ describe("help", () => {
 
   test("every command of the wire contract that is built is there", () => {
     const built =
-      "up worker supervisor gateway projector send chat tail sessions show explain unpark replay verify workers waits shards drain tenants keys provider-keys agents permissions budget webhooks models usage audit migrate doctor machines";
+      "up worker supervisor gateway projector send chat tail sessions show explain unpark replay verify workers waits shards drain tenants keys provider-keys agents permissions budget webhooks models usage concurrency audit migrate doctor machines";
     expect(new Set(commands.map(([name]) => name))).toEqual(new Set(built.split(" ")));
   });
 

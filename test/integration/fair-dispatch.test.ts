@@ -2,6 +2,7 @@
 //         can see why, and nobody else feels any of it: neither the line for slots nor ten thousand commands.
 // Method: the real `up` with one worker and small bounds, two tenants, simulated models that take their time.
 import { beforeAll, expect, test } from "vitest";
+import type { ConcurrencyReport } from "../../actors/concurrency-report.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
 
@@ -97,6 +98,30 @@ test("calls wait in line for the tenant's slots and go by priority; when too man
   expect((await send("s9", { content: script(5) })).status, "the door is open again").toBe(202);
   await cli(["budget", "set", "--tenant", "demo", "--concurrency", "none"]);
 }, 120_000);
+
+test("the report on concurrency tells from the journals alone who stood in line, and for how long the bound was reached; twice, in the same bytes", async () => {
+  const typed = ["concurrency", "demo", "--until", new Date().toISOString()];
+  const [first, second] = [await cli([...typed, "--json"]), await cli([...typed, "--json"])];
+  expect(second).toBe(first);
+  const report = JSON.parse(first) as ConcurrencyReport;
+  expect(report.models).toMatchObject({ peak: 1, concurrency_max: null });
+  const slot = report.waits.find(({ reason }) => reason === "slot");
+  expect(slot?.waits).toBeGreaterThanOrEqual(8);
+  expect(
+    report.longest.find(({ session, reason }) => session === "s1" && reason === "slot"),
+    "the lowest waited longest",
+  ).toMatchObject({ ended: "began" });
+  // Nine calls ran one after another, and the first took eight seconds.
+  expect(report.models.at_limit_ms).toBeGreaterThan(7_000);
+  expect(report.models.at_limit_ms).toBeLessThanOrEqual(report.models.busy_ms);
+  const own = JSON.parse(await cli([...typed, "--session", "s8", "--json"])) as ConcurrencyReport;
+  expect(own).toMatchObject({ session: "s8", models: { count: 1, peak: 1 }, waits: [{ reason: "slot", waits: 1 }] });
+  const said = await cli(typed);
+  expect(said).toMatch(/calls of models {2}\d+, at most 1 at once/);
+  expect(said).toMatch(/as many as might ran for/);
+  expect(JSON.parse(await cli(["concurrency", "nobody", "--json"]))).toMatchObject({ from: null, waits: [] });
+  expect(await troupe.cli(["concurrency", "demo", "--since", "yesterday"])).toMatchObject({ code: 2 });
+}, 60_000);
 
 test("a worker makes no more calls at once than it may, and may be told another number while it runs", async () => {
   await cli(["waits", "--calls-max", "1"]);
