@@ -1,7 +1,7 @@
 // audit-view: the audit projection as the verifier sees it.
 import type { AuditView } from "../actors/verify.ts";
 import type { Queries } from "../projections/queries.ts";
-import { auditRecords, PROJECTION_NAME } from "../projections/rows.ts";
+import { auditHash, PROJECTION_NAME } from "../projections/rows.ts";
 
 export function createAuditView(queries: Queries): AuditView {
   return {
@@ -9,7 +9,8 @@ export function createAuditView(queries: Queries): AuditView {
       const rows = await queries.positions();
       return rows.find((row) => row.name === PROJECTION_NAME)?.position ?? 0;
     },
-    rows_of: (message, stream_sequence) => auditRecords(message, stream_sequence).map((row) => row.hash),
+    // Those of entries; rows of tools are compared with the chain (audit.ts).
+    rows_of: (message) => message.entries.map(auditHash),
     async *rows(actor, through) {
       for await (const { stream_sequence, hash } of queries.audit_hashes(actor)) {
         if (stream_sequence > through) return;

@@ -99,15 +99,21 @@ export interface AuditOptions {
   readonly entry?: string;
   readonly command?: string;
   readonly principal?: string;
+  readonly tool?: string;
   readonly since?: string;
   readonly until?: string;
   readonly limit?: number;
   readonly after?: string;
 }
 
-export async function audit(context: Context, { tenant, kind, actor, entry, command, principal, since, until, limit, after }: AuditOptions): Promise<number> {
+export async function audit(
+  context: Context,
+  { tenant, kind, actor, entry, command, principal, tool, since, until, limit, after }: AuditOptions,
+): Promise<number> {
   const { printer } = context;
-  const page = await (await context.queries()).audit(tenant, { kind, actor, entry_type: entry, command_type: command, principal, since, until, limit, after });
+  const page = await (
+    await context.queries()
+  ).audit(tenant, { kind, actor, entry_type: entry, command_type: command, principal, tool, since, until, limit, after });
   if (printer.json) for (const row of page.items) printer.json_line(row);
   else
     printer.table(
@@ -117,7 +123,7 @@ export async function audit(context: Context, { tenant, kind, actor, entry, comm
         `${row.kind}/${row.actor}`,
         row.seq,
         row.code === null ? row.entry_type : `${row.entry_type} ${row.code}`,
-        row.command_type ?? row.inst,
+        row.tool === null ? (row.command_type ?? row.inst) : `${row.tool} ${row.decision ?? ""}${row.duration_ms === null ? "" : ` ${row.duration_ms} ms`}`,
         row.principal,
         row.state_after,
         row.events.join(" "),

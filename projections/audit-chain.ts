@@ -12,8 +12,10 @@
 import { createHash } from "node:crypto";
 import { canonicalJson } from "../protocol/json.ts";
 import type { JournalMessage } from "../protocol/journal.ts";
+import { actorPath } from "../protocol/ids.ts";
 import { timestamp } from "../protocol/world.ts";
 import { type AuditRecord, auditRecords, storable } from "./rows.ts";
+import type { OpenTool } from "./tool-audit.ts";
 
 /** The last row of a tenant's audit, as the projector keeps it. */
 export interface AuditHead {
@@ -29,10 +31,13 @@ export function genesisOf(tenant: string): string {
   return sha256(`troupe audit 1 ${tenant}`);
 }
 
-/** A row as it will be read back: times in one form, text as Postgres can hold it. A row without a principal is as it was before there was one. */
+/** Columns that came later: a row without one has the text, and so the chain, that it had before there was one. */
+const LATER = new Set(["principal", "tool", "args_hash", "result_hash", "decision", "duration_ms", "cost_usd_micros", "attempts"]);
+
+/** A row as it will be read back: times in one form, text as Postgres can hold it. */
 function canonicalRow(row: AuditRecord): string {
-  const { chain: _, principal, ...known } = row as AuditRecord & { chain?: string };
-  const rest = principal === null || principal === undefined ? known : { ...known, principal };
+  const { chain: _, ...known } = row as AuditRecord & { chain?: string };
+  const rest = Object.fromEntries(Object.entries(known).filter(([column, value]) => !LATER.has(column) || (value !== null && value !== undefined)));
   const at_ms = Date.parse(row.at);
   // What is no time is refused by the table.
   return canonicalJson(storable({ ...rest, at: Number.isNaN(at_ms) ? row.at : timestamp(at_ms) }));
@@ -100,7 +105,14 @@ function differing(one: AuditRecord, other: AuditRecord): string[] {
 }
 
 async function* rowsOf(journal: NonNullable<AuditVerification["journal"]>): AsyncGenerator<AuditRecord> {
-  for await (const { message, sequence } of journal) yield* auditRecords(message, sequence);
+  const calls = new Map<string, readonly OpenTool[]>();
+  for await (const { message, sequence } of journal) {
+    const actor = actorPath(message.actor);
+    const { rows, open } = auditRecords(message, sequence, calls.get(actor) ?? []);
+    if (open.length > 0) calls.set(actor, open);
+    else calls.delete(actor);
+    yield* rows;
+  }
 }
 
 /**

@@ -587,7 +587,8 @@ const UPSERT_SESSIONS = `
   on conflict (tenant, session) do update set
     agent = excluded.agent, agent_version = excluded.agent_version, config_hash = excluded.config_hash, mode = excluded.mode, model = excluded.model,
     state = excluded.state, reason = excluded.reason, turn = excluded.turn, updated_at = excluded.updated_at, seq = excluded.seq, epoch = excluded.epoch,
-    worker = excluded.worker, machine = excluded.machine, stream_sequence = excluded.stream_sequence, open_call = excluded.open_call`;
+    worker = excluded.worker, machine = excluded.machine, stream_sequence = excluded.stream_sequence, open_call = excluded.open_call,
+    open_tools = excluded.open_tools`;
 const UPSERT_TENANTS = `
   insert into tenants select * from json_populate_recordset(null::tenants, $1::json)
   on conflict (tenant) do update set state = excluded.state, updated_at = excluded.updated_at, seq = excluded.seq, stream_sequence = excluded.stream_sequence,

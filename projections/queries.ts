@@ -141,6 +141,7 @@ export interface AuditFilter {
   readonly entry_type?: string | undefined;
   readonly command_type?: string | undefined;
   readonly principal?: string | undefined;
+  readonly tool?: string | undefined;
   readonly since?: string | undefined;
   readonly until?: string | undefined;
 }
@@ -153,7 +154,7 @@ export interface PositionRow {
   readonly updated_at: string;
 }
 
-/** What the projection holds of one actor, for `troupe verify` to compare with the journal. */
+/** What the projection holds of one actor's entries, for `troupe verify` to compare with the journal. */
 export interface AuditHash {
   readonly stream_sequence: number;
   readonly entry_index: number;
@@ -200,7 +201,7 @@ export interface Queries {
   /** How far each projector is; compare with `bus.bounds("EVENTS")` for its lag. */
   positions(): Promise<PositionRow[]>;
   audit_summary(actor: ActorAddress): Promise<AuditSummary>;
-  /** Every audit row of an actor with a hash, in order, read in pages. */
+  /** The audit row of each of an actor's entries, in order, read in pages. */
   audit_hashes(actor: ActorAddress): AsyncIterable<AuditHash>;
 }
 
@@ -257,7 +258,7 @@ const USAGE_COLUMNS = `session, inst, attempt, try, purpose, rule, turn, step, a
   cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd_micros, ${BILLED} as billed_usd_micros, price_version, estimated, outcome, code,
   started_at, ended_at, (extract(epoch from ended_at - started_at) * 1000)::bigint as latency_ms, first_token_ms, stream_sequence`;
 const AUDIT_COLUMNS = `kind, actor, stream_sequence, entry_index, seq, at, epoch, worker, machine, entry_type, command_type, channel, key, source, inst, code,
-  state_after, events, trace, principal, hash, chain`;
+  state_after, events, trace, principal, hash, tool, args_hash, result_hash, decision, duration_ms, cost_usd_micros, attempts, chain`;
 const USAGE_FILTER = `tenant = $1 and ($2::text is null or session = $2) and ($3::text is null or agent = $3) and ($4::text is null or user_id = $4)
   and ($5::text is null or model = $5) and ($6::timestamptz is null or ended_at >= $6) and ($7::timestamptz is null or ended_at < $7)`;
 
@@ -359,7 +360,8 @@ export function createQueries(database: Database): Queries {
          where tenant = $1 and ($2::text is null or kind = $2) and ($3::text is null or actor = $3) and ($4::text is null or entry_type = $4)
            and ($5::text is null or command_type = $5) and ($6::timestamptz is null or at >= $6) and ($7::timestamptz is null or at < $7)
            and ($8::bigint is null or (stream_sequence, entry_index) < ($8, $9)) and ($10::text is null or principal = $10)
-         order by stream_sequence desc, entry_index desc limit $11`,
+           and ($11::text is null or tool = $11)
+         order by stream_sequence desc, entry_index desc limit $12`,
         [
           tenant,
           filterOf(request.kind),
@@ -371,6 +373,7 @@ export function createQueries(database: Database): Queries {
           sequence,
           index,
           filterOf(request.principal),
+          filterOf(request.tool),
         ],
         limitOf(request.limit),
         (row) => [row.stream_sequence, row.entry_index],
@@ -435,7 +438,7 @@ export function createQueries(database: Database): Queries {
       const [row] = await read<AuditSummary>(
         `select count(*) as rows, coalesce(max(stream_sequence), 0)::bigint as stream_sequence_max, coalesce(max(seq), 0)::bigint as seq_max,
            encode(sha256(coalesce(string_agg(hash, '' order by stream_sequence, entry_index), '')::bytea), 'hex') as digest
-         from audit where tenant = $1 and kind = $2 and actor = $3`,
+         from audit where tenant = $1 and kind = $2 and actor = $3 and tool is null`,
         [actor.tenant, actor.kind, actor.id],
       );
       return row as AuditSummary;
@@ -447,7 +450,7 @@ export function createQueries(database: Database): Queries {
       for (;;) {
         const rows = await read<AuditHash>(
           `select stream_sequence, entry_index, seq, hash from audit
-           where tenant = $1 and kind = $2 and actor = $3 and (stream_sequence, entry_index) > ($4, $5)
+           where tenant = $1 and kind = $2 and actor = $3 and tool is null and (stream_sequence, entry_index) > ($4, $5)
            order by stream_sequence, entry_index limit 1000`,
           [actor.tenant, actor.kind, actor.id, sequence, index],
         );

@@ -1,12 +1,13 @@
 // rows: what one journal message means for the tables. Pure: (rows in hand, message) → rows; no clock, no database.
 //
-//   message ──▶ one audit row an entry
+//   message ──▶ one audit row an entry, and those of the tools that its session called
 //           ──▶ the session's row, and a usage row for each try of each attempt of a model call that ended here
 //           ──▶ the tenant's row, its keys, the versions of its agents
 //
 // Invariants:
 //   R1. Equal messages in equal order give equal rows: a rebuild from the first message gives the tables that were there.
-//   R2. Every entry has exactly one audit row; its hash is computed over the entry, so the stream can be held against it.
+//   R2. Every entry has exactly one audit row; its hash is computed over the entry, so the stream can be held against it. Rows of tools come after
+//       those of their message's entries, and bear the hash of the entry that began or ended the call.
 //   R3. An attempt of a model call has a usage row for each call of a model that was made for it, and one if none was, whatever ended it. What
 //       nobody knows is null, until the budget has settled it: the costs of an attempt's rows sum to the ledger's.
 //   R4. No customer's text leaves the journal here: of a message's body only what configures a session or a tenant is taken.
@@ -15,6 +16,7 @@ import { HOLD_PATTERN } from "../protocol/commands.ts";
 import { type ActorAddress, parseActorPath } from "../protocol/ids.ts";
 import { type Entry, entrySeq, type JournalMessage } from "../protocol/journal.ts";
 import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
+import { type OpenTool, toolRows } from "./tool-audit.ts";
 
 /** Under which name the projection keeps its position. */
 export const PROJECTION_NAME = "troupe";
@@ -54,6 +56,7 @@ export interface SessionRecord {
   readonly machine: string;
   readonly stream_sequence: number;
   readonly open_call: OpenCall | null;
+  readonly open_tools: readonly OpenTool[];
 }
 
 export interface AuditRecord {
@@ -61,12 +64,14 @@ export interface AuditRecord {
   readonly kind: string;
   readonly actor: string;
   readonly stream_sequence: number;
+  /** Its place among the message's rows: its entries in their order, then what it says of tools. */
   readonly entry_index: number;
   readonly seq: number;
   readonly at: string;
   readonly epoch: number;
   readonly worker: string;
   readonly machine: string;
+  /** The entry's `t`, or `tool.intent` or `tool.outcome` (tool-audit.ts). */
   readonly entry_type: string;
   readonly command_type: string | null;
   readonly channel: string | null;
@@ -81,6 +86,14 @@ export interface AuditRecord {
   /** Who said it (protocol/principal.ts); null for the runtime itself, and for what is no command. */
   readonly principal: string | null;
   readonly hash: string;
+  /** Of rows of tools; null in all others. */
+  readonly tool: string | null;
+  readonly args_hash: string | null;
+  readonly result_hash: string | null;
+  readonly decision: string | null;
+  readonly duration_ms: number | null;
+  readonly cost_usd_micros: number | null;
+  readonly attempts: number | null;
 }
 
 export interface UsageRecord {
@@ -176,23 +189,26 @@ export function auditHash(entry: Entry): string {
   return hashOf(entry);
 }
 
-export function auditRecords(message: JournalMessage, stream_sequence: number): AuditRecord[] {
+/** Columns that the rows of entries leave empty. */
+const NO_TOOL = { tool: null, args_hash: null, result_hash: null, decision: null, duration_ms: null, cost_usd_micros: null, attempts: null };
+
+/** `open` are the calls of tools that the session's messages before this one left in flight, and after it those that it leaves. */
+export function auditRecords(
+  message: JournalMessage,
+  stream_sequence: number,
+  open: readonly OpenTool[],
+): { readonly rows: readonly AuditRecord[]; readonly open: readonly OpenTool[] } {
   const { actor, at, epoch, worker, machine } = message;
   const last = message.entries.length - 1;
-  return message.entries.map((entry, index): AuditRecord => {
+  const tools = toolRows(open, message);
+  const place = { tenant: actor.tenant, kind: actor.kind, actor: actor.id, stream_sequence, at, epoch, worker, machine };
+  const entries = message.entries.map((entry, index): AuditRecord => {
     const command = entry.t === "init" || entry.t === "command" || entry.t === "refused" ? entry : undefined;
     const source = command?.source;
     return {
-      tenant: actor.tenant,
-      kind: actor.kind,
-      actor: actor.id,
-      stream_sequence,
+      ...place,
       entry_index: index,
       seq: entrySeq(message, index),
-      at,
-      epoch,
-      worker,
-      machine,
       entry_type: entry.t,
       command_type: command?.type ?? null,
       channel: command?.channel ?? null,
@@ -205,8 +221,29 @@ export function auditRecords(message: JournalMessage, stream_sequence: number): 
       trace: command?.trace ?? null,
       principal: command?.principal ?? null,
       hash: auditHash(entry),
+      ...NO_TOOL,
     };
   });
+  const of_tools = tools.rows.map(({ entry_index: by, ...row }, index): AuditRecord => {
+    const entry = message.entries[by];
+    assert(entry !== undefined, "a row of a tool is of an entry of its message");
+    return {
+      ...place,
+      ...row,
+      entry_index: message.entries.length + index,
+      seq: entrySeq(message, by),
+      command_type: null,
+      channel: null,
+      key: null,
+      source: null,
+      state_after: null,
+      events: [],
+      trace: null,
+      principal: null,
+      hash: auditHash(entry),
+    };
+  });
+  return { rows: [...entries, ...of_tools], open: tools.open };
 }
 
 /**
@@ -302,8 +339,10 @@ export const sessionKey = (actor: ActorAddress): string => rowKey(actor.tenant, 
 
 /** Applies one message to the rows in hand. The rows of its session and tenant must have been loaded if they exist. */
 export function projectMessage(batch: Batch, message: JournalMessage, stream_sequence: number): void {
-  batch.audit.push(...auditRecords(message, stream_sequence)); // R2
-  if (message.actor.kind === "session") projectSession(batch, message, stream_sequence);
+  const before = message.actor.kind === "session" ? batch.sessions.get(sessionKey(message.actor)) : undefined;
+  const { rows, open } = auditRecords(message, stream_sequence, before?.open_tools ?? []);
+  batch.audit.push(...rows); // R2
+  if (message.actor.kind === "session") projectSession(batch, message, stream_sequence, open);
   else if (message.actor.kind === "tenant") projectTenant(batch, message, stream_sequence);
   else if (message.actor.kind === "budget") projectBudget(batch, message);
 }
@@ -334,10 +373,11 @@ function createdSession(message: JournalMessage): SessionRecord {
     machine: message.machine,
     stream_sequence: 0,
     open_call: null,
+    open_tools: [],
   };
 }
 
-function projectSession(batch: Batch, message: JournalMessage, stream_sequence: number): void {
+function projectSession(batch: Batch, message: JournalMessage, stream_sequence: number, open_tools: readonly OpenTool[]): void {
   const key = sessionKey(message.actor);
   const before = batch.sessions.get(key) ?? createdSession(message);
   if (message.seq !== before.seq + message.entries.length)
@@ -528,6 +568,7 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
     machine: message.machine,
     stream_sequence,
     open_call: open,
+    open_tools,
   });
   batch.changed.sessions.add(key);
 }

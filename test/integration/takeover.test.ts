@@ -113,6 +113,62 @@ test("kill -9 of a worker with many turns at once: each completes, none twice", 
   await troupe.replaced(killed);
 });
 
+test("kill -9 of a worker in the middle of a tool call: the audit has its intent before, its outcome after, and a pair for every tool effect", async () => {
+  const agent = JSON.stringify({ agent: "handy", model: "simulated/script", tools: ["now", "wait_ms"] });
+  expect((await troupe.cli(["agents", "put", "--tenant", "demo", "-"], { stdin: agent })).code).toBe(0);
+  await troupe.json(201, "/v1/sessions", { json: { id: "handy", agent: "handy" } });
+  interface Row {
+    readonly seq: number;
+    readonly entry_type: string;
+    readonly tool: string | null;
+    readonly inst: string;
+    readonly decision: string;
+    readonly code: string | null;
+    readonly args_hash: string;
+    readonly result_hash: string | null;
+    readonly duration_ms: number | null;
+    readonly attempts: number | null;
+  }
+  const rows = async (): Promise<Row[]> => {
+    const { stdout } = await troupe.cli(["audit", "--tenant", "demo", "--actor", "handy", "--limit", "500", "--json"]);
+    return stdout
+      .trim()
+      .split("\n")
+      .filter((line) => line !== "")
+      .map((line) => JSON.parse(line) as Row)
+      .filter(({ tool }) => tool !== null)
+      .reverse();
+  };
+  const steps = [{ call: "wait_ms", args: { ms: 4_000 } }, { call: "now", args: {} }, { call: "rm", args: { all: true } }, { say: "all done" }];
+  const turn = listen("handy", JSON.stringify(steps));
+  const began = async (): Promise<boolean> => (await rows()).some(({ entry_type, tool }) => entry_type === "tool.intent" && tool === "wait_ms");
+  expect(await until(began, 15_000, 100)).toBe(true);
+  expect((await rows()).filter(({ entry_type, tool }) => entry_type === "tool.outcome" && tool === "wait_ms")).toEqual([]);
+  const killed = await troupe.kill9("worker", await workerOf("handy"));
+  expect(hear(await turn.ended, 1)).toMatchObject({ finished: "all done", faults: [] });
+  await troupe.replaced(killed);
+
+  const journal = await troupe.journal("demo/session/handy");
+  const started = journal.flatMap(({ events }) => events).filter(({ type }) => type === "tool.started").length;
+  const ended = async (): Promise<boolean> => (await rows()).filter(({ entry_type }) => entry_type === "tool.outcome").length === started + 1;
+  expect(await until(ended, 15_000, 300)).toBe(true);
+  const all = await rows();
+  const intents = all.filter(({ entry_type }) => entry_type === "tool.intent");
+  const outcomes = all.filter(({ entry_type }) => entry_type === "tool.outcome");
+  expect(intents.filter(({ decision }) => decision === "allowed")).toHaveLength(started);
+  expect(started).toBe(2);
+  expect(outcomes.map(({ inst }) => inst).sort()).toEqual(intents.map(({ inst }) => inst).sort());
+  const of = (list: readonly Row[], name: string): Row => list.find(({ tool }) => tool === name)!;
+  // Its worker was lost and the call is safe to repeat: one call, begun twice, by the first worker's clock from its begin to its end.
+  expect(of(outcomes, "wait_ms")).toMatchObject({ decision: "allowed", code: null, attempts: 2, result_hash: expect.stringMatching(/^[0-9a-f]{64}$/) });
+  expect(of(outcomes, "wait_ms").duration_ms).toBeGreaterThan(4_000);
+  expect(of(outcomes, "wait_ms").args_hash).toBe(of(intents, "wait_ms").args_hash);
+  expect(of(outcomes, "now")).toMatchObject({ decision: "allowed", attempts: 1 });
+  expect(of(outcomes, "rm")).toMatchObject({ decision: "unknown", code: "tool_unknown", attempts: 0 });
+  const { code, stdout } = await troupe.cli(["audit", "verify", "--tenant", "demo"]);
+  expect({ code, stdout }).toMatchObject({ code: 0, stdout: expect.stringContaining("the chain is whole") });
+});
+
 test("kill -9 of the gateway in mid-stream: the client goes on from its last id at the next one without a gap or a repeat", async () => {
   await session("resumed");
   const turn = listen("resumed", slow(150, 25));

@@ -7,6 +7,7 @@ import { createDatabase, type Database } from "../../projections/database.ts";
 import { createProjector } from "../../projections/projector.ts";
 import { createQueries, type Queries } from "../../projections/queries.ts";
 import { auditRecords } from "../../projections/rows.ts";
+import type { OpenTool } from "../../projections/tool-audit.ts";
 import { decodeJournal, type JournalMessage } from "../../protocol/journal.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { atEndOfFile } from "../harness/endings.ts";
@@ -55,7 +56,12 @@ test("an audit as the projector wrote it is whole for every tenant, and its head
   for (const tenant of TENANTS) {
     expect(await findings(tenant)).toEqual([]);
     const heads = new Map<string, AuditHead>();
-    for await (const { message, sequence } of journalOf(tenant)) chained(heads, auditRecords(message, sequence));
+    const open = new Map<string, readonly OpenTool[]>();
+    for await (const { message, sequence } of journalOf(tenant)) {
+      const made = auditRecords(message, sequence, open.get(message.actor.id) ?? []);
+      open.set(message.actor.id, made.open);
+      chained(heads, made.rows);
+    }
     expect((await queries.audit_end(tenant)).head).toEqual(heads.get(tenant));
     expect(heads.get(tenant)?.rows).toBeGreaterThan(2);
   }
