@@ -64,6 +64,7 @@ export function createBudgetStanding({ bus, restorer, world, log }: { bus: Bus; 
   function hear(tenant: string, events: readonly ActorEvent[]): void {
     for (const event of events) {
       if (event.type === "budget.configured") full.delete(tenant);
+      for (const { provider } of (event["rates_unused"] ?? []) as readonly JsonObject[]) full.get(tenant)?.delete(String(provider));
       if (event.type !== "budget.refused" || event["code"] !== "rate_limited") continue;
       const { type: _, hold: __, code: ___, provider, retry_after_ms, ...numbers } = event;
       if (typeof provider !== "string" || typeof retry_after_ms !== "number" || !isFull(event)) continue;

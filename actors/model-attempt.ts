@@ -21,6 +21,8 @@ export interface ModelAttempt {
   readonly message: string | null;
   readonly usage: Usage | null;
   readonly cost_usd_micros: number | null;
+  /** What it counts in its provider's window of tokens; null where nobody knows exactly. Journals from before it was there have none. */
+  readonly rate_tokens: number | null;
   readonly price_version: string | null;
   readonly started_at: string;
   readonly ended_at: string;

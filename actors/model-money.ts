@@ -11,6 +11,7 @@
 //   MM1. No provider is called before its cost at most is held. A budget that cannot be asked refuses; it never means "go on".
 //   MM2. The output tokens asked of a model cost no more than what is held for them.
 //   MM3. Waiting has an end: for money that others hold, a slot, a window, or a budget that moves to another owner.
+//   MM4. Where the tenant has windows, each call of a model has a place in its provider's: one that fits what is held asks for its place alone.
 import { assert } from "../protocol/assert.ts";
 import type { AgentConfig } from "../protocol/commands.ts";
 import { MONEY_USD_MICROS_MAX } from "../protocol/commands.ts";
@@ -34,6 +35,7 @@ type Request = Omit<ModelRequest, "model">;
 
 /** One call that was made, as far as money is concerned. */
 interface Made {
+  readonly model: string;
   readonly cost_usd_micros: number | null;
 }
 
@@ -58,8 +60,12 @@ export interface AttemptHold {
   /** Parts that were granted. */
   parts: number;
   held_usd_micros: number;
+  /** Places taken in windows, by provider: each for one call. */
+  readonly places: Map<string, number>;
+  /** Does the tenant have windows? */
+  rated: boolean;
 }
-export const noHold = (): AttemptHold => ({ parts: 0, held_usd_micros: 0 });
+export const noHold = (): AttemptHold => ({ parts: 0, held_usd_micros: 0, places: new Map(), rated: false });
 
 interface OneCall {
   readonly scope: EffectScope;
@@ -104,6 +110,8 @@ interface Refused {
   readonly message: string;
   readonly details: JsonObject;
 }
+/** Money, with a slot and a place in a window; or another place alone. */
+type Question = "budget.reserve" | "rate.acquire";
 type Answer = { readonly kind: "granted"; readonly result: JsonObject } | { readonly kind: "refused"; readonly refused: Refused };
 
 /** What a call costs at most, and what it costs with a single token of answer: with less there is no call. */
@@ -154,8 +162,8 @@ export function createModelMoney({
     return (resolved.kind === "resolved" ? resolved.provider.countInputTokens?.(request) : undefined) ?? estimateInputTokens(request);
   }
 
-  /** So long, or until this hold is called for a slot. */
-  function wait(scope: EffectScope, ms: number, hold?: string): Promise<void> {
+  /** So long, or until what is waited for is said to be there. */
+  function wait(scope: EffectScope, ms: number, listen?: (wake: () => void) => (() => void) | undefined): Promise<void> {
     return new Promise((resolve, reject) => {
       const cancelled = (): void => {
         stop();
@@ -169,24 +177,24 @@ export function createModelMoney({
         resolve();
       };
       const stop = world.after(ms, go_on);
-      const deaf = hold === undefined ? undefined : slots?.listen(hold, go_on);
+      const deaf = listen?.(go_on);
       scope.signal.addEventListener("abort", cancelled, { once: true });
       if (scope.signal.aborted) cancelled();
     });
   }
 
   /** Asks until there is an answer that stands. MM1, MM3 */
-  async function reserve(scope: EffectScope, body: JsonObject & { readonly priority: Priority }, key: string): Promise<Answer> {
+  async function reserve(scope: EffectScope, priority: Priority, type: Question, body: JsonObject, key: string): Promise<Answer> {
     let leaveLine: (() => void) | undefined;
-    const call = { tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority: body.priority };
+    const call = { tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority };
     try {
-      return await ask(scope, body, key, () => (leaveLine ??= pool?.inLine(call)));
+      return await ask(scope, type, body, key, () => (leaveLine ??= pool?.inLine(call)));
     } finally {
       leaveLine?.();
     }
   }
 
-  async function ask(scope: EffectScope, body: JsonObject, key: string, inLine: () => void): Promise<Answer> {
+  async function ask(scope: EffectScope, type: Question, body: JsonObject, key: string, inLine: () => void): Promise<Answer> {
     const budget = budgetActor(scope.actor.tenant);
     const began_ms = world.monotonic_ms();
     let created = false;
@@ -197,7 +205,7 @@ export function createModelMoney({
       // A refusal that may end is an outcome like any other, so a repeat asks under a key of its own; the hold's id keeps it one hold.
       const outcome = await client.command(
         budget,
-        { type: "budget.reserve", body, key: tries === 0 ? key : `${key}~${tries}`, channel: "control", trace: scope.trace },
+        { type, body, key: tries === 0 ? key : `${key}~${tries}`, channel: "control", trace: scope.trace },
         { patience_ms: ASK_ONCE_MS },
       );
       if (outcome.kind === "decided" && outcome.reply.ok) {
@@ -210,7 +218,11 @@ export function createModelMoney({
         const stands = refused.code === "overloaded" && typeof refused.details["ahead"] === "number";
         if (!may_end || waited_ms + wait_ms > (stands ? LINE_PATIENCE_MS : ROOM_PATIENCE_MS)) return { kind: "refused", refused };
         if (stands) inLine();
-        await wait(scope, wait_ms, stands ? String(body["hold"]) : undefined);
+        const provider = refused.code === "rate_limited" ? refused.details["provider"] : undefined;
+        await wait(scope, wait_ms, (wake) => {
+          if (stands) return slots?.listen(String(body["hold"]), wake);
+          return typeof provider === "string" ? slots?.listenWindow(scope.actor.tenant, provider, wake) : undefined;
+        });
         continue;
       }
       const error = outcome.kind === "decided" && !outcome.reply.ok ? outcome.reply.error : outcome.kind === "refused" ? outcome.error : undefined;
@@ -251,23 +263,47 @@ export function createModelMoney({
     });
     const asked = askOf(wanted_model, inputTokensOf(wanted_model, request), request.max_output_tokens);
     const degraded = cheaper === undefined ? undefined : askOf(cheaper.model, inputTokensOf(cheaper.model, cheaper.request), cheaper.request.max_output_tokens);
+    const providerOf = (model: string): string => model.slice(0, model.indexOf("/"));
     const rateOf = (model: string, one: Request): JsonObject => ({
-      provider: model.slice(0, model.indexOf("/")),
+      provider: providerOf(model),
       tokens: inputTokensOf(model, one) + one.max_output_tokens,
+      returns: true,
     });
+    const hasPlace = (model: string, calls: readonly Made[]): boolean => {
+      const provider = providerOf(model);
+      return !kept.rated || calls.filter((one) => providerOf(one.model) === provider).length < (kept.places.get(provider) ?? 0);
+    };
+    const placed = (model: string): void => void kept.places.set(providerOf(model), (kept.places.get(providerOf(model)) ?? 0) + 1);
+    let questions = 0;
 
     /** Asks for one more part of the hold. */
     const part = async (body: JsonObject): Promise<Answer> => {
       const number = kept.parts + 1;
-      const answer = await reserve(scope, { ...who, ...body, ...(number === 1 ? {} : { part: number }) }, number === 1 ? hold : `${hold}+${number}`);
+      const key = number === 1 ? hold : `${hold}+${number}`;
+      const answer = await reserve(scope, priority, "budget.reserve", { ...who, ...body, ...(number === 1 ? {} : { part: number }) }, key);
       if (answer.kind === "granted") {
         kept.parts = number;
         kept.held_usd_micros += Number(answer.result["granted_usd_micros"]);
+        kept.rated = answer.result["rated"] === true;
+        placed(String(answer.result["model"]));
       }
       return answer;
     };
 
-    const first = await part({ ...beyond(asked), ...(degraded === undefined ? {} : { degraded: beyond(degraded) }), rate: rateOf(wanted_model, request) });
+    /** MM4 */
+    const place = async (model: string): Promise<Answer> => {
+      questions += 1;
+      const { returns: _, ...rate } = rateOf(model, order.request);
+      const answer = await reserve(scope, priority, "rate.acquire", { ...rate, requests: 1, hold }, `${hold}+place${kept.parts}.${calls_before}.${questions}`);
+      if (answer.kind === "granted") placed(model);
+      return answer;
+    };
+
+    const first = await part({
+      ...beyond(asked),
+      ...(cheaper === undefined || degraded === undefined ? {} : { degraded: { ...beyond(degraded), rate: rateOf(cheaper.model, cheaper.request) } }),
+      rate: rateOf(wanted_model, request),
+    });
     if (first.kind === "refused") {
       const { code, message, details } = first.refused;
       // Nothing was called: `attempts` says so, and the hold that may be there is settled with nothing.
@@ -288,6 +324,17 @@ export function createModelMoney({
       return { kind: "paid", max_output_tokens: tokens };
     };
 
+    // A call that is called off is refused here like any other: who routes is told by its signal, and nothing is thrown at it.
+    const cancelled = (error: unknown): Answer => {
+      if (error instanceof EffectFailure)
+        return { kind: "refused", refused: { code: error.effect_error.code, message: error.effect_error.message, details: {} } };
+      throw error;
+    };
+    const refusedBy = ({ code, message, details }: Refused): Payment => {
+      refusal = details;
+      return { kind: "refused", code, message };
+    };
+
     return {
       model: order.model,
       request: order.request,
@@ -300,23 +347,17 @@ export function createModelMoney({
         const left = leftAfter(made);
         if (made.length === calls_before && model === order.model)
           return priced ? paid(model, left) : { kind: "paid", max_output_tokens: order.request.max_output_tokens };
-        if (ask.amount_usd_micros !== null && ask.amount_usd_micros <= left) return paid(model, left);
+        if (ask.amount_usd_micros !== null && ask.amount_usd_micros <= left) {
+          const answer = hasPlace(model, made) ? undefined : await place(model).catch(cancelled);
+          return answer?.kind === "refused" ? refusedBy(answer.refused) : paid(model, left);
+        }
         const more = {
           model,
           amount_usd_micros: ask.amount_usd_micros === null ? null : ask.amount_usd_micros - left,
           minimum_usd_micros: Math.max(0, ask.minimum_usd_micros - left),
         };
-        // A call that is called off is refused here like any other: who routes is told by its signal, and nothing is thrown at it.
-        const cancelled = (error: unknown): Answer => {
-          if (error instanceof EffectFailure)
-            return { kind: "refused", refused: { code: error.effect_error.code, message: error.effect_error.message, details: {} } };
-          throw error;
-        };
         const answer = await part({ ...more, rate: rateOf(model, order.request) }).catch(cancelled);
-        if (answer.kind === "refused") {
-          refusal = answer.refused.details;
-          return { kind: "refused", code: answer.refused.code, message: answer.refused.message };
-        }
+        if (answer.kind === "refused") return refusedBy(answer.refused);
         return ask.amount_usd_micros === null ? { kind: "paid", max_output_tokens: order.request.max_output_tokens } : paid(model, leftAfter(made));
       },
     };

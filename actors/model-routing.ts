@@ -326,11 +326,19 @@ function attemptOf(model: string, outcome: ModelOutcome, facts: Facts): ModelAtt
     message: outcome.kind === "failed" ? outcome.error.message : null,
     usage: outcome.usage ?? null,
     cost_usd_micros: priced?.cost_usd_micros ?? null,
+    rate_tokens: rateTokensOf(outcome.usage),
     price_version: priced?.price_version ?? null,
     started_at: timestamp(facts.started_ms),
     ended_at: timestamp(facts.ended_ms),
     first_token_ms: facts.first_token_ms,
   };
+}
+
+/** Every token of it, however it is billed. An estimate may be too low, so it is not taken for what was used. */
+function rateTokensOf(usage: Usage | undefined): number | null {
+  if (usage === undefined) return 0; // The provider never began.
+  if (usage.estimated === true) return null;
+  return usage.input_tokens + usage.output_tokens + usage.cache_read_tokens + usage.cache_write_tokens + usage.reasoning_tokens;
 }
 
 /** Each model once, with its last trouble and how often it was tried. */

@@ -143,6 +143,9 @@ export const BUDGET_LEVELS = ["tenant", "agent", "user", "session"] as const;
 export type BudgetLevelKind = (typeof BUDGET_LEVELS)[number];
 /** How much a call may cost, and how little is enough to make it at all. null: its price is not known. */
 const ask = { model: modelName, amount_usd_micros: money.nullable(), minimum_usd_micros: money };
+/** Of one call at a provider. `returns`: its settlement will say what was used. */
+const rateOfCall = z.object({ provider: providerName, tokens: z.int().min(0).max(1_000_000_000), returns: z.literal(true).optional() });
+const rateUse = z.object({ provider: providerName, requests: z.int().min(0).max(1_000_000), tokens: z.int().min(0).max(1_000_000_000_000).nullable() });
 const rateBounds = {
   requests_max: z.int().min(1).max(1_000_000_000).nullable(),
   tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(),
@@ -298,8 +301,8 @@ export const COMMANDS = {
             .optional(),
           part: z.int().min(1).max(1000).optional(),
           ...ask,
-          degraded: z.object(ask).optional(),
-          rate: z.object({ provider: providerName, tokens: z.int().min(0).max(1_000_000_000) }).optional(),
+          degraded: z.object({ ...ask, rate: rateOfCall.optional() }).optional(),
+          rate: rateOfCall.optional(),
           priority: priority.optional(),
         })
         .refine(
@@ -309,14 +312,25 @@ export const COMMANDS = {
     },
     "budget.settle": {
       channels: ["control"],
-      body: z.object({ hold, cost_usd_micros: money.nullable(), spent_usd_micros: money.optional(), model: modelName.optional() }),
+      body: z.object({
+        hold,
+        cost_usd_micros: money.nullable(),
+        spent_usd_micros: money.optional(),
+        model: modelName.optional(),
+        used: z.array(rateUse).max(64).optional(),
+      }),
     },
     "budget.release": { channels: ["control"], body: z.object({ hold }) },
     "slot.acquire": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
     "slot.release": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
     "rate.acquire": {
       channels: ["control"],
-      body: z.object({ provider: providerName, requests: z.int().min(0).max(1_000_000), tokens: z.int().min(0).max(1_000_000_000) }),
+      body: z.object({
+        provider: providerName,
+        requests: z.int().min(0).max(1_000_000),
+        tokens: z.int().min(0).max(1_000_000_000),
+        hold: hold.optional(),
+      }),
     },
   },
   workflow: {},

@@ -3,9 +3,15 @@
 // The window is kept in slices. A slice counts whole until all of it has left the window, so no span of `window_ms`, wherever it is laid,
 // ever holds more than the limit; in return a permit comes back up to one slice late. Pure.
 //
+// What a call takes is taken when it is granted, in the slice of that moment, and what it did not use is given back to that very slice when it
+// has ended (`rateGivenBack`): the window then holds what was used, as of when it was granted.
+//
 // Invariants:
 //   W1. In any span of window_ms the granted requests are at most requests_max, the granted tokens at most tokens_max.
 //   W2. What is refused with a wait is granted after it, if nobody else was.
+//   W3. Nothing is given back that is not in the window: a slice never holds less than what the others took in it.
+
+import { assert } from "../protocol/assert.ts";
 
 const SLICES = 60;
 
@@ -73,9 +79,21 @@ export function rateWait(limit: RateLimit, window: RateWindow, at_ms: number, as
   return { kind: "never", ...used };
 }
 
+/** The slice in which what is granted at `at_ms` counts. */
+export const rateSlice = (limit: RateLimit, at_ms: number): number => Math.floor(at_ms / sliceMs(limit));
+
+/** The window after something that was taken in `slice` came back unused. Where the slice has left the window there is nothing to give back. */
+export function rateGivenBack(window: RateWindow, slice: number, unused: RateAsk): RateWindow {
+  return window.map((one) => {
+    if (one.slice !== slice) return one;
+    assert(unused.requests <= one.requests && unused.tokens <= one.tokens, "W3: what comes back was taken in this slice");
+    return { slice, requests: one.requests - unused.requests, tokens: one.tokens - unused.tokens };
+  });
+}
+
 /** The window with this taken from it. */
 export function rateTaken(limit: RateLimit, window: RateWindow, at_ms: number, ask: RateAsk): RateWindow {
-  const slice = Math.floor(at_ms / sliceMs(limit));
+  const slice = rateSlice(limit, at_ms);
   const live = within(limit, window, at_ms);
   const last = live.at(-1);
   if (last?.slice !== slice) return [...live, { slice, ...ask }];

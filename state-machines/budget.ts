@@ -34,8 +34,9 @@ import type { JsonObject } from "../protocol/json.ts";
 import type { RateTier } from "../protocol/rate-tiers.ts";
 import { type BudgetStatus, decide, type Decision, type DecisionInputs, headroom, project, STATUSES, statusOf, utilisation } from "./budget-decision.ts";
 import { type BudgetPeriod, periodEnd, periodStart } from "./budget-period.ts";
-import { type RateLimit, rateRelaid, type RateWindow, rateTaken, rateUsed, rateWait } from "./budget-rate.ts";
+import { type RateLimit, rateRelaid, rateSlice, type RateWindow, rateTaken, rateUsed, rateWait } from "./budget-rate.ts";
 import { emptyTable, type Table, tableDrop, tableGet, tablePut, tableRemember, tableRows } from "./budget-table.ts";
+import { givenBack, type HoldUse, type RateUse, type Taken, takenWith } from "./budget-windows.ts";
 import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
 
 /** Agents are at most 1,000 (tenant.ts); three times as many users and sessions can have a limit of their own. */
@@ -103,6 +104,8 @@ export interface Hold {
   readonly choice: "wanted" | "degraded";
   readonly levels: readonly string[];
   readonly at_ms: number;
+  /** In the windows of rates; absent where its caller does not say what it used, or where nothing was taken. */
+  readonly taken?: readonly Taken[];
 }
 
 /** A call that waits for a slot. */
@@ -170,6 +173,14 @@ interface Ask {
   readonly minimum_usd_micros: number;
 }
 
+/** Of one call: one request, and tokens at most. */
+interface RateOfCall {
+  readonly provider: string;
+  readonly tokens: number;
+  /** Its settlement says what was used, so the rest can come back. Callers of before do not say it, and nothing comes back. */
+  readonly returns?: true;
+}
+
 export interface ReserveBody extends Ask {
   /** `{actor path}/{inst}/{attempt}` */
   readonly hold: string;
@@ -179,8 +190,8 @@ export interface ReserveBody extends Ask {
   readonly category?: string;
   readonly part?: number;
   /** What the caller would do if it must be cheaper. */
-  readonly degraded?: Ask;
-  readonly rate?: { readonly provider: string; readonly tokens: number };
+  readonly degraded?: Ask & { readonly rate?: RateOfCall };
+  readonly rate?: RateOfCall;
   /** With it, who is refused for want of a slot stands in line: the next slots go by it and by the time that was waited. */
   readonly priority?: Priority;
 }
@@ -192,12 +203,16 @@ export interface SettleBody {
   /** Where the cost is not known: what of it is, because it ended before. */
   readonly spent_usd_micros?: number;
   readonly model?: string;
+  /** What its calls used in windows; absent where nobody knows, or nothing was called. */
+  readonly used?: readonly RateUse[];
 }
 
 interface RateBody {
   readonly provider: string;
   readonly requests: number;
   readonly tokens: number;
+  /** The hold whose calls these are: what they do not use comes back with it. */
+  readonly hold?: string;
 }
 
 type BudgetEvent =
@@ -403,6 +418,7 @@ class Books {
       this.#set({ rates: rate === null ? others : { ...others, [provider]: { limit: rate, window } } });
     }
     if (tier !== undefined) this.#setTier(tier);
+    if (rates !== undefined || tier !== undefined) this.#forgetTaken();
     if (alerts_to !== undefined) this.#set({ alerts_to: heardBy(this.#now, alerts_to) });
     const now = this.#level(key) as Level;
     const told = {
@@ -493,7 +509,8 @@ class Books {
       return;
     }
     if (open !== undefined && part === open.part) {
-      this.answer = { granted_usd_micros: open.granted_usd_micros, choice: open.choice, model: open.model, repeated: true };
+      const rated = rate?.returns === true ? { rated: this.#isRated } : {};
+      this.answer = { granted_usd_micros: open.granted_usd_micros, choice: open.choice, model: open.model, repeated: true, ...rated };
       return;
     }
     const keys = open?.levels ?? this.#levelsOf({ session, agent, ...(user === undefined ? {} : { user }) });
@@ -513,8 +530,10 @@ class Books {
       return;
     }
     if (open === undefined && !this.#roomForOne(hold, body.priority)) return;
-    if (rate !== undefined && !this.#takeRate(hold, { provider: rate.provider, requests: 1, tokens: rate.tokens })) return;
     const ask: Ask = takes_cheaper && degraded !== undefined ? degraded : body;
+    const counts = (takes_cheaper ? degraded?.rate : undefined) ?? rate;
+    const taken = counts === undefined ? undefined : this.#takeRate(hold, { ...counts, requests: 1 });
+    if (taken === "refused") return;
     const asked = ask.amount_usd_micros ?? 0;
     const room = Math.min(...keys.map((key) => headroom(this.#level(key) as Level)));
     const granted = Math.min(asked, Math.max(room, 0)); // B1: never more than the tightest level has left
@@ -533,8 +552,11 @@ class Books {
       choice,
       levels: keys,
       at_ms: open?.at_ms ?? this.#now.now.at_ms,
+      ...(open?.taken === undefined ? {} : { taken: open.taken }),
     };
     this.#set({ holds: tablePut(this.#now.holds, hold, next), holds_open: this.#now.holds_open + (open === undefined ? 1 : 0) });
+    const returns = counts?.returns === true;
+    if (taken !== undefined && returns) this.#remember(hold, taken);
     this.told.push({
       type: "budget.reserved",
       hold,
@@ -549,7 +571,8 @@ class Books {
     });
     this.#add(keys, 0, granted);
     this.#wakeBy(next.at_ms + HOLD_LIFE_MS);
-    this.answer = { granted_usd_micros: granted, choice, model: ask.model, limited, decision };
+    // Who will say what it used hears whether anybody counts: then each further call of the hold asks for its place in the window.
+    this.answer = { granted_usd_micros: granted, choice, model: ask.model, limited, decision, ...(returns ? { rated: this.#isRated } : {}) };
   }
 
   /** What was decided, with everything it was decided by (T12). */
@@ -584,7 +607,7 @@ class Books {
     });
   }
 
-  settle({ hold, cost_usd_micros, spent_usd_micros = 0, model }: SettleBody, why?: "expired"): void {
+  settle({ hold, cost_usd_micros, spent_usd_micros = 0, model, used }: SettleBody, why?: "expired"): void {
     const open = tableGet(this.#now.holds, hold);
     if (open === undefined) {
       const was_closed = this.#isClosed(hold);
@@ -600,6 +623,8 @@ class Books {
     const assumed = cost_usd_micros === null;
     const { session, agent, user, category, amount_usd_micros } = open;
     this.#close(hold);
+    // What cost nothing, and names no calls, called nobody.
+    const back = this.#giveBack(open, used !== undefined ? { kind: "known", by: used } : { kind: cost_usd_micros === 0 ? "nothing" : "unknown" });
     const name = Object.hasOwn(this.#now.categories, category) || Object.keys(this.#now.categories).length < CATEGORIES_MAX - 1 ? category : "other";
     this.#set({
       categories: { ...this.#now.categories, [name]: (this.#now.categories[name] ?? 0) + cost },
@@ -616,6 +641,7 @@ class Books {
       cost_usd_micros: cost,
       reserved_usd_micros: amount_usd_micros,
       assumed,
+      ...back,
       ...(why === undefined ? {} : { reason: why }),
     });
     if (cost > amount_usd_micros)
@@ -642,7 +668,7 @@ class Books {
       return;
     }
     const { session, agent, amount_usd_micros } = open;
-    this.told.push({ type: "budget.released", hold, session, agent, amount_usd_micros });
+    this.told.push({ type: "budget.released", hold, session, agent, amount_usd_micros, ...this.#giveBack(open, { kind: "nothing" }) });
     this.#add(open.levels, 0, -amount_usd_micros);
     this.#callNext();
     this.answer = { released: true, amount_usd_micros };
@@ -762,29 +788,64 @@ class Books {
     return { name: Object.keys(windows).length < RATES_MAX ? provider : "*", windows };
   }
 
-  /** False, and the refusal told, when the provider's window is full. Without a rate or a tier there is no window. */
-  #takeRate(what: string, { provider, requests, tokens }: RateBody): boolean {
+  /** Does any window count at all? */
+  get #isRated(): boolean {
+    const { rates, tier } = this.#now;
+    return (tier ?? null) !== null || Object.keys(rates).length > 0;
+  }
+
+  #remember(hold: string, taken: Taken): void {
+    const open = tableGet(this.#now.holds, hold);
+    if (open !== undefined) this.#set({ holds: tablePut(this.#now.holds, hold, { ...open, taken: takenWith(open.taken ?? [], taken) }) });
+  }
+
+  /** Windows were laid anew: what was taken in the former ones stays until they have moved on. */
+  #forgetTaken(): void {
+    for (const [id, { taken, ...hold }] of [...tableRows(this.#now.holds)]) if (taken !== undefined) this.#set({ holds: tablePut(this.#now.holds, id, hold) });
+  }
+
+  /** BW2; what came back, for the event. */
+  #giveBack({ taken = [] }: Hold, use: HoldUse): { readonly rates_unused?: JsonObject[] } {
+    if (taken.length === 0) return {};
+    const { rates, tier = null, tier_windows = {}, now } = this.#now;
+    const { windows, unused } = givenBack({ rates, tier, tier_windows }, taken, use, now.at_ms);
+    if (windows.rates !== rates) this.#set({ rates: windows.rates });
+    if (windows.tier_windows !== undefined && windows.tier_windows !== tier_windows) this.#set({ tier_windows: windows.tier_windows });
+    return unused.length === 0 ? {} : { rates_unused: unused.map((one) => ({ ...one })) };
+  }
+
+  /** What was taken; `refused`, and the refusal told, when the provider's window is full. Without a rate or a tier there is no window. */
+  #takeRate(what: string, { provider, requests, tokens }: RateBody): Taken | "refused" | undefined {
     const { rates, tier, now } = this.#now;
     const own = Object.hasOwn(rates, provider) ? rates[provider] : undefined;
     const shared = own === undefined && tier ? this.#tierWindow(tier, provider) : undefined;
     const rate = own ?? (tier && shared ? { limit: tier, window: shared.windows[shared.name] ?? [] } : undefined);
-    if (rate === undefined) return true;
+    if (rate === undefined) return undefined;
     const wait = rateWait(rate.limit, rate.window, now.at_ms, { requests, tokens });
     if (wait.kind === "free") {
       const window = rateTaken(rate.limit, rate.window, now.at_ms, { requests, tokens });
       if (shared !== undefined) this.#set({ tier_windows: { ...shared.windows, [shared.name]: window } });
       else this.#set({ rates: { ...rates, [provider]: { limit: rate.limit, window } } });
-      return true;
+      const slice = rateSlice(rate.limit, now.at_ms);
+      return { provider, of: shared === undefined ? "rate" : "tier", name: shared?.name ?? provider, slice, requests, tokens };
     }
     const { requests_max, tokens_max, window_ms } = rate.limit;
     const details = { provider, requests_max, tokens_max, window_ms, requests: wait.requests, tokens: wait.tokens };
     if (wait.kind === "never") this.#refuse(what, "invalid", `no window of ${provider} takes so much at once`, details);
     else this.#refuse(what, "rate_limited", `the window of ${provider} is full`, { ...details, retry_after_ms: wait.retry_after_ms });
-    return false;
+    return "refused";
   }
 
   acquireRate(body: RateBody): void {
-    if (this.#takeRate(`rate/${body.provider}`, body)) this.answer = { granted: true };
+    const { hold } = body;
+    if (hold !== undefined && tableGet(this.#now.holds, hold) === undefined) {
+      this.#refuse(hold, "conflict", "this attempt has ended; nothing can be taken for it any more", { ended: true });
+      return;
+    }
+    const taken = this.#takeRate(hold ?? `rate/${body.provider}`, body);
+    if (taken === "refused") return;
+    if (taken !== undefined && hold !== undefined) this.#remember(hold, taken);
+    this.answer = { granted: true };
   }
 }
 

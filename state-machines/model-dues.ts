@@ -11,6 +11,7 @@ import type { ActorEvent } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { actorPath, budgetActor } from "../protocol/ids.ts";
 import { holdId } from "./budget.ts";
+import type { RateUse } from "./budget-windows.ts";
 import type { Emitted, EndedAttempt } from "./definition.ts";
 
 interface Call {
@@ -18,6 +19,9 @@ interface Call {
   readonly purpose?: string;
   readonly usage: Json;
   readonly cost_usd_micros: number | null;
+  readonly model: string;
+  /** Absent in journals of before what is not used came back to its window: their settlements are as they were. */
+  readonly rate_tokens?: number | null;
 }
 
 /** What the calls of an attempt cost together; null when that is not known. A call that the provider never began to answer cost nothing. */
@@ -39,12 +43,33 @@ function spentOnCalls(told: JsonObject | undefined): number {
   return (calls as readonly Call[]).reduce((sum, { purpose, cost_usd_micros }) => sum + (purpose === undefined ? 0 : (cost_usd_micros ?? 0)), 0);
 }
 
+/** What its calls used in the windows of their providers; undefined where nobody knows, or nothing was called. */
+function usedIn(told: JsonObject | undefined): readonly RateUse[] | undefined {
+  const calls = told?.["attempts"] as unknown as readonly Call[] | undefined;
+  if (!Array.isArray(calls) || calls.length === 0) return undefined;
+  const by = new Map<string, RateUse>();
+  for (const { model, rate_tokens } of calls as readonly Call[]) {
+    if (rate_tokens === undefined) return undefined;
+    const provider = model.slice(0, Math.max(0, model.indexOf("/")));
+    const { requests, tokens } = by.get(provider) ?? { requests: 0, tokens: 0 };
+    by.set(provider, { provider, requests: requests + 1, tokens: tokens === null || rate_tokens === null ? null : tokens + rate_tokens });
+  }
+  return [...by.values()];
+}
+
 export function modelCallDues({ actor, inst, attempt, input, progress, end }: EndedAttempt): readonly Exclude<Emitted, { type: "answer" }>[] {
   const told = end.kind === "done" ? (end.output as JsonObject) : end.kind === "failed" ? end.error.details : end.kind === "stopped" ? end.told : undefined;
   const cost_usd_micros = costOfCalls(told);
   const spent_usd_micros = cost_usd_micros === null ? spentOnCalls(told ?? progress) : 0;
   const model = typeof told?.["model"] === "string" ? { model: told["model"] } : {};
-  const body = { hold: holdId(actor, inst, attempt), cost_usd_micros, ...(spent_usd_micros === 0 ? {} : { spent_usd_micros }), ...model };
+  const used = usedIn(told);
+  const body = {
+    hold: holdId(actor, inst, attempt),
+    cost_usd_micros,
+    ...(spent_usd_micros === 0 ? {} : { spent_usd_micros }),
+    ...model,
+    ...(used === undefined ? {} : { used: used.map((one) => ({ ...one })) }),
+  };
   const { turn = 0, step = 0 } = (input ?? {}) as { turn?: number; step?: number };
   const decision = told?.["decision"];
   const decided: ActorEvent[] =

@@ -1,4 +1,4 @@
-// Goal: no provider is called before the budget said yes, and what is asked of a model is what is held for it: MM1 to MM3.
+// Goal: no provider is called before the budget said yes, and what is asked of a model is what is held for it: MM1 to MM4.
 // Method: model-money over the real budget machine, without a bus: the client below applies commands to a core, and may be told to be away.
 import { describe, expect, test } from "vitest";
 import type { CommandClient, CommandOutcome } from "../../actors/client.ts";
@@ -9,6 +9,8 @@ import { errorBody } from "../../protocol/errors.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { createProviders } from "../../providers/registry.ts";
+import type { AttemptEnd } from "../../state-machines/definition.ts";
+import { modelCallDues } from "../../state-machines/model-dues.ts";
 import { budgetContextOf, budgetDefinition, TENANT_LEVEL } from "../../state-machines/budget.ts";
 import { tableGet } from "../../state-machines/budget-table.ts";
 import { coreOf } from "../../state-machines/step.ts";
@@ -188,29 +190,102 @@ describe("a further try", () => {
   test("after one that cost nothing is paid from what is held", async () => {
     const { begin, said } = ground(10_000);
     const call = await begin();
-    expect(await call.pay("simulated/echo", [{ cost_usd_micros: 0 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(await call.pay("simulated/echo", [{ model: "simulated/echo", cost_usd_micros: 0 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
     expect(said).toHaveLength(1);
   });
 
   test("after one that cost something asks for what is missing, as one more part of the same hold", async () => {
     const { begin, said, reserved } = ground(10_000);
     const call = await begin();
-    expect(await call.pay("simulated/echo", [{ cost_usd_micros: 100 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(await call.pay("simulated/echo", [{ model: "simulated/echo", cost_usd_micros: 100 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
     expect(said[1]).toMatchObject({ type: "budget.reserve", body: { hold: "acme/session/s1/5:model/1", part: 2, amount_usd_micros: 100 } });
     expect(reserved()).toBe(604);
-    expect(await call.pay("simulated/script", [{ cost_usd_micros: 100 }, { cost_usd_micros: 504 }])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(
+      await call.pay("simulated/script", [
+        { model: "simulated/echo", cost_usd_micros: 100 },
+        { model: "simulated/echo", cost_usd_micros: 504 },
+      ]),
+    ).toEqual({ kind: "paid", max_output_tokens: 50 });
     expect(reserved()).toBe(1108);
   });
 
   test("that nothing is left for is refused, and the first tries are still settled", async () => {
     const { begin, passing, drive, world } = ground(504);
     const call = await begin();
-    expect(await passing(call.pay("simulated/echo", [{ cost_usd_micros: 504 }]))).toMatchObject({ kind: "refused", code: "budget_exceeded" });
+    expect(await passing(call.pay("simulated/echo", [{ model: "simulated/echo", cost_usd_micros: 504 }]))).toMatchObject({
+      kind: "refused",
+      code: "budget_exceeded",
+    });
     expect(call.refusal).toMatchObject({ limit_usd_micros: 504, may_return: false });
     expect(world.monotonic_ms(), "it does not wait for what it holds itself").toBe(0);
     drive.tell("budget.settle", { hold: "acme/session/s1/5:model/1", cost_usd_micros: 504 });
     expect(drive.outcome).toMatchObject({ ok: true, result: { settled: true } });
   });
+});
+
+describe("MM4: under a provider's window", () => {
+  const rates = { simulated: { requests_max: 3, tokens_max: null, window_ms: 60_000 }, p: { requests_max: 1, tokens_max: null, window_ms: 60_000 } };
+
+  test("each further call has a place of its own, asked for before it is made, also where money is held already", async () => {
+    const { begin, passing, drive, said, world } = ground(10_000);
+    drive.tell("budget.configure", { level: "tenant", rates });
+    const call = await begin();
+    const one = { model: "simulated/echo", cost_usd_micros: 0 };
+    expect(await call.pay("simulated/echo", [])).toMatchObject({ kind: "paid" });
+    expect(said.map(({ type }) => type)).toEqual(["budget.reserve"]);
+    expect(await passing(call.pay("simulated/echo", [one]))).toMatchObject({ kind: "paid" });
+    expect(await passing(call.pay("simulated/script", [one, one]))).toMatchObject({ kind: "paid" });
+    expect(said.slice(1).map(({ type, body }) => [type, body["requests"], body["hold"]])).toEqual([
+      ["rate.acquire", 1, "acme/session/s1/5:model/1"],
+      ["rate.acquire", 1, "acme/session/s1/5:model/1"],
+    ]);
+    // The fourth would be one too many, and is waited for no longer than a call waits.
+    expect(await passing(call.pay("simulated/echo", [one, one, one]))).toMatchObject({ kind: "refused", code: "rate_limited" });
+    expect(call.refusal).toMatchObject({ provider: "simulated", requests: 3, requests_max: 3 });
+    expect(world.monotonic_ms()).toBeLessThan(31_000);
+    drive.tell("budget.settle", { hold: "acme/session/s1/5:model/1", cost_usd_micros: 0, used: [{ provider: "simulated", requests: 3, tokens: 0 }] });
+    expect(drive.told).toContainEqual(expect.objectContaining({ rates_unused: [{ provider: "simulated", requests: 0, tokens: expect.any(Number) }] }));
+  });
+
+  test("a model that is passed over leaves its place to the next call of its provider, and without windows nobody asks", async () => {
+    const { begin, said } = ground(10_000);
+    const call = await begin();
+    const one = { model: "simulated/echo", cost_usd_micros: 0 };
+    expect(await call.pay("simulated/echo", [one])).toMatchObject({ kind: "paid" });
+    expect(said).toHaveLength(1);
+    const other = ground(10_000);
+    other.drive.tell("budget.configure", { level: "tenant", rates });
+    const placed = await other.begin();
+    // echo was passed over without a call: script takes the place that was taken for it.
+    expect(await placed.pay("simulated/script", [])).toMatchObject({ kind: "paid" });
+    expect(other.said).toHaveLength(1);
+  });
+});
+
+test("what an attempt's calls used goes with its settlement; where one of them is not known, or the attempt was lost, nothing is said of it", () => {
+  const call = (model: string, rate_tokens: number | null | undefined): JsonObject => ({
+    model,
+    purpose: "answer",
+    usage: null,
+    cost_usd_micros: 0,
+    ...(rate_tokens === undefined ? {} : { rate_tokens }),
+  });
+  const usedOf = (end: AttemptEnd): unknown => {
+    const ended = { actor: { tenant: "acme", kind: "session", id: "s1" } as const, inst: "5:model", attempt: 1, input: {}, end };
+    return modelCallDues(ended).flatMap((one) => (one.type === "send" ? [one.body["used"]] : []))[0];
+  };
+  const done = (...attempts: JsonObject[]): AttemptEnd => ({ kind: "done", output: { attempts, cost_usd_micros: 0 } });
+  expect(usedOf(done(call("p/m", 7), call("q/m", 5), call("p/n", 3)))).toEqual([
+    { provider: "p", requests: 2, tokens: 10 },
+    { provider: "q", requests: 1, tokens: 5 },
+  ]);
+  expect(usedOf(done(call("p/m", 7), call("p/m", null)))).toEqual([{ provider: "p", requests: 2, tokens: null }]);
+  expect(usedOf(done(call("p/m", undefined)))).toBeUndefined();
+  expect(usedOf(done())).toBeUndefined();
+  expect(usedOf({ kind: "lost" })).toBeUndefined();
+  expect(usedOf({ kind: "failed", error: { code: "timeout", message: "", details: { attempts: [call("p/m", 0)] } } })).toEqual([
+    { provider: "p", requests: 1, tokens: 0 },
+  ]);
 });
 
 describe("a guardrail's judge", () => {
@@ -219,15 +294,15 @@ describe("a guardrail's judge", () => {
   test("is paid from the hold of the attempt, as a part of its own, and what it left over pays for the call itself", async () => {
     const { money, scope, said, reserved, passing, config } = ground(10_000);
     const [hold, one] = [noHold(), scope()];
-    const made: { cost_usd_micros: number }[] = [];
+    const made: { model: string; cost_usd_micros: number }[] = [];
     const before = await passing(money.judge({ scope: one, model: "simulated/echo", request: JUDGED as never, hold, made }));
     expect(await before.pay("simulated/echo", made)).toEqual({ kind: "paid", max_output_tokens: 5 });
     expect(reserved()).toBe(54);
-    made.push({ cost_usd_micros: 14 });
+    made.push({ model: "simulated/echo", cost_usd_micros: 14 });
     const call = await passing(money.begin({ scope: one, config: config(), request: REQUEST as never, hold, made }));
     expect(await call.pay("simulated/echo", made)).toEqual({ kind: "paid", max_output_tokens: 50 });
     expect(reserved(), "504 for the call, 14 that the judge used").toBe(518);
-    made.push({ cost_usd_micros: 504 });
+    made.push({ model: "simulated/echo", cost_usd_micros: 504 });
     const after = await passing(money.judge({ scope: one, model: "simulated/echo", request: JUDGED as never, hold, made }));
     expect(await after.pay("simulated/echo", made)).toEqual({ kind: "paid", max_output_tokens: 5 });
     expect(reserved()).toBe(572);

@@ -107,6 +107,23 @@ test("who is called off stands in line no more, and is heard of no more", async 
   expect(asked()).toBe(before);
 });
 
+test("who waits for a window goes on when something came back to it, long before it would have moved on", async () => {
+  const { world, tell, begin, ended, asked, slots } = await ground();
+  await tell("budget.settle", { hold: other, cost_usd_micros: 0 });
+  await tell("budget.configure", { level: "tenant", rates: { simulated: { requests_max: null, tokens_max: 100, window_ms: 20_000 } } });
+  const held = "acme/session/other/2:model/1";
+  const take = { hold: held, session: "other", agent: "a", model: "simulated/echo", amount_usd_micros: 1, minimum_usd_micros: 1 };
+  await tell("budget.reserve", { ...take, rate: { provider: "simulated", tokens: 100, returns: true } });
+  await tell("budget.configure", { level: "tenant", concurrency_max: null });
+  begin();
+  await world.advance(2_000);
+  expect([ended(), asked()]).toEqual([undefined, 1]);
+  await tell("budget.settle", { hold: held, cost_usd_micros: 1, used: [{ provider: "simulated", requests: 1, tokens: 40 }] });
+  await world.advance(1);
+  expect([ended(), asked()]).toEqual(["granted", 2]);
+  await slots.stop();
+});
+
 test("a line that does not move for five minutes ends the call as overloaded, having asked once in five seconds", async () => {
   const { world, begin, ended, asked, pool } = await ground();
   begin();

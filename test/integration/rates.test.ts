@@ -97,6 +97,18 @@ test("a session under a full window hears 429 with when to come again, over HTTP
     expect(ends).toMatchObject([{ type: "turn.completed" }]);
     break;
   }
+  // What a call reserved in a window of tokens and did not use is there for the next one: four thousand are held for each answer of one word.
+  await cli(["budget", "set", "--tenant", "other", "--rate", `simulated=-/5000/${WINDOW_S}`]);
+  for (let turn = 2; turn <= 5; turn++) {
+    const talk = await troupe.api("/v1/sessions/s1/messages", { json: { content: "hello" }, key: other_key, headers: { accept: "text/event-stream" } });
+    expect(await talk.text(), `turn ${turn}`).toContain("event: turn.completed");
+  }
+  const window = (JSON.parse(await cli(["budget", "show", "--tenant", "other", "--json"])) as { rates: { requests: number; tokens: number }[] }).rates;
+  expect(window).toMatchObject([{ provider: "simulated", requests: 4, tokens: expect.any(Number) }]);
+  expect(window[0]?.tokens, "only what was used").toBeLessThan(500);
+  const settled = (await troupe.journal("other/budget/main")).flatMap(({ events }) => events).filter(({ type }) => type === "budget.settled");
+  expect(settled.at(-1)).toMatchObject({ rates_unused: [{ provider: "simulated", requests: 0, tokens: expect.any(Number) }] });
+
   // A rate that is taken away is felt at once.
   await cli(["budget", "set", "--tenant", "demo", "--rate", "simulated=none"]);
   let again = await send(troupe.key);
