@@ -646,8 +646,8 @@ export class Leader {
       await this.#declareDead(leadership, worker, { kind: "new_incarnation", incarnation: record.incarnation, by: lease.incarnation }, world.monotonic_ms());
       record = cell.record();
     }
-    if (record?.state === "dead" && record.incarnation === lease.incarnation) {
-      // Judged, and its lease still stands: without it a process that lives after all starts over, as another incarnation.
+    if (record !== undefined && !isAlive(record.state) && record.incarnation === lease.incarnation) {
+      // Over, and its lease still stands, or again: without it a process that lives after all starts over, as another incarnation.
       const deleted = await this.#workers.delete(worker, present.revision);
       if (deleted.kind === "unavailable") this.#outage();
       return;

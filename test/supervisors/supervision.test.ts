@@ -2,6 +2,7 @@
 // Method: whole supervisors and workers in virtual time on the in-memory bus, with the real worker machine. Each test says
 // what happens and looks at what the hosts own, what the table says, and what the journals tell.
 import { describe, expect, test } from "vitest";
+import { silentLog } from "../../protocol/log.ts";
 import { decodeReply } from "../../protocol/reply.ts";
 import { actorSubject, RESUMED_SUBJECT } from "../../protocol/subjects.ts";
 import { tellResumed } from "../../supervisors/resumed.ts";
@@ -386,6 +387,31 @@ describe("leaving", () => {
     expect([...(await cluster.table()).values()].map(({ worker, epoch, from }) => [worker, epoch, from])).toEqual(
       Array.from({ length: 8 }, () => ["w2", 2, "w1"]),
     );
+  });
+
+  test("a worker that was cut off as it had drained, was recorded as left and is back, is another incarnation and ends again in order", async () => {
+    const errors: string[] = [];
+    const cluster = new Cluster();
+    cluster.supervisor("s1", { log: { ...silentLog, error: (what) => void errors.push(what) } });
+    const first = cluster.worker("w1");
+    cluster.worker("w2");
+    await cluster.until("all shards are placed evenly", () => cluster.balanced());
+    await cluster.world.advance(6_000);
+    const before = first.member.incarnation;
+    void first.member.drain();
+    await cluster.until("w2 has all", () => cluster.counts()["w2"] === 8);
+    cluster.broker.cut(first.connection);
+    await cluster.world.advance(10_000);
+    expect((await cluster.events("w1")).at(-1)).toBe("state draining→left");
+    cluster.broker.mend(first.connection);
+    await cluster.world.advance(3_000);
+    expect(first.member.incarnation).not.toBe(before);
+    expect((await cluster.events("w1")).slice(-3)).toEqual(["state left→joining", "state joining→ready", "state ready→draining"]);
+    await first.member.stop();
+    await cluster.world.advance(1_000);
+    expect((await cluster.events("w1")).at(-1)).toBe("state draining→left");
+    expect(cluster.counts()).toEqual({ w1: 0, w2: 8 });
+    expect(errors).toEqual([]);
   });
 
   test("two workers that drain at once both end", async () => {
