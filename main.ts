@@ -13,6 +13,8 @@ import { addMasterKey, openMasterKeys } from "./roles/master-keys.ts";
 import { realWorld } from "./roles/real-world.ts";
 import { connect, type Runtime } from "./roles/runtime.ts";
 import { readSettings, type Settings } from "./roles/settings.ts";
+import type { Log } from "./protocol/log.ts";
+import { crashFields, secretsOf } from "./telemetry/crash.ts";
 import { createLog } from "./telemetry/log.ts";
 import { createMetrics, type Role } from "./telemetry/metrics.ts";
 import { noTracing, startTracing, type Tracing } from "./telemetry/tracing.ts";
@@ -22,6 +24,17 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code !== "EPIPE") throw error;
   process.exit(0);
 });
+
+// A report that Node writes for an operator shows the machine, not what this process was told.
+if (process.report !== undefined) process.report.excludeEnv = true;
+
+/** What nobody caught ends the process, as it would anyhow; what is said of it has no secret in it. */
+function sayWhyItBroke(log: Log): void {
+  process.on("uncaughtException", (error) => {
+    log.error("the process broke", crashFields(error, secretsOf(process.env)));
+    process.exit(1);
+  });
+}
 
 const world = realWorld();
 const read = readSettings(process.env, process.cwd());
@@ -64,6 +77,7 @@ function runtimeOf(role: Role, id: string, tracing: Tracing = noTracing): Runtim
 /** Runs a role to its end, with tracing when an endpoint is given. */
 async function runRole(role: Role, id: string, run: (runtime: Runtime) => Promise<number>): Promise<number> {
   const log = createLog({ level: settings.TROUPE_LOG_LEVEL, fields: { role, id } });
+  sayWhyItBroke(log);
   const tracing = await startTracing({ endpoint: settings.OTEL_EXPORTER_OTLP_ENDPOINT, service_name: `troupe-${role}`, instance: id, log });
   try {
     return await run(runtimeOf(role, id, tracing));
@@ -160,6 +174,7 @@ const ports: CliPorts = {
   },
   roles: {
     async up({ port, workers, shards }) {
+      sayWhyItBroke(log);
       const { runUp } = await import("./roles/up.ts");
       const say = (line: string): void => void process.stdout.write(`${line}\n`);
       return runUp(

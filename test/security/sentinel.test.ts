@@ -1,10 +1,11 @@
 // Goal:   a provider's key (the platform's, and a tenant's own), the master keys, and a tenant's key are nowhere but where they are used: in no stream,
-//         bucket, table, log, metric, error, answer, file, command line, and in the surroundings of no process but the workers.
+//         bucket, table, log, metric, trace, error, answer, crash report, file, command line, and in the surroundings of no process but the workers.
 // Method: the whole of Troupe with keys that are unmistakable, and providers on this machine that repeat the key they were shown in every way a
 //         provider does: in errors of every status, in a stream that breaks, in headers. Turns fail, retry and succeed; then everything is searched,
-//         for the key as it is and as it may be encoded.
+//         for the key as it is and as it may be encoded. Traces go to a collector here; every process writes Node's report of itself, and a worker
+//         breaks on an error that has its keys in it.
 import { execFileSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
@@ -12,6 +13,9 @@ import pg from "pg";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { BUCKETS, STREAMS } from "../../bus/port.ts";
 import { MASTER_KEYS_FILE } from "../../deploy/local/secrets.ts";
+import { sendSignal, until } from "../../deploy/local/server-process.ts";
+import { freshFolder } from "../harness/servers.ts";
+import { type CollectedSpan, type SpanCollector, startSpanCollector } from "../harness/span-collector.ts";
 import { startTwoTenants, type TwoTenants } from "./two-tenants.ts";
 
 const SENTINELS = {
@@ -47,6 +51,12 @@ let shown_own_keys = 0;
 /** What the tenant's own keys rest under. */
 let master_key = "";
 const answers: string[] = [];
+let collector: SpanCollector;
+let reports = "";
+let crashed = "";
+
+/** Breaks a process on request, with an error that bears all that it was told. */
+const BREAKS = `process.on("SIGWINCH", () => { throw new Error("broke on purpose, knowing " + Object.values(process.env).join(" ")); });`;
 
 /** Repeats the key in what it answers, in the way that the model's name asks for. */
 function repeat(request: IncomingMessage, response: ServerResponse, body: string): void {
@@ -78,9 +88,17 @@ beforeAll(async () => {
   });
   await new Promise<void>((resolve) => provider.listen(0, "127.0.0.1", resolve));
   const url = `http://127.0.0.1:${(provider.address() as AddressInfo).port}`;
+  collector = await startSpanCollector();
+  const folder = freshFolder("crash");
+  reports = join(folder, "reports");
+  mkdirSync(reports);
+  writeFileSync(join(folder, "breaks.mjs"), BREAKS);
   ground = await startTwoTenants({
     env: {
       ...SENTINELS,
+      OTEL_EXPORTER_OTLP_ENDPOINT: collector.url,
+      OTEL_BSP_SCHEDULE_DELAY: "200",
+      NODE_OPTIONS: `--import ${join(folder, "breaks.mjs")} --report-on-signal --report-uncaught-exception --report-directory=${reports}`,
       ANTHROPIC_BASE_URL: url,
       OPENAI_BASE_URL: `${url}/v1`,
       GOOGLE_GEMINI_BASE_URL: url,
@@ -153,6 +171,21 @@ beforeAll(async () => {
     const { stdout, stderr } = await troupe.cli(args);
     answers.push(stdout, stderr);
   }
+  const ours = troupe.dev().processes.filter(({ role }) => ["up", "worker", "supervisor", "gateway", "projector"].includes(role));
+  for (const { pid } of ours) sendSignal(pid, "SIGUSR2");
+  if (!(await until(() => readdirSync(reports).length >= ours.length, 20_000, 100))) throw new Error(`only ${readdirSync(reports).length} reports came`);
+  const worker = ours.find(({ role }) => role === "worker")!;
+  crashed = worker.id;
+  sendSignal(worker.pid, "SIGWINCH");
+  await troupe.replaced(worker);
+  const runs = (): number => readFileSync(join(troupe.home, "logs", `worker-${crashed}.log`), "utf8").split('"worker runs"').length - 1;
+  if (!(await until(() => runs() === 2, 20_000, 50))) throw new Error("the worker that broke did not run again");
+  // What was begun is told within the delay that was set.
+  const counted = (): number => collector.received.length;
+  for (let before = -1; before !== counted();) {
+    before = counted();
+    await until(() => counted() > before, 1_000, 50);
+  }
 }, 180_000);
 afterAll(() => void provider.close());
 
@@ -219,10 +252,34 @@ test("no table has a key in it", async () => {
   }
 });
 
+test("no trace has a key in it, as a name, an attribute, an event or a header", () => {
+  const spans = collector.spans();
+  for (const name of ["load_configuration", "call_model"]) expect(spans.filter((span) => span.name === name).length).toBeGreaterThan(5);
+  expect([...collector.paths]).toEqual(["/v1/traces"]);
+  for (const body of collector.received) expectClean("a trace", body);
+  // The very search that was just made finds one that is planted.
+  const planted: CollectedSpan = { ...spans[0]!, attributes: [{ key: "model", value: { stringValue: SENTINELS.OPENAI_API_KEY } }] };
+  expect(() => expectClean("a trace", JSON.stringify(planted))).toThrow();
+});
+
+test("no report that a process wrote of itself has a key in it, and one that broke on its keys told of it without them", () => {
+  const names = readdirSync(reports);
+  expect(names.length).toBeGreaterThan(5);
+  for (const name of names) {
+    const report = readFileSync(join(reports, name), "utf8");
+    expect(Object.keys(JSON.parse(report) as object)).toContain("javascriptStack");
+    expectClean(name, report);
+  }
+  const log = readFileSync(join(ground.troupe.home, "logs", `worker-${crashed}.log`), "utf8");
+  expect(log).toMatch(/broke on purpose, knowing .*\[redacted\].*"what":"the process broke"/);
+  expectClean("the log of the worker that broke", log);
+});
+
 test("no metric of any process has a key in it", async () => {
   const logs = join(ground.troupe.home, "logs");
   const urls = readdirSync(logs).flatMap((name) =>
-    [...readFileSync(join(logs, name), "utf8").matchAll(/"(?:http|url)":"(http:[^"]+)"/g)].map((match) => match[1]!),
+    // One of them began a second time, at another address.
+    [...(readFileSync(join(logs, name), "utf8").split("tracing is on").at(-1) ?? "").matchAll(/"(?:http|url)":"(http:[^"]+)"/g)].map((match) => match[1]!),
   );
   expect(urls.length).toBeGreaterThan(3);
   for (const url of urls) for (const path of ["/metrics", "/readyz", "/healthz"]) expectClean(url + path, await (await fetch(url + path)).text());

@@ -1,14 +1,11 @@
 // tracing: Goal: spans reach a collector with their attributes and parents, nothing else leaves, and tracing that is off costs nothing.
 // Method: a collector on 127.0.0.1 that keeps what it is sent; the loaded modules of a fresh process.
 import { spawnSync } from "node:child_process";
-import { once } from "node:events";
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { silentLog } from "../../protocol/log.ts";
 import { formatTraceparent, newTraceparent, noTracing, parseTraceparent, startTracing } from "../../telemetry/tracing.ts";
-import { atEndOfFile } from "../harness/endings.ts";
+import { attributesOf, type CollectedSpan, startSpanCollector } from "../harness/span-collector.ts";
 
 const TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -53,34 +50,11 @@ test("importing telemetry loads nothing of OpenTelemetry", () => {
   console.log(`  import of tracing: ${child.stdout.trim()} ms`);
 });
 
-interface OtlpSpan {
-  readonly name: string;
-  readonly traceId: string;
-  readonly spanId: string;
-  readonly parentSpanId?: string;
-  readonly attributes: readonly { key: string; value: Record<string, unknown> }[];
-  readonly events?: readonly { name: string }[];
-  readonly status?: { code?: number; message?: string };
-}
-
 test("spans arrive with attributes, parents and marks; errors by name only; nothing but spans is sent", async () => {
-  const bodies: string[] = [];
-  const paths = new Set<string>();
-  const collector = createServer((request, response) => {
-    paths.add(request.url ?? "");
-    const chunks: Buffer[] = [];
-    request.on("data", (chunk: Buffer) => chunks.push(chunk));
-    request.on("end", () => {
-      bodies.push(Buffer.concat(chunks).toString("utf8"));
-      response.writeHead(200, { "content-type": "application/json" }).end("{}");
-    });
-  });
-  collector.listen(0, "127.0.0.1");
-  await once(collector, "listening");
-  atEndOfFile(async () => void collector.close());
+  const collector = await startSpanCollector();
   const began_ms = performance.now();
   const tracing = await startTracing({
-    endpoint: `http://127.0.0.1:${(collector.address() as AddressInfo).port}`,
+    endpoint: collector.url,
     service_name: "troupe-test",
     instance: "w1",
     log: silentLog,
@@ -97,19 +71,15 @@ test("spans arrive with attributes, parents and marks; errors by name only; noth
   await tracing.withSpan("elsewhere", { trace: handed, attributes: { tenant: "acme" } }, async () => undefined);
   await tracing.stop();
 
-  const spans = bodies.flatMap((body) =>
-    (JSON.parse(body) as { resourceSpans: { scopeSpans: { spans: OtlpSpan[] }[] }[] }).resourceSpans.flatMap(({ scopeSpans }) =>
-      scopeSpans.flatMap(({ spans: some }) => some),
-    ),
-  );
-  const span = (name: string): OtlpSpan => spans.find((one) => one.name === name) as OtlpSpan;
+  const spans = collector.spans();
+  const span = (name: string): CollectedSpan => spans.find((one) => one.name === name) as CollectedSpan;
   expect(spans.map(({ name }) => name).sort()).toEqual(["elsewhere", "model", "turn"]);
   expect(new Set(spans.map(({ traceId }) => traceId))).toEqual(new Set(["0af7651916cd43dd8448eb211c80319c"]));
   expect(span("turn").parentSpanId).toBe("b7ad6b7169203331");
   expect(span("model").parentSpanId).toBe(span("turn").spanId);
   expect(span("elsewhere").parentSpanId).toBe(span("turn").spanId);
   for (const one of spans) expect(one.attributes.map(({ key }) => key)).toContain("tenant");
-  expect(Object.fromEntries(span("turn").attributes.map(({ key, value }) => [key, Object.values(value)[0]]))).toMatchObject({
+  expect(attributesOf(span("turn"))).toMatchObject({
     tenant: "acme",
     session: "s1",
     agent: "a1",
@@ -118,7 +88,7 @@ test("spans arrive with attributes, parents and marks; errors by name only; noth
   });
   expect(span("turn").events?.map(({ name }) => name)).toEqual(["first_token"]);
   expect(span("model").status).toMatchObject({ code: 2, message: "TypeError" });
-  expect(bodies.join("")).not.toContain("CUSTOMER TEXT");
-  expect(bodies.join("")).not.toContain("process.command");
-  expect([...paths]).toEqual(["/v1/traces"]);
+  expect(collector.received.join("")).not.toContain("CUSTOMER TEXT");
+  expect(collector.received.join("")).not.toContain("process.command");
+  expect([...collector.paths]).toEqual(["/v1/traces"]);
 });
