@@ -16,6 +16,8 @@
 //   C4. An item of the mailbox leaves it decided, or stays unacknowledged; none is dropped.
 //   C5. An actor that had effects in flight under another owner is claimed before anything else happens to it.
 //   C6. A stored command that cannot be judged now waits, and no other of the actor's commands passes it; news of effects and timers does.
+//   C7. A stored command that is refused and stands in no journal is settled with the broker before it is answered, and before the actor takes what was
+//       said after it: if it came again it would be decided anew, or taken for a repeat of what it never was.
 import { BusUnavailable } from "../bus/fence.ts";
 import type { AppendOutcome, Bus } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
@@ -48,6 +50,12 @@ import { createTokenWriter } from "./token-writer.ts";
 /** `after_sequence`: where in EVENTS the actor's journal ended before the commit that decided it; absent for what was decided before. */
 export type Decide = (outcome: Outcome, after_sequence?: number) => void;
 
+/**
+ * Of a stored command: sees to it that it never comes again. False: it may, and everything after it too, in its order; what waits of the inbox has been
+ * forgotten then.
+ */
+export type Settle = () => Promise<boolean>;
+
 /** What the mailbox holds: a command or its refusal at the door, or news of the actor's own effects and timers. */
 export type MailItem =
   | {
@@ -60,6 +68,7 @@ export type MailItem =
       readonly decided: Decide;
       /** Told instead, when nobody stored it and it cannot be judged now. */
       readonly given_up?: () => void;
+      readonly settle?: Settle;
     }
   | {
       readonly kind: "refused";
@@ -69,6 +78,7 @@ export type MailItem =
       readonly principal?: string;
       readonly source?: CommandSource;
       readonly decided: Decide;
+      readonly settle?: Settle;
     }
   | { readonly kind: "entry"; readonly entry: Extract<Entry, { t: "done" | "fail" | "timer" | "claim" | "progress" }> };
 
@@ -196,10 +206,12 @@ export class ActorCell {
 
   #scopeOf(effect: Running, signal: AbortSignal, so_far: EffectScope["so_far"] = () => undefined): EffectScope {
     const { actor, bus, world, log, epoch, observer } = this.#deps;
+    const waited = effect.told?.["wait"];
     return {
       actor,
       inst: effect.inst,
       attempt: effect.attempt,
+      ...(waited === undefined || waited === null ? {} : { waited: waited as JsonObject }),
       epoch,
       idempotency_key: `${actorPath(actor)}/${effect.inst}`,
       signal,
@@ -460,6 +472,16 @@ export class ActorCell {
       const verdict = await this.#decide(item, state);
       if (this.#stopped()) return;
       if (verdict === "unknown") continue;
+      if (item.kind !== "entry" && item.settle !== undefined && verdict.entry === undefined && verdict.outcome?.ok === false) {
+        // C7
+        if (folds.length > 0) {
+          this.#mailbox.unshift(item); // first the ones before it
+          break;
+        }
+        if (await item.settle()) this.#tell([{ item, outcome: verdict.outcome, journaled: false }]);
+        if (this.#stopped()) return;
+        continue;
+      }
       if (arrived_ms !== undefined) this.#deps.observer?.waited?.(taken_ms - arrived_ms);
       taken.push(item);
       if (verdict.entry !== undefined) {

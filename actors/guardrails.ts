@@ -12,7 +12,6 @@
 import type { AgentConfig, Guardrail, MessageContent } from "../protocol/commands.ts";
 import { contentText } from "../protocol/commands.ts";
 import { CALL_TIMEOUT_MS } from "../protocol/limits.ts";
-import { actorPath } from "../protocol/ids.ts";
 import type { Entry } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import type { BreakerBoard } from "../providers/breaker.ts";
@@ -22,7 +21,7 @@ import type { World } from "../protocol/world.ts";
 import type { ConfigurationOutput, ModelInput } from "../state-machines/session.ts";
 import { type CallAccount, createCallAccount } from "./call-account.ts";
 import type { CallPool } from "./call-pool.ts";
-import { type ModelCall, priorityOf } from "./effects/call-model.ts";
+import { enterPool, type ModelCall, priorityOf } from "./effects/call-model.ts";
 import { type AttemptHold, type ModelMoney, noHold } from "./model-money.ts";
 import { routeModelCall, type RouteDeps, type RouteOutcome } from "./model-routing.ts";
 import type { PatternMatcher } from "./pattern-matcher.ts";
@@ -140,13 +139,13 @@ async function judged(
   } as const;
   let paid;
   try {
-    paid = await money?.judge({ scope, model: rule.model, request, hold, made: account.attempts, priority });
+    paid = await money?.judge({ scope, model: rule.model, request, hold, made: account.attempts, priority, waits: account.waits });
   } catch (error) {
     // Before the call the turn ends with the budget's own words; after it the answer is there, and nobody may see it unjudged.
     if (!(error instanceof EffectFailure) || rule.on === "input") throw error;
     return `it could not be judged (${error.effect_error.code})`; // GR3
   }
-  const leave = await pool?.enter({ tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority }, scope.signal);
+  const leave = await enterPool({ world, pool, account }, scope, priority);
   const ask = (signal: AbortSignal): Promise<RouteOutcome> =>
     routeModelCall(
       {
@@ -181,13 +180,15 @@ function newMessages(messages: ModelInput["messages"]): ModelInput["messages"] {
 /** A model call within its agent's guardrails: one account and one hold for all its calls. */
 export function withGuardrails(deps: GuardrailDeps, call: ModelCall): Performer {
   return async (input: never, scope): Promise<Json> => {
-    const account = createCallAccount(scope);
+    const account = createCallAccount(scope, deps.world);
     try {
       return await within(input, { scope, deps, account, hold: noHold() }, call);
     } catch (error) {
       if (!(error instanceof EffectFailure) || account.attempts.length === 0) throw error;
       const { code, message, details } = error.effect_error;
       throw new EffectFailure(code, message, { ...details, attempts: [...account.attempts] as unknown as Json }); // GR4
+    } finally {
+      account.close();
     }
   };
 }

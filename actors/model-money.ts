@@ -25,7 +25,9 @@ import { affordableOutputTokens, costAtMost } from "../providers/prices.ts";
 import type { ModelRequest } from "../providers/provider.ts";
 import type { Providers } from "../providers/registry.ts";
 import { holdId } from "../state-machines/budget.ts";
+import type { ModelWaitFor } from "../state-machines/model-wait.ts";
 import { MODEL_PATIENCE_MS } from "../state-machines/session.ts";
+import type { CallAccount } from "./call-account.ts";
 import type { CallPool } from "./call-pool.ts";
 import type { CommandClient } from "./client.ts";
 import { EffectFailure, type EffectScope } from "./performer.ts";
@@ -76,6 +78,8 @@ interface OneCall {
   readonly made?: readonly Made[];
   /** Where it waits among the tenant's own calls. */
   readonly priority?: Priority;
+  /** Hears what it waits for. */
+  readonly waits?: CallAccount["waits"];
 }
 
 export interface ModelMoney {
@@ -112,7 +116,15 @@ interface Refused {
 }
 /** Money, with a slot and a place in a window; or another place alone. */
 type Question = "budget.reserve" | "rate.acquire";
+type Asker = Pick<OneCall, "scope" | "priority" | "waits">;
 type Answer = { readonly kind: "granted"; readonly result: JsonObject } | { readonly kind: "refused"; readonly refused: Refused };
+
+/** What is waited for by who was refused so. */
+function waitOf({ code, details }: Refused): { readonly for: ModelWaitFor; readonly provider?: string } {
+  const provider = details["provider"];
+  if (code === "rate_limited") return { for: "rate", ...(typeof provider === "string" ? { provider } : {}) };
+  return { for: code === "overloaded" ? "slot" : "money" };
+}
 
 /** What a call costs at most, and what it costs with a single token of answer: with less there is no call. */
 function askOf(model: string, input_tokens: number, max_output_tokens: number): Ask {
@@ -184,17 +196,17 @@ export function createModelMoney({
   }
 
   /** Asks until there is an answer that stands. MM1, MM3 */
-  async function reserve(scope: EffectScope, priority: Priority, type: Question, body: JsonObject, key: string): Promise<Answer> {
+  async function reserve({ scope, priority = PRIORITY_DEFAULT, waits }: Asker, type: Question, body: JsonObject, key: string): Promise<Answer> {
     let leaveLine: (() => void) | undefined;
     const call = { tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority };
     try {
-      return await ask(scope, type, body, key, () => (leaveLine ??= pool?.inLine(call)));
+      return await ask({ scope, ...(waits === undefined ? {} : { waits }) }, type, body, key, () => (leaveLine ??= pool?.inLine(call)));
     } finally {
       leaveLine?.();
     }
   }
 
-  async function ask(scope: EffectScope, type: Question, body: JsonObject, key: string, inLine: () => void): Promise<Answer> {
+  async function ask({ scope, waits }: Asker, type: Question, body: JsonObject, key: string, inLine: () => void): Promise<Answer> {
     const budget = budgetActor(scope.actor.tenant);
     const began_ms = world.monotonic_ms();
     let created = false;
@@ -218,6 +230,14 @@ export function createModelMoney({
         const stands = refused.code === "overloaded" && typeof refused.details["ahead"] === "number";
         if (!may_end || waited_ms + wait_ms > (stands ? LINE_PATIENCE_MS : ROOM_PATIENCE_MS)) return { kind: "refused", refused };
         if (stands) inLine();
+        const until_ms = world.now_ms() + (stands ? LINE_PATIENCE_MS : ROOM_PATIENCE_MS) - waited_ms;
+        waits?.({
+          ...waitOf(refused),
+          until_ms,
+          ...(stands ? {} : { again_ms: world.now_ms() + wait_ms }),
+          message: refused.message,
+          numbers: refused.details,
+        });
         const provider = refused.code === "rate_limited" ? refused.details["provider"] : undefined;
         await wait(scope, wait_ms, (wake) => {
           if (stands) return slots?.listen(String(body["hold"]), wake);
@@ -238,12 +258,13 @@ export function createModelMoney({
         const code = passes ? "unavailable" : error.code;
         return { kind: "refused", refused: { code, message: `the budget cannot be asked: ${error.message}`, details: error.details ?? {} } };
       }
+      waits?.({ for: "budget", until_ms: world.now_ms() + ASK_PATIENCE_MS - waited_ms, message: error.message });
       await wait(scope, pause_ms);
     }
   }
 
   async function open(
-    { scope, request, hold: kept = noHold(), made: made_before = [], priority = PRIORITY_DEFAULT }: OneCall,
+    { scope, request, hold: kept = noHold(), made: made_before = [], priority = PRIORITY_DEFAULT, waits }: OneCall,
     wanted_model: string,
     cheaper: ReturnType<typeof degradedCall>,
   ): Promise<CallMoney> {
@@ -251,6 +272,7 @@ export function createModelMoney({
     assert(init?.t === "init", "a journal begins with init");
     const { agent, user } = init.body as { agent: string; user?: string };
     const hold = holdId(scope.actor, scope.inst, scope.attempt);
+    const asker = { scope, priority, ...(waits === undefined ? {} : { waits }) };
     const who = { hold, session: scope.actor.id, agent, priority, ...(user === undefined ? {} : { user }) };
     const costOf = (calls: readonly Made[]): number => calls.reduce((sum, one) => sum + (one.cost_usd_micros ?? 0), 0);
     /** What is held and not used up by calls that have ended. */
@@ -280,7 +302,7 @@ export function createModelMoney({
     const part = async (body: JsonObject): Promise<Answer> => {
       const number = kept.parts + 1;
       const key = number === 1 ? hold : `${hold}+${number}`;
-      const answer = await reserve(scope, priority, "budget.reserve", { ...who, ...body, ...(number === 1 ? {} : { part: number }) }, key);
+      const answer = await reserve(asker, "budget.reserve", { ...who, ...body, ...(number === 1 ? {} : { part: number }) }, key);
       if (answer.kind === "granted") {
         kept.parts = number;
         kept.held_usd_micros += Number(answer.result["granted_usd_micros"]);
@@ -294,7 +316,7 @@ export function createModelMoney({
     const place = async (model: string): Promise<Answer> => {
       questions += 1;
       const { returns: _, ...rate } = rateOf(model, order.request);
-      const answer = await reserve(scope, priority, "rate.acquire", { ...rate, requests: 1, hold }, `${hold}+place${kept.parts}.${calls_before}.${questions}`);
+      const answer = await reserve(asker, "rate.acquire", { ...rate, requests: 1, hold }, `${hold}+place${kept.parts}.${calls_before}.${questions}`);
       if (answer.kind === "granted") placed(model);
       return answer;
     };

@@ -18,6 +18,8 @@ export interface EffectScope {
   readonly trace: string | undefined;
   /** Committed entries of this actor by seq: messages rest there, not in the machine's context. Rejects when one is not there. */
   entries(seqs: readonly number[]): Promise<ReadonlyMap<number, Entry>>;
+  /** What the attempt before was lost at waiting for, as it told it; the actor's state still says so. */
+  readonly waited?: JsonObject;
   /** How far this attempt has come, for the journal: nobody waits until it stands there, and what comes after the attempt's end is dropped. */
   progress(told: JsonObject): void;
   /** What the attempt has come to so far, asked when it is stopped from outside; the last one given counts. Must not throw. */

@@ -81,6 +81,10 @@ function eventWords({ type, ...event }: ActorEvent): string | undefined {
     }
     case "model.retrying":
       return `model call ${step}: try ${String(event["try"])} of ${String(event["model"])}${event["wait_ms"] === 0 ? "" : ` in ${ms(event["wait_ms"])}`}, because ${String(event["code"])}`;
+    case "model.waiting":
+      return `model call ${step} waits for ${String(event["for"])}${event["provider"] === undefined ? "" : ` of ${String(event["provider"])}`}, until ${String(event["until"])} at the latest: ${String(event["message"])}`;
+    case "model.waited":
+      return `model call ${step} waited ${ms(event["waited_ms"])} for ${String(event["for"])}`;
     case "model.skipped":
       return `model call ${step}: ${String(event["model"])} passed over, ${String(event["code"])}`;
     case "message.completed":
@@ -208,14 +212,21 @@ export async function explain(context: Context, { last }: { last: number }, acto
   const now_ms = ports.world.now_ms();
   const orphan = shard !== null && !view.final && (placed === undefined || placed.worker === "");
   const calls = running.some(({ src }) => src === "call_model");
-  const waiting = view.final ? undefined : (definition.waits(view, now_ms) ?? (calls ? await callWaitOf(context, actor, placed?.worker) : undefined));
-  const wait_reason = waiting ?? null;
+  const waits_for = view.final ? undefined : definition.waitsFor?.(view, now_ms);
+  const told = view.final ? undefined : definition.waits(view, now_ms);
+  // The journal says for what and how long; how many go before it only the line itself knows.
+  const line =
+    calls && (told === undefined || waits_for?.["for"] === "slot" || waits_for?.["for"] === "place")
+      ? await callWaitOf(context, actor, placed?.worker)
+      : undefined;
+  const wait_reason = told === undefined || line === undefined ? (told ?? line ?? null) : `${told}; ${line}`;
   if (printer.json) {
     printer.document({
       actor: actorPath(actor),
       state: view.state,
       final: view.final,
       wait_reason,
+      waits_for: waits_for ?? null,
       shard,
       owner:
         placed === undefined || placed.worker === ""

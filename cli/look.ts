@@ -76,6 +76,7 @@ export async function show(context: Context, { entries: count }: { entries: numb
       state: view.state,
       final: view.final,
       wait_reason: definition.waits(view, now_ms) ?? null,
+      waits_for: definition.waitsFor?.(view, now_ms) ?? null,
       seq: state.seq,
       at: last.at,
       epoch: last.epoch,

@@ -11,7 +11,7 @@ const fieldOf = (value: Json | undefined, field: string): Json => {
 };
 
 /** `at_ms`: now, for what a wait has left. */
-export function sessionView(restored: Restored, definition: Pick<ActorDefinition, "waits">, at_ms: number): JsonObject {
+export function sessionView(restored: Restored, definition: Pick<ActorDefinition, "waits" | "waitsFor">, at_ms: number): JsonObject {
   const { state, last } = restored;
   const view = viewOf(state);
   const { context } = view;
@@ -21,6 +21,7 @@ export function sessionView(restored: Restored, definition: Pick<ActorDefinition
     id: state.actor.id,
     state: view.state,
     wait_reason: definition.waits(view, at_ms) ?? null,
+    waits_for: definition.waitsFor?.(view, at_ms) ?? null,
     turn: context["turn"] ?? null,
     usage: context["usage"] ?? null,
     agent: context["agent"] ?? null,

@@ -142,6 +142,8 @@ export interface ActorDefinition {
   refuse?(view: ActorView, command: Command): ErrorBody | undefined;
   /** Why the actor does nothing right now, in words for people; undefined while it works (A6). `at_ms`: when it is asked, where that is known. */
   waits(view: ActorView, at_ms?: number): string | undefined;
+  /** The same for programs, where it waits for something in particular: `for`, `since`, `until` and what else is known. */
+  waitsFor?(view: ActorView, at_ms?: number): JsonObject | undefined;
   /** The event that tells of a change of the outer state (`session.state`, `worker.state`); it comes after what the machine tells itself. */
   moved?(change: { before: ActorView; after: ActorView; entry: Entry }): ActorEvent;
   /** The event that tells of a take-over; it comes first. */

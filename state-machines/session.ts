@@ -62,6 +62,7 @@ import {
   progressOf,
 } from "./definition.ts";
 import { modelCallDues } from "./model-dues.ts";
+import { type ModelWait, modelWaits, type ToldWait, waitOver, waitShown, waitWords } from "./model-wait.ts";
 import { BUILT_IN_TOOLS, type ToolTable, WAIT_MS_MAX } from "./tools.ts";
 
 /** How long an idle session lives when its agent says nothing (AR-F50). */
@@ -191,6 +192,8 @@ export interface SessionContext extends BaseContext {
   readonly created_at_ms: number;
   /** The model call in flight waits before it tries again; absent until one has done so, null when it is over. */
   readonly retry?: ModelRetry | null;
+  /** What the model call in flight waits for before it is made; absent until one has waited, null when it is over. */
+  readonly wait?: ModelWait | null;
 }
 
 /** Why a model call waits, and until when. */
@@ -295,8 +298,9 @@ interface ToldCalls {
   readonly attempts?: readonly ToldCall[];
   readonly skipped?: readonly ToldSkip[];
 }
-/** What a model call says while it goes on. */
-interface ModelProgress {
+/** What a model call says while it goes on: what it does next after a failure, or what it waits for. */
+type ModelProgress = ModelNext | { readonly wait: ToldWait | null };
+interface ModelNext {
   readonly next: { readonly model: string; readonly try: number; readonly wait_ms: number; readonly code: string; readonly message: string };
 }
 
@@ -537,10 +541,13 @@ function withCalls(before: SessionUsage, told: ToldCalls, usage: ModelUsage | nu
   return calls.length === 0 ? withCall(before, usage, cost_usd_micros) : calls.reduce((sum, call) => withCall(sum, call.usage, call.cost_usd_micros), before);
 }
 
-const retryOver = ({ retry }: SessionContext): Partial<SessionContext> => (retry === undefined || retry === null ? {} : { retry: null });
+const retryOver = ({ retry, ...context }: SessionContext): Partial<SessionContext> => ({
+  ...(retry === undefined || retry === null ? {} : { retry: null }),
+  ...waitOver(context),
+});
 
 /** A call that failed is made again, now or after a while, there or elsewhere. */
-function modelRetried(context: SessionContext, { next }: ModelProgress): Change {
+function modelRetried(context: SessionContext, { next }: ModelNext): Change {
   const { model, try: number, wait_ms, code, message } = next;
   const provider = model.slice(0, Math.max(0, model.indexOf("/")));
   return {
@@ -548,6 +555,9 @@ function modelRetried(context: SessionContext, { next }: ModelProgress): Change 
     tell: [{ type: "model.retrying", ...callOf(context), model, try: number, wait_ms, code, message: message.slice(0, FAILURE_CHARACTERS_MAX) }],
   };
 }
+
+const modelTold = (context: SessionContext, told: ModelProgress): Change =>
+  "wait" in told ? modelWaits(context.wait, told.wait, callOf(context), context.now.at_ms) : modelRetried(context, told);
 
 /** Usage of one more call. What is not known counts as nothing here; projections settle it. */
 function withCall(usage: SessionUsage, call: ModelUsage | null, cost_usd_micros: number | null): SessionUsage {
@@ -888,7 +898,7 @@ export function sessionMachineOver(table: ToolTable) {
       tell_model_started: enqueueActions((args) => perform(args, modelStarted(args.context))),
       complete_model: enqueueActions((args, output: ModelOutput) => perform(args, modelCompleted(args.context, output))),
       fail_model: enqueueActions((args, error: EffectError) => perform(args, modelFailed(args.context, error))),
-      retry_model: enqueueActions((args, told: ModelProgress) => perform(args, modelRetried(args.context, told))),
+      hear_model: enqueueActions((args, told: ModelProgress) => perform(args, modelTold(args.context, told))),
       supersede_model: enqueueActions((args) => perform(args, modelSuperseded(args.context, "the session was paused"))),
       call_tools: enqueueActions((args, output: ModelOutput) => perform(args, toolsCalled(args.context, output, table))),
       complete_tool: enqueueActions((args, { id, output }: { id: string; output: ToolOutput }) => perform(args, toolCompleted(args.context, id, output))),
@@ -1076,7 +1086,7 @@ export function sessionMachineOver(table: ToolTable) {
           },
         },
         on: {
-          [progressOf("model")]: { actions: { type: "retry_model", params: ({ event }) => event.told } },
+          [progressOf("model")]: { actions: { type: "hear_model", params: ({ event }) => event.told } },
           "message.send": [
             { guard: "interrupts", target: "choosing", actions: ["receive_first", { type: "cancel_turn", params: { reason: "interrupted" } }] },
             { actions: "receive" },
@@ -1212,7 +1222,7 @@ function waitsForProvider(retry: ModelRetry | null | undefined, at_ms: number | 
 }
 
 function waits(view: ActorView, at_ms?: number): string | undefined {
-  const { reason, queue, turn, turn_state, init, retry } = sessionContextOf(view);
+  const { reason, queue, turn, turn_state, init, wait, retry } = sessionContextOf(view);
   const because = reason === null ? "" : ` (${reason})`;
   const halfway = turn_state === "open" ? `; turn ${turn} goes on then` : "";
   switch (view.state) {
@@ -1233,10 +1243,21 @@ function waits(view: ActorView, at_ms?: number): string | undefined {
         ? undefined
         : `step '${init.step}' of its initialisation failed (${init.failed.code}); it is tried again${waiting(queue.length)}`;
     case "thinking":
-      return waitsForProvider(retry, at_ms);
+      return waitWords(wait) ?? waitsForProvider(retry, at_ms);
     default:
       return undefined; // initializing, thinking and acting work: SE6
   }
+}
+
+/** The same for programs, where something in particular is waited for. */
+function waitsFor(view: ActorView, at_ms?: number): JsonObject | undefined {
+  const { retry, wait } = sessionContextOf(view);
+  if (view.state !== "thinking") return undefined;
+  if (wait !== undefined && wait !== null) return waitShown(wait);
+  const message = waitsForProvider(retry, at_ms);
+  if (message === undefined || retry === undefined || retry === null) return undefined;
+  const { provider, until_ms, wait_ms, code } = retry;
+  return { for: "provider", provider, code, since: timestamp(until_ms - wait_ms), until: timestamp(until_ms), message };
 }
 
 /** The definition of sessions over a table of tools. Tests bring their own; everybody else takes sessionDefinition. */
@@ -1262,6 +1283,7 @@ export function sessionDefinitionOver(table: ToolTable): ActorDefinition {
       return command.type === "message.send" ? refuseMessage(view, command.body as unknown as MessageBody) : undefined;
     },
     waits,
+    waitsFor,
     moved({ before, after: now }) {
       const { reason } = sessionContextOf(now);
       return { type: "session.state", from: before.state, to: now.state, ...(reason === null ? {} : { reason }) };

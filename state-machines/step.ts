@@ -12,7 +12,8 @@
 //   S3. A finished actor has no effects and no timers.
 //   S4. The input of an effect is fixed when it begins; attempts differ only in their number.
 //   S5. Each attempt ends once (done, failed, stopped, lost), and in the step that ends it its kind says what that owes to others.
-//   S6. What an effect says while it runs (`progress`) changes neither its input nor who runs it, and is forgotten with its attempt.
+//   S6. What an effect says while it runs (`progress`) changes neither its input nor who runs it, and is forgotten with its attempt; but the next
+//       attempt knows what the lost one waited for (`wait`), since the actor's state still says so.
 import { type AnyActorScope, type AnyMachineSnapshot, createActor, type ExecutableActionObject } from "xstate";
 import { assert, unreachable } from "../protocol/assert.ts";
 import { type ErrorBody, ERRORS, errorBody } from "../protocol/errors.ts";
@@ -415,8 +416,10 @@ export function coreOf(definition: ActorDefinition): Core {
       const assumed = entry.assumed?.[inst];
       if (superseded) events.push(assumed === undefined ? superseded : { ...superseded, assumed_usd_micros: assumed });
       if (kind.lost(effect.input) === "retry") {
-        const { told: _, ...anew } = effect; // S6
-        current = { ...current, running: { ...current.running, [id]: { ...anew, attempt: effect.attempt + 1 } } };
+        const { told, ...anew } = effect; // S6
+        const wait = told?.["wait"];
+        const knows = wait === undefined || wait === null ? {} : { told: { wait } };
+        current = { ...current, running: { ...current.running, [id]: { ...anew, ...knows, attempt: effect.attempt + 1 } } };
         continue;
       }
       const running = { ...current.running };

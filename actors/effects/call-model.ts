@@ -14,6 +14,7 @@ import type { World } from "../../protocol/world.ts";
 import type { BreakerBoard } from "../../providers/breaker.ts";
 import type { ChatMessage, ToolCall, ToolSpec } from "../../providers/provider.ts";
 import type { Providers } from "../../providers/registry.ts";
+import { MODEL_PATIENCE_MS } from "../../state-machines/session.ts";
 import { BUILT_IN_TOOLS, type ToolTable } from "../../state-machines/tools.ts";
 import type { ModelAttempt, SkippedModel } from "../model-attempt.ts";
 import { routeModelCall } from "../model-routing.ts";
@@ -80,6 +81,19 @@ export async function priorityOf(
   return isPriority(said) ? said : (config.priority ?? PRIORITY_DEFAULT);
 }
 
+/** A place among the calls of this process; answers how to leave it. Who has to wait says so. */
+export async function enterPool(
+  { world, pool, account }: { readonly world: World; readonly pool: Pick<CallPool, "enter"> | undefined; readonly account: CallAccount },
+  scope: EffectScope,
+  priority: Priority,
+): Promise<(() => void) | undefined> {
+  // Whoever waits longer is given up by the session itself.
+  account.waits({ for: "place", until_ms: world.now_ms() + MODEL_PATIENCE_MS, message: "as many calls run at its worker as may run at once" });
+  const leave = await pool?.enter({ tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority }, scope.signal);
+  account.goesOn();
+  return leave;
+}
+
 function toolSpecs(names: readonly string[]): ToolSpec[] {
   const table: ToolTable = BUILT_IN_TOOLS;
   return names.flatMap((name) => {
@@ -137,10 +151,10 @@ export function callModel({
       ...(config.temperature === undefined ? {} : { temperature: config.temperature }),
     };
     const priority = await priorityOf(config, messages, scope);
-    const paid = await money?.begin({ scope, config, request: wanted, hold, made: account.attempts, priority });
+    const paid = await money?.begin({ scope, config, request: wanted, hold, made: account.attempts, priority, waits: account.waits });
     if (paid?.decision !== undefined) account.note({ decision: paid.decision });
     const { model, request } = paid ?? { model: config.model, request: wanted };
-    const leave = await pool?.enter({ tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority }, scope.signal);
+    const leave = await enterPool({ world, pool, account }, scope, priority);
     // What it waited for its place is not its own time.
     const route = await model_calls
       .run(

@@ -543,6 +543,14 @@ class Simulation {
     // Some calls say in the journal that they begin again; all of them can be asked, when they are stopped, what they had come to.
     const next = { model: "simulated/echo", try: 2, wait_ms: fate % 3 === 0 ? 0 : 200, code: "overloaded", message: "", purpose: "answer", left: [] };
     if (fate % 5 === 0) scope.progress({ attempts: [], skipped: [], next });
+    // Others say what they wait for, and some of those are lost before they say that it is over.
+    if (scope.waited !== undefined) this.count("waits that a take-over kept");
+    if (fate % 7 === 0 || scope.waited !== undefined) {
+      const wait = { for: "slot", since_ms: world.now_ms(), until_ms: world.now_ms() + 30_000, message: "" };
+      scope.progress({ attempts: [], skipped: [], wait });
+      await pause(world, fateOfAttempt % 400);
+      scope.progress({ attempts: [], skipped: [], wait: null });
+    }
     scope.so_far(() => {
       this.count("asked when stopped");
       return { attempts: [], usage: null, cost_usd_micros: 0, price_version: null };

@@ -1,0 +1,139 @@
+// Goal:   nobody has to ask why a turn waits: for a slot, for a provider's window, or for money, the session itself says for what, since when and
+//         until when at the latest, over HTTP, in its events and to `troupe explain`; and still does when its worker was killed while it waited.
+// Method: the real `up` with two workers; a tenant for each reason, whose only slot, permit or money another session of it has; kill -9 in the wait.
+import { beforeAll, expect, test, vi } from "vitest";
+import type { JsonObject } from "../../protocol/json.ts";
+import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+
+vi.setConfig({ testTimeout: 120_000 });
+
+let troupe: Troupe;
+const keys = new Map<string, string>();
+
+async function cli(args: readonly string[]): Promise<string> {
+  const ran = await troupe.cli(args);
+  expect(ran, args.join(" ")).toMatchObject({ code: 0 });
+  return ran.stdout;
+}
+async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 40_000): Promise<T> {
+  for (const give_up_ms = performance.now() + patience_ms; ; await later(50, undefined)) {
+    const value = await read();
+    if (good(value) || performance.now() > give_up_ms) return value;
+  }
+}
+
+interface View extends JsonObject {
+  readonly state: string;
+  readonly wait_reason: string | null;
+  readonly waits_for: JsonObject | null;
+}
+const view = (tenant: string, id: string): Promise<View> => troupe.json<View>(200, `/v1/sessions/${id}`, { key: keys.get(tenant) ?? null });
+const events = async (tenant: string, id: string): Promise<JsonObject[]> =>
+  (await troupe.journal(`${tenant}/session/${id}`)).flatMap((message) => message.events);
+const answer = (tokens: number, token_ms: number): string => JSON.stringify([{ say: "one", tokens, token_ms }]);
+async function say(tenant: string, id: string, content: string): Promise<void> {
+  const key = keys.get(tenant) ?? null;
+  await troupe.json(201, "/v1/sessions", { json: { id, agent: "assistant" }, key });
+  await troupe.json(202, `/v1/sessions/${id}/messages`, { json: { content }, key });
+}
+const isAtWork = (all: readonly JsonObject[]): boolean => all.some(({ type }) => type === "model.started");
+const hasEnded = (all: readonly JsonObject[]): boolean => all.some(({ type }) => type === "turn.completed" || type === "turn.failed");
+
+beforeAll(async () => {
+  troupe = await startTroupe();
+  const agent = JSON.stringify({ agent: "assistant", model: "simulated/script", max_output_tokens: 25 });
+  for (const tenant of ["slots", "windows", "money"]) {
+    await cli(["tenants", "create", tenant]);
+    keys.set(tenant, (await cli(["keys", "create", "--tenant", tenant])).trim());
+    expect(await troupe.cli(["agents", "put", "--tenant", tenant, "-"], { stdin: agent })).toMatchObject({ code: 0 });
+  }
+}, 120_000);
+
+test("for a slot: told while it waits, and by the state that the next worker takes over when the first is killed", async () => {
+  await cli(["budget", "set", "--tenant", "slots", "--concurrency", "1"]);
+  await say("slots", "first", answer(20, 1_000));
+  await eventually(() => events("slots", "first"), isAtWork);
+  await later(500, undefined); // it has the slot
+  await say("slots", "second", answer(2, 5));
+  const waits = await eventually(
+    () => view("slots", "second"),
+    ({ waits_for }) => waits_for !== null,
+  );
+  expect(waits).toMatchObject({ state: "thinking", waits_for: { for: "slot", message: "1 of 1 calls of this tenant run already" } });
+  expect(waits.wait_reason).toMatch(/^its model call waits for a slot of its tenant since \d{4}-.*Z, until \d{4}-.*Z at the latest: 1 of 1 calls/);
+  const { since, until } = waits.waits_for as { since: string; until: string };
+  expect(Date.parse(until) - Date.parse(since)).toBeGreaterThan(60_000);
+  expect((await events("slots", "second")).find(({ type }) => type === "model.waiting")).toMatchObject({
+    for: "slot",
+    turn: 1,
+    step: 0,
+    attempt: 1,
+    since,
+    until,
+    details: { concurrency: 1, concurrency_max: 1 },
+  });
+  const told = JSON.parse(await cli(["explain", "slots/session/second", "--json"])) as View;
+  expect(told).toMatchObject({ waits_for: { for: "slot", since } });
+  // The journal's reason, and beside it how many go before it, which only the line knows.
+  expect(told.wait_reason).toMatch(/waits for a slot of its tenant since .*; its model call waits .*0 of 1 that wait go before it/);
+
+  const owner = (await troupe.journal("slots/session/second")).at(-1)?.worker ?? "";
+  const killed = await troupe.kill9("worker", owner);
+  await eventually(
+    () => events("slots", "second"),
+    (all) => all.some(({ type }) => type === "session.claimed"),
+  );
+  const after = await view("slots", "second");
+  expect(after, "the reason stands in the state that was taken over").toMatchObject({ state: "thinking", waits_for: { for: "slot", since } });
+  expect(JSON.parse(await cli(["explain", "slots/session/second", "--json"])) as View).toMatchObject({ waits_for: { for: "slot", since } });
+  // The next attempt stands in line itself, and has waited since the first one did; what it waits for then ends.
+  await troupe.json(200, "/v1/sessions/first/cancel", { method: "POST", key: keys.get("slots") ?? null });
+  const all = await eventually(() => events("slots", "second"), hasEnded);
+  expect(all.filter(({ type }) => type === "turn.completed")).toHaveLength(1);
+  const waited = all.filter(({ type }) => type === "model.waited");
+  expect(waited).toMatchObject([{ for: "slot", attempt: 2 }]);
+  expect(waited[0]?.["waited_ms"]).toBeGreaterThan(1_000);
+  expect(await view("slots", "second")).toMatchObject({ state: "idle", wait_reason: "waits for a message", waits_for: null });
+  await troupe.replaced(killed);
+});
+
+test("for a provider's window: with when it asks again, and until when at the latest", async () => {
+  await cli(["budget", "set", "--tenant", "windows", "--rate", "simulated=1/-/8"]);
+  await say("windows", "first", answer(2, 5));
+  await eventually(() => events("windows", "first"), hasEnded);
+  await say("windows", "second", answer(2, 5));
+  const waits = await eventually(
+    () => view("windows", "second"),
+    ({ waits_for, state }) => waits_for !== null || state === "idle",
+  );
+  expect(waits).toMatchObject({ state: "thinking", waits_for: { for: "rate", provider: "simulated", message: "the window of simulated is full" } });
+  const { since, again, until } = waits.waits_for as { since: string; again: string; until: string };
+  expect(Date.parse(again)).toBeGreaterThan(Date.parse(since));
+  expect(Date.parse(until)).toBeGreaterThanOrEqual(Date.parse(again));
+  expect(await cli(["explain", "windows/session/second"])).toMatch(/waits for the rate window of simulated since .* asks again at /);
+  const all = await eventually(() => events("windows", "second"), hasEnded);
+  expect(all.map(({ type }) => type).filter((type) => /^(model\.wait|turn\.(completed|failed))/.test(String(type)))).toEqual([
+    "model.waiting",
+    "model.waited",
+    "turn.completed",
+  ]);
+  expect(await cli(["explain", "windows/session/second"])).toMatch(/model call 1\.0 waited \d+ ms for rate/);
+});
+
+test("for money that another call holds and gives back", async () => {
+  await cli(["budget", "set", "--tenant", "money", "--limit-usd-micros", "255", "--period", "none"]);
+  await say("money", "first", answer(10, 500));
+  await eventually(() => events("money", "first"), isAtWork);
+  await later(500, undefined);
+  await say("money", "second", answer(2, 5));
+  const waits = await eventually(
+    () => view("money", "second"),
+    ({ waits_for, state }) => waits_for !== null || state === "idle",
+  );
+  expect(waits).toMatchObject({ state: "thinking", waits_for: { for: "money", message: expect.stringContaining("the tenant's budget has") } });
+  expect(await cli(["explain", "money/session/second"])).toMatch(/waits for money that other calls hold since .* until .* at the latest/);
+  const all = await eventually(() => events("money", "second"), hasEnded);
+  expect(all.find(({ type }) => type === "model.waiting")).toMatchObject({ details: { limit_usd_micros: 255, may_return: true } });
+  expect(all.filter(({ type }) => type === "turn.completed")).toHaveLength(1);
+  expect(await view("money", "second")).toMatchObject({ waits_for: null });
+});
