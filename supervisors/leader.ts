@@ -130,6 +130,8 @@ interface Leadership {
   /** When a worker that is not present was last heard, and what its lease said. */
   readonly missing: Map<string, { readonly lease: WorkerLease | undefined; readonly heard_ms: number }>;
   readonly table: Map<number, Placed>;
+  /** Shards whose entry was written and nobody said what became of it: nothing follows from what is known of them. */
+  readonly doubtful: Set<number>;
   /** When a planned move was first seen, for its deadline. */
   readonly moves: Map<number, { readonly to: string; readonly seen_ms: number }>;
   readonly unowned_since_ms: Map<number, number>;
@@ -612,6 +614,7 @@ export class Leader {
     await Promise.all([...leadership.present.keys()].map((worker) => this.#greet(leadership, worker)));
     await Promise.all([...leadership.cells.keys()].filter((worker) => !leadership.present.has(worker)).map((worker) => this.#miss(leadership, worker)));
     if (!this.#mayAct(leadership)) return;
+    await this.#readDoubtful(leadership);
     await this.#followTable(leadership);
     if (!this.#mayAct(leadership)) return;
     const now_ms = this.#options.world.monotonic_ms();
@@ -629,7 +632,19 @@ export class Leader {
       if (decision.kind === "assign" && !leadership.unowned_since_ms.has(decision.shard)) leadership.unowned_since_ms.set(decision.shard, now_ms);
     for (const shard of unplaced) if (!leadership.unowned_since_ms.has(shard)) leadership.unowned_since_ms.set(shard, now_ms);
     const decided = new Set(decisions.map((decision) => decision.shard));
-    await Promise.all([...decisions, ...this.#overdue(leadership, decided)].map((decision) => this.#carryOut(leadership, decision)));
+    const known = [...decisions, ...this.#overdue(leadership, decided)].filter(({ shard }) => !leadership.doubtful.has(shard));
+    await Promise.all(known.map((decision) => this.#carryOut(leadership, decision)));
+  }
+
+  async #readDoubtful(leadership: Leadership): Promise<void> {
+    await Promise.all(
+      [...leadership.doubtful].map(async (shard) => {
+        const read = await this.#attempt("the placement of a shard", async () => ({ entry: await this.#placement.get(placementKey(shard)) }));
+        if (read === undefined) return;
+        if (read.entry !== undefined) this.#placed(leadership, read.entry);
+        leadership.doubtful.delete(shard);
+      }),
+    );
   }
 
   /** A worker with a lease: known, of this incarnation, ready or draining. */
@@ -757,6 +772,7 @@ export class Leader {
         if (record === undefined) return;
         const dead = !isAlive(record.state);
         for (const [shard, epoch] of record.shards) {
+          if (leadership.doubtful.has(shard)) continue;
           const entry = leadership.table.get(shard)?.entry;
           if (entry !== undefined && entry.worker === worker && entry.incarnation === record.incarnation && entry.epoch >= epoch) continue;
           // A dead worker's shard is released when it has another owner, so that its journal says to whom it went.
@@ -770,6 +786,7 @@ export class Leader {
         }
         if (record.state !== "ready") return;
         for (const shard of this.#ownedBy(leadership, worker)) {
+          if (leadership.doubtful.has(shard)) continue;
           const entry = leadership.table.get(shard)?.entry;
           if (entry === undefined || entry.worker !== worker || entry.incarnation !== record.incarnation || (record.shards.get(shard) ?? -1) >= entry.epoch)
             continue;
@@ -874,6 +891,7 @@ export class Leader {
       return true;
     }
     if (outcome.kind === "unavailable") {
+      leadership.doubtful.add(shard);
       this.#outage();
       return false;
     }
@@ -1025,6 +1043,7 @@ function newLeadership(epoch: number, incarnation: string, began_ms: number): Le
     present: new Map(),
     missing: new Map(),
     table: new Map(),
+    doubtful: new Set(),
     moves: new Map(),
     unowned_since_ms: new Map(),
     detected_ms: new Map(),

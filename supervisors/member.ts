@@ -518,7 +518,7 @@ export class Member {
     const since = timestamp(world.now_ms());
     const next: PlacementEntry =
       successor === undefined
-        ? { worker: "", incarnation: "", epoch: entry.epoch, from: id, reason: "released", since }
+        ? { worker: "", incarnation: this.draining ? this.#incarnation : "", epoch: entry.epoch, from: id, reason: "released", since }
         : { worker: successor.id, incarnation: successor.incarnation, epoch: entry.epoch + 1, from: id, reason: "moved", since };
     const value = encodeRecord(next);
     const outcome = await this.#placement.update(placementKey(shard), value, revision);

@@ -119,7 +119,13 @@ export function planPlacement(input: PlacementInput, strategy: PlacementStrategy
       continue;
     }
     const entry = input.table.get(shard);
-    const worker = entry?.moving_to !== undefined && good.has(entry.moving_to) ? entry.moving_to : strategy.pick(shard, candidates());
+    // Who released it to nobody is leaving, whatever its lease said when it was heard last: given back, it would be released again at once.
+    const stay = candidates().filter(({ id }) => entry?.worker !== "" || entry.from !== id || entry.incarnation !== living.get(id)?.incarnation);
+    if (stay.length === 0) {
+      unplaced.push(shard);
+      continue;
+    }
+    const worker = entry?.moving_to !== undefined && good.has(entry.moving_to) ? entry.moving_to : strategy.pick(shard, stay);
     const chosen = living.get(worker);
     assert(chosen !== undefined && good.has(worker), "P1: a shard is given to a ready worker");
     const epoch = Math.max(entry?.epoch ?? 0, input.epochs.get(shard) ?? 0) + 1; // P4

@@ -31,7 +31,7 @@ export type LeaderLease = Readonly<z.infer<typeof leaderLease>>;
 const placementEntry = z.object({
   /** Empty when nobody owns the shard: its owner released it. */
   worker: z.union([id, z.literal("")]),
-  /** The incarnation of the worker that the shard was given to. */
+  /** The incarnation of the worker that the shard was given to. Of a shard that a leaving worker released: that worker's, so that it is not given back. */
   incarnation: z.string().max(64),
   /** Rises with every change of owner, and only rises. */
   epoch: z.int().min(0),

@@ -51,6 +51,16 @@ describe("single cases", () => {
     expect(decisions.map((decision) => decision.kind === "assign" && decision.worker)).toEqual(["a", "b", "a", "b", "a", "b", "a", "b"]);
   });
 
+  test("a shard that a leaving worker released is not given back to it, only to its next life or to another", () => {
+    const released = new Map([[0, { worker: "", incarnation: "w1-a", epoch: 3, from: "w1", reason: "released", since: "" }]]);
+    const plan = (...ready: PlacementWorker[]) => planPlacement({ shards: 1, workers: ready, table: released, epochs: new Map(), required_versions: [] });
+    const w1 = (incarnation: string): PlacementWorker => ({ id: "w1", incarnation, condition: "ready", versions: [] });
+    const w2: PlacementWorker = { id: "w2", incarnation: "w2-a", condition: "ready", versions: [] };
+    expect(plan(w1("w1-a"))).toEqual({ decisions: [], unplaced: [0] });
+    expect(plan(w1("w1-a"), w2).decisions).toMatchObject([{ kind: "assign", shard: 0, worker: "w2", epoch: 4 }]);
+    expect(plan(w1("w1-b")).decisions).toMatchObject([{ kind: "assign", shard: 0, worker: "w1", epoch: 4 }]);
+  });
+
   test("a shard of an earlier incarnation is nobody's, though a worker of that name lives", () => {
     const { decisions } = planPlacement(input([worker("w1", "ready", "w1-2")], [[0, owned("w1", 4)]], { shards: 1 }));
     expect(decisions).toEqual([{ kind: "assign", shard: 0, worker: "w1", incarnation: "w1-2", epoch: 5, from: "w1", reason: "owner_gone" }]);
