@@ -7,7 +7,18 @@
 //   L2. Losing the connection ends every open question at once: its answer can no longer arrive.
 //   L3. Nothing of ours throws inside a callback of the client: it would stop its read loop without a word.
 //   L4. While disconnected nothing is handed to the client, which would send it whenever it is back; questions wait instead.
-import { connect, createInbox, headers as newHeaders, type Msg, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
+import { readFileSync } from "node:fs";
+import {
+  type Authenticator,
+  connect,
+  createInbox,
+  credsAuthenticator,
+  headers as newHeaders,
+  type Msg,
+  type MsgHdrs,
+  type NatsConnection,
+  nkeyAuthenticator,
+} from "@nats-io/transport-node";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { pause, type World } from "../protocol/world.ts";
 import type { ConnectionState, Headers, Subscription } from "./port.ts";
@@ -24,6 +35,8 @@ export interface LinkOptions {
   readonly user?: string;
   readonly password?: string;
   readonly token?: string;
+  /** A file with a user's JWT and its key (`.creds`), or with the seed of an nkey alone; instead of user and password. Read anew at every connection. */
+  readonly creds_file?: string;
   /** The connection is encrypted, and the broker is who one of these authorities says. */
   readonly tls?: LinkTls;
   /** The connection's name, as the broker's events and monitoring show it. */
@@ -72,6 +85,8 @@ const PING_EVERY_MS = 5_000;
 const PINGS_MISSED_MAX = 2;
 const RECONNECT_WAIT_MS = 100;
 const FIRST_CONNECTION_PATIENCE_MS = 30_000;
+/** One attempt. A broker that misses our certificate says so after the handshake, where the client does not hear it and waits out its time (20 s by itself). */
+const DIAL_PATIENCE_MS = 5_000;
 /** Between repeats of a question to a broker that is starting or electing. */
 const RETRY_FIRST_MS = 25;
 const RETRY_MAX_MS = 400;
@@ -86,6 +101,7 @@ const decoder = new TextDecoder();
 export async function openLink(options: LinkOptions): Promise<Link> {
   const { world, log } = options;
   const give_up_at_ms = world.monotonic_ms() + (options.first_connection_patience_ms ?? FIRST_CONNECTION_PATIENCE_MS);
+  const authenticator = options.creds_file === undefined ? undefined : signing(options.creds_file);
   for (;;) {
     try {
       const connection = await connect({
@@ -94,7 +110,9 @@ export async function openLink(options: LinkOptions): Promise<Link> {
         ...(options.user === undefined ? {} : { user: options.user }),
         ...(options.password === undefined ? {} : { pass: options.password }),
         ...(options.token === undefined ? {} : { token: options.token }),
+        ...(authenticator === undefined ? {} : { authenticator }),
         ...(options.tls === undefined ? {} : { tls: tlsOf(options.tls) }),
+        timeout: DIAL_PATIENCE_MS,
         inboxPrefix: options.inbox_prefix ?? "_INBOX",
         maxReconnectAttempts: -1,
         reconnectTimeWait: RECONNECT_WAIT_MS,
@@ -115,6 +133,20 @@ export async function openLink(options: LinkOptions): Promise<Link> {
       await pause(world, RECONNECT_WAIT_MS);
     }
   }
+}
+
+/** Signs the broker's nonce with the key of a file. While the file cannot be read, with what it last held: it may be being replaced. */
+function signing(file: string): Authenticator {
+  let held = readFileSync(file);
+  return (nonce) => {
+    try {
+      held = readFileSync(file);
+    } catch {
+      // What it held counts until the broker says otherwise.
+    }
+    const bears_jwt = held.includes("BEGIN NATS USER JWT");
+    return (bears_jwt ? credsAuthenticator(held) : nkeyAuthenticator(encoder.encode(decoder.decode(held).trim())))(nonce);
+  };
 }
 
 function tlsOf({ ca_file, cert_file, key_file }: LinkTls): { caFile?: string; certFile?: string; keyFile?: string } {

@@ -12,6 +12,7 @@ export interface SystemLogin {
   readonly servers: string | readonly string[];
   readonly user?: string;
   readonly password?: string;
+  readonly creds_file?: string;
   readonly tls?: LinkTls;
   readonly name: string;
   readonly log: Log;

@@ -44,6 +44,7 @@ export interface JetStreamOptions {
   readonly user?: string;
   readonly password?: string;
   readonly token?: string;
+  readonly creds_file?: string;
   readonly tls?: LinkTls;
   /** The connection's name in the broker's events and monitoring. */
   readonly name: string;

@@ -31,8 +31,7 @@ export function connect(
   return connectJetStream({
     servers: serversOf(settings),
     ...natsTls(settings),
-    ...(settings.TROUPE_NATS_USER === undefined ? {} : { user: settings.TROUPE_NATS_USER }),
-    ...(settings.TROUPE_NATS_PASSWORD === undefined ? {} : { password: settings.TROUPE_NATS_PASSWORD }),
+    ...natsLogin(settings),
     name,
     shards: settings.TROUPE_SHARDS,
     replicas: settings.TROUPE_REPLICAS,
@@ -46,6 +45,16 @@ export function connect(
 
 export const serversOf = ({ TROUPE_NATS_URL }: Settings): string => TROUPE_NATS_URL ?? "nats://127.0.0.1:4222";
 
+/** How the broker knows this process. */
+function natsLogin({ TROUPE_NATS_USER: user, TROUPE_NATS_PASSWORD: password, TROUPE_NATS_CREDS: creds_file }: Settings): {
+  user?: string;
+  password?: string;
+  creds_file?: string;
+} {
+  if (creds_file !== undefined) return { creds_file };
+  return { ...(user === undefined ? {} : { user }), ...(password === undefined ? {} : { password }) };
+}
+
 /** How the broker is known to be the broker; nothing where it is spoken to in the clear. */
 export function natsTls({ TROUPE_NATS_TLS_CA: ca_file, TROUPE_NATS_TLS_CERT: cert_file, TROUPE_NATS_TLS_KEY: key_file }: Settings): { tls?: LinkTls } {
   const tls: LinkTls = {
@@ -58,12 +67,10 @@ export function natsTls({ TROUPE_NATS_TLS_CA: ca_file, TROUPE_NATS_TLS_CERT: cer
 
 /** The second, idle connection of a process whose main one is called `name`. */
 export function lifeline({ settings, log, world }: Runtime, name: string): Promise<{ close(): Promise<void> }> {
-  const { TROUPE_NATS_USER: user, TROUPE_NATS_PASSWORD: password } = settings;
   return holdLifeline({
     servers: serversOf(settings),
     ...natsTls(settings),
-    ...(user === undefined ? {} : { user }),
-    ...(password === undefined ? {} : { password }),
+    ...natsLogin(settings),
     name: lifelineName(name),
     log,
     world,
@@ -72,9 +79,10 @@ export function lifeline({ settings, log, world }: Runtime, name: string): Promi
 
 /** Undefined when this process has no login of the system account. */
 export async function connectionWatch({ settings, log, world }: Runtime, name: string): Promise<ConnectionWatch | undefined> {
-  const { TROUPE_NATS_SYSTEM_USER: user, TROUPE_NATS_SYSTEM_PASSWORD: password = "", TROUPE_NATS_ACCOUNT: account } = settings;
-  if (user === undefined) return undefined;
-  return watchConnections({ servers: serversOf(settings), ...natsTls(settings), user, password, account, name, log, world });
+  const { TROUPE_NATS_SYSTEM_USER: user, TROUPE_NATS_SYSTEM_PASSWORD: password = "", TROUPE_NATS_SYSTEM_CREDS: creds_file } = settings;
+  if (user === undefined && creds_file === undefined) return undefined;
+  const login = creds_file === undefined ? { ...(user === undefined ? {} : { user }), password } : { creds_file };
+  return watchConnections({ servers: serversOf(settings), ...natsTls(settings), ...login, account: settings.TROUPE_NATS_ACCOUNT, name, log, world });
 }
 
 /** Keeps the gauge of the bus true. */

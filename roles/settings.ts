@@ -28,9 +28,12 @@ const shape = z.object({
   TROUPE_NATS_URL: filled.optional(),
   TROUPE_NATS_USER: z.string().optional(),
   TROUPE_NATS_PASSWORD: z.string().optional(),
+  /** A file instead of user and password: a user's JWT with its key (`.creds`), or the seed of an nkey. Read anew at every connection. */
+  TROUPE_NATS_CREDS: filled.optional(),
   /** A login of the broker's system account, for supervisors: they see a killed worker at once. Without it the leases alone decide. */
   TROUPE_NATS_SYSTEM_USER: z.string().optional(),
   TROUPE_NATS_SYSTEM_PASSWORD: z.string().optional(),
+  TROUPE_NATS_SYSTEM_CREDS: filled.optional(),
   /** The runtime's account, as the broker names it. */
   TROUPE_NATS_ACCOUNT: z
     .string()
