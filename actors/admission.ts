@@ -4,6 +4,7 @@ import type { AgentConfig, Command } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import { seqOfMessage, type SessionParent } from "../protocol/session-parent.ts";
 import type { Providers } from "../providers/registry.ts";
 import type { ActorView } from "../state-machines/definition.ts";
 import { allowed, permissionsOf } from "../state-machines/permission.ts";
@@ -13,6 +14,7 @@ import type { BudgetStanding } from "./budget-standing.ts";
 import type { CallPool } from "./call-pool.ts";
 import type { Directory, TenantRecord } from "./directory.ts";
 import { refusalOfModel } from "./tenant-models.ts";
+import type { TurnFinder } from "./turn-finder.ts";
 
 /** Answers the refusal, or undefined. Rejects when it cannot be known now; what is asked about may have been stored already, and waits then. */
 export type Admit = (actor: ActorAddress, command: Command, view?: ActorView) => Promise<ErrorBody | undefined>;
@@ -65,11 +67,28 @@ function refuseProvider(providers: Providers, { body }: Command): ErrorBody | un
   });
 }
 
+/** DP3: only what was accepted before can be named. Another tenant's sessions are not there, like those that never were. */
+async function refuseAfter(turns: TurnFinder, actor: ActorAddress, parents: readonly SessionParent[]): Promise<ErrorBody | undefined> {
+  for (const [index, { session, message }] of parents.entries()) {
+    const found = await turns.find({ tenant: actor.tenant, kind: "session", id: session }, message);
+    if (found.kind === "found") continue;
+    const own = found.kind === "no_message" && session === actor.id && seqOfMessage(message) > found.seq;
+    const what = own ? "this message cannot come after itself or a later one" : `there is no message ${message} of a session '${session}'`;
+    return errorBody(own ? "dependency_cycle" : "dependency_unknown", what, { session, message, errors: [{ pointer: `/after/${index}`, message: what }] });
+  }
+  return undefined;
+}
+
+/** Who asks to be told is told, so he must be of the tenant. */
+const refuseAsker = (actor: ActorAddress, { body }: Command): ErrorBody | undefined =>
+  String(body["from"]).startsWith(`${actor.tenant}/`) ? undefined : errorBody("forbidden", "only sessions of the tenant are told of its turns");
+
 export function createAdmission({
   directory,
   providers,
   standing,
   pool,
+  turns,
   tools = BUILT_IN_TOOLS,
 }: {
   directory: Directory;
@@ -77,6 +96,8 @@ export function createAdmission({
   standing?: BudgetStanding;
   /** Says when so many calls of a tenant wait that no message can be taken. */
   pool?: Pick<CallPool, "refusal">;
+  /** Looks for the messages that others come after. Absent: none may. */
+  turns?: TurnFinder;
   /** The tools there are. */
   tools?: ToolTable;
 }): Admit {
@@ -86,6 +107,8 @@ export function createAdmission({
     if (actor.kind === "tenant") return undefined; // said by operators only, and about the very thing that is asked here
     if (actor.kind === "budget" && command.type === "budget.configure") return refuseForeign(actor, command);
     if (actor.kind === "budget" && ALWAYS_OF_BUDGETS.includes(command.type)) return undefined;
+    if (command.type === "dependency.ask") return refuseAsker(actor, command);
+    if (command.type === "dependency.told") return undefined;
     // Not knowing is neither a yes nor a no: this rejects for a tenant whose state cannot be read.
     const tenant = await directory.tenant(actor.tenant);
     if (tenant === undefined) return errorBody("not_found", `there is no tenant '${actor.tenant}'`);
@@ -93,6 +116,10 @@ export function createAdmission({
     const crowded = command.type === "message.send" ? pool?.refusal(actor.tenant) : undefined;
     if (crowded !== undefined) return crowded;
     if (command.type === "message.send" && actor.kind === "session" && view !== undefined) {
+      const parents = command.body["after"] as unknown as readonly SessionParent[] | undefined;
+      if (parents !== undefined && turns === undefined) return errorBody("unavailable", "this process cannot read other sessions");
+      const unknown = parents === undefined || turns === undefined ? undefined : await refuseAfter(turns, actor, parents);
+      if (unknown !== undefined) return unknown;
       const { agent, user, config } = sessionContextOf(view);
       return standing?.refusal(actor.tenant, { session: actor.id, agent, user, model: config?.model ?? null });
     }

@@ -48,6 +48,7 @@ function modelsOf(config: AgentConfig): string[] {
 export const EFFECT_DECLARATIONS: Readonly<Record<string, EffectDeclaration>> = {
   load_configuration: { kind: "none", why: "it reads what the tenant configured, permissions among it, and acts on nothing" },
   call_model: { kind: "actions", code: "forbidden", of: (_, { config }) => modelsOf(config).map((name) => ({ kind: "model", name })) },
+  look_up_turns: { kind: "none", why: "it reads how turns of the tenant's own sessions ended, and acts on nothing" },
   deliver_webhook: {
     kind: "none",
     why: "it tells an address that the tenant's administrators named what happened; which addresses may be called is judged there",

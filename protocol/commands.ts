@@ -11,6 +11,7 @@ import { CIPHERTEXT_CHARACTERS_MAX } from "./key-ring.ts";
 import { CALL_TIMEOUT_MS_MAX, COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX } from "./limits.ts";
 import { isPrincipal } from "./principal.ts";
 import { PRIORITIES } from "./priority.ts";
+import { AFTER_MAX, MESSAGE_ID_PATTERN } from "./session-parent.ts";
 import type { CommandChannel } from "./subjects.ts";
 
 export const HEADER_IDEMPOTENCY_KEY = "Idempotency-Key";
@@ -96,6 +97,17 @@ const permissionRules = z.array(permissionRule).max(256);
 
 const priority = z.enum(PRIORITIES);
 
+/** A message of a session of the same tenant. */
+const sessionParent = z.object({ session: id, message: z.string().regex(MESSAGE_ID_PATTERN, "m and a number, as message_id has it") });
+const sessionPath = z.string().regex(/^[A-Za-z0-9_-]{1,64}\/session\/[A-Za-z0-9_-]{1,64}$/, "{tenant}/session/{id}");
+
+/** Calls that an agent may make by itself in a calendar period (UTC); its money is a level of its tenant's budget. Strict, over all workers. */
+const actionLimits = z.object({
+  model_calls: z.int().min(0).max(1_000_000_000).optional(),
+  tool_calls: z.int().min(0).max(1_000_000_000).optional(),
+  period: z.enum(["day", "week", "month", "none"]).default("day"),
+});
+
 /** What an agent is. A version of it is frozen into each session that is created from it. */
 export const agentConfig = z.object({
   model: modelName,
@@ -112,6 +124,8 @@ export const agentConfig = z.object({
   fallbacks: fallbacks.optional(),
   degrade: degrade.optional(),
   guardrails: guardrails.optional(),
+  /** What it may do by itself. */
+  limits: z.object({ actions: actionLimits.optional() }).optional(),
   /** Whose grants it has. */
   roles: z.array(id).max(16).optional(),
   /** How long an idle session lives, and a paused or hibernated one (AR-F50). Milliseconds. */
@@ -198,8 +212,22 @@ export const COMMANDS = {
     },
     "message.send": {
       channels: ["command", "control"],
-      body: z.object({ content: messageContent, on_busy: z.enum(["enqueue", "reject", "interrupt"]).optional(), priority: priority.optional() }),
+      body: z
+        .object({
+          content: messageContent,
+          on_busy: z.enum(["enqueue", "reject", "interrupt"]).optional(),
+          priority: priority.optional(),
+          /** Its turn begins when the turns of these messages have completed, and fails when one did not. */
+          after: z.array(sessionParent).min(1).max(AFTER_MAX).optional(),
+        })
+        .refine(({ after, on_busy }) => after === undefined || on_busy !== "interrupt", {
+          path: ["after"],
+          message: "a message that interrupts comes after none",
+        }),
     },
+    /** From a session with a message that comes after one of this session's: it wants to hear when that turn has ended. */
+    "dependency.ask": { channels: ["control"], body: sessionParent.extend({ from: sessionPath }) },
+    "dependency.told": { channels: ["control"], body: sessionParent },
     "turn.cancel": { channels: ["command", "control"], body: reason },
     "session.pause": { channels: ["command", "control"], body: reason },
     "session.resume": { channels: ["command", "control"], body: reason },
@@ -303,6 +331,7 @@ export const COMMANDS = {
           ...ask,
           degraded: z.object({ ...ask, rate: rateOfCall.optional() }).optional(),
           rate: rateOfCall.optional(),
+          actions: actionLimits.optional(),
           priority: priority.optional(),
         })
         .refine(
@@ -323,6 +352,10 @@ export const COMMANDS = {
     "budget.release": { channels: ["control"], body: z.object({ hold }) },
     "slot.acquire": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
     "slot.release": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
+    "action.acquire": {
+      channels: ["control"],
+      body: z.object({ action: hold, agent: id, kind: z.enum(["model_calls", "tool_calls"]), limits: actionLimits }),
+    },
     "rate.acquire": {
       channels: ["control"],
       body: z.object({

@@ -5,6 +5,7 @@ import type { JsonObject } from "./json.ts";
 export const ERRORS = {
   unauthenticated: { status: 401, title: "The credential is missing or not valid", transient: false },
   budget_exceeded: { status: 402, title: "The budget does not cover this", transient: false },
+  autonomy_exceeded: { status: 403, title: "The agent may do no more by itself", transient: false },
   forbidden: { status: 403, title: "The credential does not allow this", transient: false },
   not_found: { status: 404, title: "There is no such thing here", transient: false },
   conflict: { status: 409, title: "It exists with different content", transient: false },
@@ -13,6 +14,8 @@ export const ERRORS = {
   too_large: { status: 413, title: "The message is too large", transient: false },
   invalid: { status: 422, title: "The content is not valid", transient: false },
   agent_unknown: { status: 422, title: "There is no such agent", transient: false },
+  dependency_unknown: { status: 422, title: "There is no such message to come after", transient: false },
+  dependency_cycle: { status: 422, title: "A message cannot come after itself or a later one", transient: false },
   runtime_unsupported: { status: 422, title: "There is no such runtime", transient: false },
   model_unknown: { status: 422, title: "There is no such model", transient: false },
   price_unknown: { status: 422, title: "The model has no known price", transient: false },

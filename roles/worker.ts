@@ -20,6 +20,7 @@ import { createRestorer } from "../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../actors/shard-host.ts";
 import { createTenantModels, type TenantModels } from "../actors/tenant-models.ts";
 import { createTimedCalls, type TimedCalls } from "../actors/timed-calls.ts";
+import { createTurnFinder } from "../actors/turn-finder.ts";
 import { assert } from "../protocol/assert.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
@@ -173,6 +174,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     tenant_waiting_max: settings.TROUPE_TENANT_CALLS_WAITING_MAX,
     on_waited: waited,
   });
+  const turns = createTurnFinder({ bus, restorer });
   const timedCalls = (what: string): TimedCalls => createTimedCalls({ world, on_end: (how) => metrics.add("troupe_calls_ended_total", { what, how }) });
   const ended = { models: timedCalls("model"), tools: timedCalls("tool") };
   const dispatch = createDispatch({ world, tenant_waiting_max: settings.TROUPE_TENANT_COMMANDS_WAITING_MAX, on_begin: (ms) => waited("dispatch", ms) });
@@ -220,6 +222,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
               }),
           money: createModelMoney({ client: commands, world, providers, slots, pool }),
           pool,
+          turns,
           model_calls: ended.models,
           tool_calls: ended.tools,
           on_attempt: attemptsInto(metrics),
@@ -231,7 +234,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     next_commit_id: () => `${nonce}.${commits++}`,
     may_act: () => late.member?.may_act() ?? false,
     on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
-    admit: createAdmission({ directory, providers, standing, pool }),
+    admit: createAdmission({ directory, providers, standing, pool, turns }),
     dispatch,
     on_resumed(resumed) {
       teller.resumed(resumed);

@@ -6,7 +6,7 @@
 //   initializing ─────────▶ unhealthy          (session.resume: initializing again)
 //        │ agent, configuration, guardrails, tools, permissions are known
 //        ▼    message.send                 the model calls tools
-//      idle ───────────────▶ thinking ─────────────────────────────▶ acting
+//      idle ───────────────▶ thinking ─────────────────────────────▶ acting        (or first awaiting_dependency, where it comes after other turns)
 //       │ ▲                   │   ▲  ▲                                 │
 //       │ └──── turn ended ◀──┘   │  └───────── all are back ──────────┘
 //       │       nothing waits     └─ turn ended, the next message waits
@@ -34,7 +34,7 @@
 //   SE5. Everything kept has a bound: queue ≤ SESSION_QUEUE_MAX (+1 within an interrupted pause), transcript ≤ TRANSCRIPT_ITEMS_MAX,
 //        tools ≤ TOOL_CALLS_MAX.
 //   SE6. A model call is in flight exactly while thinking, tool calls only while acting, the configuration only while initializing, where
-//        nothing else is waited for but the next try.
+//        nothing else is waited for but the next try; and a look at other sessions' turns only while awaiting_dependency.
 //   SE7. A model chooses only among the tools its agent has and may use. Any other name is answered as an error, without an effect; one that is
 //        denied is told as tool.denied, in the commit before the model hears of it.
 //   SE8. What a guardrail blocked on its way to the model never reaches it: not in this turn, which ends, and not in the prompt of a later one.
@@ -45,6 +45,7 @@ import { errorBody } from "../protocol/errors.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { CALL_TIMEOUT_MS, LOOPS_DEFAULT, SESSION_QUEUE_MAX } from "../protocol/limits.ts";
+import { type SessionParent, parentName } from "../protocol/session-parent.ts";
 import { timestamp } from "../protocol/world.ts";
 import type { Permissions } from "./permission.ts";
 import {
@@ -61,6 +62,21 @@ import {
   type GroupResult,
   progressOf,
 } from "./definition.ts";
+import {
+  allCompleted,
+  asked,
+  type Askers,
+  failedParent,
+  looked,
+  lookAgainMs,
+  type LookInput,
+  type LookOutput,
+  noWait,
+  type Send,
+  toldOfEnds,
+  type Waiting,
+  waitsForParents,
+} from "./dependency.ts";
 import { modelCallDues } from "./model-dues.ts";
 import { type ModelWait, modelWaits, type ToldWait, waitOver, waitShown, waitWords } from "./model-wait.ts";
 import { BUILT_IN_TOOLS, type ToolTable, WAIT_MS_MAX } from "./tools.ts";
@@ -105,6 +121,8 @@ export interface Queued {
   readonly at: number;
   readonly turn: number;
   readonly message_id: string;
+  /** The turns it comes after, until they are known to have completed. */
+  readonly after?: readonly SessionParent[];
 }
 
 /** How a call ended that has no output. */
@@ -194,6 +212,10 @@ export interface SessionContext extends BaseContext {
   readonly retry?: ModelRetry | null;
   /** What the model call in flight waits for before it is made; absent until one has waited, null when it is over. */
   readonly wait?: ModelWait | null;
+  /** While the message whose turn is next waits for other turns; absent until one has done so, null when none does. */
+  readonly dependency?: Waiting | null;
+  /** Who wants to hear when a turn of this session ends; absent until somebody asked. */
+  readonly askers?: Askers;
 }
 
 /** Why a model call waits, and until when. */
@@ -325,6 +347,7 @@ export const sessionEffects = {
   load_configuration: effect<ConfigurationInput, ConfigurationOutput>(),
   call_model: effect<ModelInput, ModelOutput>(),
   call_tool: effect<ToolInput, ToolOutput>(),
+  look_up_turns: effect<LookInput, LookOutput>(),
 };
 
 // ── decisions: pure functions from the context to what changes, what is told, what begins and what ends ────────────────────────────────
@@ -336,6 +359,7 @@ interface Change {
   readonly start?: readonly ToolInput[];
   /** Ids of effects. */
   readonly stop?: readonly string[];
+  readonly send?: readonly Send[];
 }
 
 interface CreationBody {
@@ -350,7 +374,10 @@ interface CreationBody {
 interface MessageBody {
   readonly content: MessageContent;
   readonly on_busy?: "enqueue" | "reject" | "interrupt";
+  readonly after?: readonly SessionParent[];
 }
+
+type AskBody = { readonly session: string; readonly message: string; readonly from: string };
 
 interface ReasonBody {
   readonly reason?: string;
@@ -435,13 +462,14 @@ function configured(context: SessionContext, { config, hash, agent_version, deni
 }
 
 /** SE1: a number for every message. An interrupting one goes before those that wait. */
-function received(context: SessionContext, place: "front" | "back"): Change {
+function received(context: SessionContext, place: "front" | "back", { after: parents }: MessageBody): Change {
   const turn = context.turns_assigned + 1;
   const message_id = `m${context.now.seq}`;
-  const message: Queued = { at: context.now.seq, turn, message_id };
+  const message: Queued = { at: context.now.seq, turn, message_id, ...(parents === undefined ? {} : { after: parents }) };
+  const comes_after = parents === undefined ? {} : { after: parents.map(parentName) };
   return {
     context: { turns_assigned: turn, queue: place === "front" ? [message, ...context.queue] : [...context.queue, message] },
-    tell: [{ type: "message.received", turn, message_id, ...(context.user === null ? {} : { user: context.user }) }],
+    tell: [{ type: "message.received", turn, message_id, ...(context.user === null ? {} : { user: context.user }), ...comes_after }],
     answer: { message_id, turn },
   };
 }
@@ -482,6 +510,65 @@ function turnBegun(context: SessionContext): Change {
     },
     tell: [{ type: "turn.started", turn, message_id }],
   };
+}
+
+// ── turns that come after others (dependency.ts) ──
+
+const headOf = ({ queue }: SessionContext): Queued => {
+  const [head] = queue;
+  assert(head !== undefined, "what waits for other turns is the message whose turn is next");
+  return head;
+};
+
+function waitingBegun(context: SessionContext): Change {
+  const { turn } = headOf(context);
+  return context.dependency?.turn === turn ? {} : { context: { dependency: noWait(turn) } };
+}
+
+function parentsLooked(context: SessionContext, output: LookOutput): Change {
+  const { waiting, send } = looked(context.dependency ?? noWait(headOf(context).turn), output);
+  return { context: { dependency: waiting }, send };
+}
+
+/** It could not be looked. */
+function lookFailed(context: SessionContext): Change {
+  const before = context.dependency ?? noWait(headOf(context).turn);
+  return { context: { dependency: { ...before, looks: before.looks + 1 } } };
+}
+
+/** DP1 */
+function parentsMet(context: SessionContext): Change {
+  const { after: _, ...head } = headOf(context);
+  return { context: { dependency: null, queue: [head, ...context.queue.slice(1)] }, tell: [{ type: "dependency.met", turn: head.turn }] };
+}
+
+/** The message whose turn is next does not get one. */
+function headGivenUp(context: SessionContext, turn_state: "failed" | "cancelled", end: ActorEvent): Change {
+  const { turn } = headOf(context);
+  return { context: { dependency: null, queue: context.queue.slice(1), turn, turn_state, step: 0, steps_void: 0 }, tell: [{ ...end, turn }] };
+}
+
+/** DP2 */
+function turnSkipped(context: SessionContext, output: LookOutput): Change {
+  const parent = failedParent(output);
+  assert(parent !== undefined, "DP2: a turn is skipped for a parent that did not end well");
+  const { session, message, end } = parent;
+  const why = end === "gone" ? "is gone" : end === "cancelled" ? "was cancelled" : "failed";
+  return headGivenUp(context, "failed", {
+    type: "turn.failed",
+    turn: 0,
+    reason: "dependency_failed",
+    message: `it comes after message ${message} of session ${session}, whose turn ${why}`,
+    details: { parent: { session, message, end } },
+  });
+}
+
+function parentAsked(context: SessionContext, asker: { session: string; message: string; from: string }): Change {
+  const { queue, turn, turn_state, transcript, askers = {} } = context;
+  const open = turn_state === "open" ? transcript.findLast((item) => item.role === "user" && item.turn === turn) : undefined;
+  const found = open !== undefined && `m${open.at}` === asker.message ? turn : queue.find(({ message_id }) => message_id === asker.message)?.turn;
+  const next = asked(askers, found, asker);
+  return { ...(next.askers === askers ? {} : { context: { askers: next.askers } }), send: next.send };
 }
 
 function stepBegun(context: SessionContext): Change {
@@ -675,7 +762,10 @@ const isPending = (tool: PendingTool): boolean => tool.outcome.kind === "pending
 const effectOf = (tool: PendingTool): string => `tool.${tool.index}`;
 
 const TOOL_DENIED = "denied";
-const failureEvent = ({ code }: Failed): "tool.denied" | "tool.failed" => (code === TOOL_DENIED ? "tool.denied" : "tool.failed");
+/** What its agent may do by itself is used up (limits.actions of its configuration): nothing ran. */
+const AUTONOMY_EXCEEDED = "autonomy_exceeded";
+const failureEvent = ({ code }: Failed): "tool.denied" | "tool.failed" =>
+  code === TOOL_DENIED || code === AUTONOMY_EXCEEDED ? "tool.denied" : "tool.failed";
 
 /** The model's calls, side by side. SE7: those that the agent does not have are answered at once. */
 function toolsCalled(context: SessionContext, output: ModelOutput, table: ToolTable): Change {
@@ -774,6 +864,7 @@ function after(context: SessionContext, first: Change, next: (context: SessionCo
     tell: [...(first.tell ?? []), ...(second.tell ?? [])],
     start: [...(first.start ?? []), ...(second.start ?? [])],
     stop: [...(first.stop ?? []), ...(second.stop ?? [])],
+    send: [...(first.send ?? []), ...(second.send ?? [])],
   };
 }
 
@@ -810,6 +901,8 @@ function queueDropped(context: SessionContext): Change {
 // ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 type SessionCommand =
+  | CommandEvent<"dependency.ask", AskBody>
+  | CommandEvent<"dependency.told", { readonly session: string; readonly message: string }>
   | CommandEvent<"message.send", MessageBody>
   | CommandEvent<"turn.cancel" | "session.pause" | "session.resume" | "session.hibernate" | "session.terminate" | "session.unpark", ReasonBody>;
 /** Said by the host: this actor lost its worker too often, or too expensively, without getting anywhere. */
@@ -834,12 +927,16 @@ interface Enqueue {
 }
 
 /** A change as XState's actions. XState's own type of `enqueue` depends on the machine that is not made yet; hence the cast. */
-function perform({ enqueue }: { enqueue: unknown }, change: Change): void {
+function perform({ context, enqueue }: { context: SessionContext; enqueue: unknown }, change: Change): void {
   const actions = enqueue as Enqueue;
+  // Whoever comes after a turn hears of its end in the commit that ends it.
+  const told = context.askers === undefined ? undefined : toldOfEnds(context.askers, change.tell ?? []);
   if (change.context !== undefined) actions.assign(change.context);
   for (const id of change.stop ?? []) actions.stopChild(id);
   for (const event of change.tell ?? []) actions.emit({ type: "tell", event });
   for (const input of change.start ?? []) actions.spawnChild("call_tool", { id: `tool.${input.index}`, input });
+  if (told !== undefined) actions.assign({ askers: told.askers });
+  for (const message of [...(change.send ?? []), ...(told?.send ?? [])]) actions.emit({ type: "send", ...message });
   if (change.answer !== undefined) actions.emit({ type: "answer", result: change.answer });
 }
 
@@ -850,6 +947,11 @@ function configurationInput({ agent, requested }: SessionContext): Configuration
 
 /** What the agent's calls may take beyond what calls get anyhow. The process that makes a call ends it in time; the machine's patience is for one that does not. */
 const longerCalls = ({ config }: SessionContext): number => Math.max(0, (config?.call_timeout_ms ?? CALL_TIMEOUT_MS) - CALL_TIMEOUT_MS);
+
+function messageOf(event: SessionEvent): MessageBody {
+  assert(event.type === "message.send", "only a message is received");
+  return event.body;
+}
 
 const maxLoops = (context: SessionContext): number => context.config?.max_loops ?? LOOPS_DEFAULT;
 
@@ -863,6 +965,7 @@ export function sessionMachineOver(table: ToolTable) {
       init_retry: ({ context }) => INIT_RETRY_MS[context.init?.retries ?? 0] ?? 0,
       model_patience: ({ context }) => MODEL_PATIENCE_MS + longerCalls(context),
       tools_patience: ({ context }) => TOOLS_PATIENCE_MS + longerCalls(context),
+      look_again: ({ context }) => lookAgainMs(context.dependency),
       idle_ttl: ({ context }) => context.config?.idle_ttl_ms ?? IDLE_TTL_MS,
       suspended_ttl: ({ context }) => context.config?.suspended_ttl_ms ?? SUSPENDED_TTL_MS,
     },
@@ -881,6 +984,9 @@ export function sessionMachineOver(table: ToolTable) {
       blocked: (_, { code }: { code: string }) => code === "guardrail",
       single_over: ({ context }) => context.mode === "single" && context.turn > 0 && context.turn_state !== "open",
       message_waits: ({ context }) => context.queue.length > 0,
+      message_comes_after: ({ context }) => context.queue[0]?.after !== undefined,
+      parents_completed: (_, output: LookOutput) => allCompleted(output),
+      parent_failed: (_, output: LookOutput) => failedParent(output) !== undefined,
     },
     actions: {
       tell_created: enqueueActions((args) => perform(args, tellCreated(args.context))),
@@ -891,8 +997,19 @@ export function sessionMachineOver(table: ToolTable) {
       block_turn: enqueueActions((args, error: EffectError) => perform(args, turnBlocked(args.context, error))),
       reach_boundary: enqueueActions((args) => perform(args, { context: { at_boundary: true } })),
       configure: enqueueActions((args, output: ConfigurationOutput) => perform(args, configured(args.context, output))),
-      receive: enqueueActions((args) => perform(args, received(args.context, "back"))),
-      receive_first: enqueueActions((args) => perform(args, received(args.context, "front"))),
+      receive: enqueueActions((args) => perform(args, received(args.context, "back", messageOf(args.event)))),
+      receive_first: enqueueActions((args) => perform(args, received(args.context, "front", messageOf(args.event)))),
+      begin_waiting: enqueueActions((args) => perform(args, waitingBegun(args.context))),
+      ask_parents: enqueueActions((args, output: LookOutput) => perform(args, parentsLooked(args.context, output))),
+      count_look: enqueueActions((args) => perform(args, lookFailed(args.context))),
+      meet_parents: enqueueActions((args) => perform(args, parentsMet(args.context))),
+      skip_turn: enqueueActions((args, output: LookOutput) => perform(args, turnSkipped(args.context, output))),
+      give_head_up: enqueueActions((args, { reason }: { reason: string }) =>
+        perform(args, headGivenUp(args.context, "cancelled", { type: "turn.cancelled", turn: 0, reason })),
+      ),
+      hear_asker: enqueueActions((args, asker: AskBody) => perform(args, parentAsked(args.context, asker))),
+      /** Told when it waits for nobody: it has looked by itself. */
+      pass_over: enqueueActions(() => undefined),
       begin_turn: enqueueActions((args) => perform(args, turnBegun(args.context))),
       begin_step: enqueueActions((args) => perform(args, stepBegun(args.context))),
       tell_model_started: enqueueActions((args) => perform(args, modelStarted(args.context))),
@@ -937,6 +1054,8 @@ export function sessionMachineOver(table: ToolTable) {
         target: ".parked",
         actions: { type: "park", params: ({ event }) => ({ tries: event.tries, cost_usd_micros: event.cost_usd_micros }) },
       },
+      "dependency.ask": { actions: { type: "hear_asker", params: ({ event }) => event.body } },
+      "dependency.told": { actions: "pass_over" },
       "session.terminate": {
         target: ".terminated",
         actions: [
@@ -997,6 +1116,7 @@ export function sessionMachineOver(table: ToolTable) {
           { guard: "pausing", target: "paused" },
           { guard: "loops_used", target: "choosing", reenter: true, actions: "end_loop" }, // SE2
           { guard: "turn_open", target: "thinking", actions: "begin_step" },
+          { guard: "message_comes_after", target: "awaiting_dependency", actions: "begin_waiting" },
           { guard: "message_waits", target: "thinking", actions: "begin_turn" },
           { target: "idle", actions: { type: "give_reason", params: { reason: null } } },
         ],
@@ -1011,6 +1131,47 @@ export function sessionMachineOver(table: ToolTable) {
           "session.hibernate": { target: "hibernated", actions: { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? null }) } },
         },
         after: { idle_ttl: { target: "terminated", actions: { type: "expire", params: { state: "idle" } } } },
+      },
+
+      awaiting_dependency: {
+        id: "awaiting_dependency",
+        description: "the next message comes after turns that have not ended",
+        initial: "looking",
+        states: {
+          looking: {
+            id: "awaiting_dependency_looking",
+            description: "what became of them is being read",
+            invoke: {
+              id: "parents",
+              src: "look_up_turns",
+              input: ({ context }) => ({ parents: context.queue[0]?.after ?? [] }),
+              onDone: [
+                {
+                  guard: { type: "parent_failed", params: ({ event }) => event.output },
+                  target: "#choosing",
+                  actions: { type: "skip_turn", params: ({ event }) => event.output },
+                },
+                { guard: { type: "parents_completed", params: ({ event }) => event.output }, target: "#choosing", actions: "meet_parents" },
+                { target: "waiting", actions: { type: "ask_parents", params: ({ event }) => event.output } },
+              ],
+              onError: { target: "waiting", actions: "count_look" },
+            },
+            on: { "dependency.told": { target: "looking", reenter: true } },
+          },
+          waiting: {
+            id: "awaiting_dependency_waiting",
+            description: "it will be told, or looks again after a while",
+            on: { "dependency.told": { target: "looking" } },
+            after: { look_again: { target: "looking" } },
+          },
+        },
+        on: {
+          "message.send": [{ guard: "interrupts", target: "choosing", actions: "receive_first" }, { actions: "receive" }],
+          "turn.cancel": { target: "choosing", actions: { type: "give_head_up", params: ({ event }) => ({ reason: event.body.reason ?? "cancelled" }) } },
+          "session.pause": { target: "paused", actions: { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? null }) } },
+          "session.hibernate": { target: "hibernated", actions: { type: "give_reason", params: ({ event }) => ({ reason: event.body.reason ?? null }) } },
+        },
+        after: { suspended_ttl: { target: "terminated", actions: { type: "expire", params: { state: "awaiting_dependency" } } } },
       },
 
       thinking: {
@@ -1181,7 +1342,7 @@ export function sessionContextOf(view: Pick<ActorView, "context">): SessionConte
   return view.context as unknown as SessionContext;
 }
 
-const BUSY_STATES = ["thinking", "acting"];
+const BUSY_STATES = ["thinking", "acting", "awaiting_dependency"];
 
 /** Refuses: a second message in mode single, `busy` to those who do not want to wait, `overloaded` when too many do. */
 function refuseMessage(view: ActorView, { on_busy }: MessageBody) {
@@ -1222,12 +1383,14 @@ function waitsForProvider(retry: ModelRetry | null | undefined, at_ms: number | 
 }
 
 function waits(view: ActorView, at_ms?: number): string | undefined {
-  const { reason, queue, turn, turn_state, init, wait, retry } = sessionContextOf(view);
+  const { reason, queue, turn, turn_state, init, wait, retry, dependency } = sessionContextOf(view);
   const because = reason === null ? "" : ` (${reason})`;
   const halfway = turn_state === "open" ? `; turn ${turn} goes on then` : "";
   switch (view.state) {
     case "idle":
       return "waits for a message";
+    case "awaiting_dependency":
+      return view.running.length > 0 ? undefined : `${waitsForParents(dependency ?? noWait(0))}${waiting(queue.length - 1)}`;
     case "paused":
       return `paused${because}: waits for session.resume${halfway}${waiting(queue.length)}`;
     case "hibernated":
@@ -1277,6 +1440,7 @@ export function sessionDefinitionOver(table: ToolTable): ActorDefinition {
         },
         owes: modelCallDues,
       },
+      look_up_turns: { lost: () => "retry" },
       call_tool: { lost: (input) => ((input as unknown as ToolInput).idempotent ? "retry" : "ambiguous") },
     },
     refuse(view, command) {

@@ -5,6 +5,7 @@ import { createDirectory } from "../../actors/directory.ts";
 import { createPerformers } from "../../actors/performers.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost } from "../../actors/shard-host.ts";
+import { createTurnFinder } from "../../actors/turn-finder.ts";
 import { createMemoryBroker, type MemoryBroker } from "../../bus/memory.ts";
 import type { Bus } from "../../bus/port.ts";
 import type { CliPorts } from "../../cli/ports.ts";
@@ -93,6 +94,7 @@ export async function startGround(): Promise<Ground> {
   const restorer = createRestorer({ bus, cores, log });
   const directory = createDirectory({ bus, restorer, world, log });
   const providers = createProviders({ world, log });
+  const turns = createTurnFinder({ bus, restorer });
   let commits = 0;
   const host = createShardHost({
     bus,
@@ -100,12 +102,12 @@ export async function startGround(): Promise<Ground> {
     log,
     cores,
     restorer,
-    performers: createPerformers({ world, directory, providers }),
+    performers: createPerformers({ world, directory, providers, turns }),
     worker: "w1",
     next_commit_id: () => `w1.${commits++}`,
     may_act: () => true,
     on_conflict: async () => "mine",
-    admit: createAdmission({ directory, providers }),
+    admit: createAdmission({ directory, providers, turns }),
   });
   for (let shard = 0; shard < SHARDS; shard += 1) await host.take(shard, 1, { worker: null, reason: "first" });
   let connections = 0;

@@ -173,12 +173,22 @@ function drawFault(draw: Draw, readers: number): Act {
   return readers > 0 ? { kind: "reconnect", reader: draw.below(readers) } : { kind: "pass", ms: 50 };
 }
 
-function drawCommand(draw: Draw): { type: string; body: JsonObject; channel: CommandChannel } {
+/** Messages that a session may have accepted by now; many are not there, and refused. */
+function drawAfter(draw: Draw, actor: string): JsonObject {
+  const [tenant = ""] = actor.split("/");
+  const siblings = SESSIONS.filter((one) => one.startsWith(`${tenant}/`)).map((one) => one.split("/")[2] ?? "");
+  const parent = (): JsonObject => ({ session: draw.any(siblings), message: `m${draw.between(2, 14)}` });
+  return { after: Array.from({ length: draw.between(1, 2) }, parent) };
+}
+
+function drawCommand(draw: Draw, actor: string): { type: string; body: JsonObject; channel: CommandChannel } {
   const roll = draw.below(100);
   const channel = "command";
   if (roll < 62) {
     const on_busy = draw.any([undefined, undefined, undefined, undefined, "interrupt", "reject", "reject"] as const);
-    return { type: "message.send", channel, body: { content: `say ${draw.below(1_000)}`, ...(on_busy === undefined ? {} : { on_busy }) } };
+    const content = `say ${draw.below(1_000)}`;
+    if (on_busy !== "interrupt" && draw.chance(0.2)) return { type: "message.send", channel, body: { content, ...drawAfter(draw, actor) } };
+    return { type: "message.send", channel, body: { content, ...(on_busy === undefined ? {} : { on_busy }) } };
   }
   if (roll < 70) return { type: "turn.cancel", channel, body: {} };
   if (roll < 78) return { type: "session.pause", channel, body: { reason: "by hand" } };
@@ -211,7 +221,7 @@ function drawSaying(draw: Draw, step: number): Act {
   const actor = draw.any(SESSIONS);
   if (draw.chance(0.03))
     return { kind: "garbage", service, actor, text: draw.any(["{", "[]", '{"type":"message.sing"}', '{"type":"message.send","body":{"content":7}}']) };
-  const { type, body, channel } = drawCommand(draw);
+  const { type, body, channel } = drawCommand(draw, actor);
   if (channel === "command" && draw.chance(0.2))
     return { kind: "publish", service, actor, type, body, copies: draw.chance(0.2) ? 2 : 1, ...(draw.chance(0.4) ? { key: `p${step}` } : {}) };
   return { kind: "say", service, actor, channel, type, body, key: `k${step}`, fast: draw.chance(0.5), repeats: draw.chance(0.15) ? draw.between(1, 2) : 0 };

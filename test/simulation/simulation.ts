@@ -11,11 +11,13 @@ import { type CommandClient, createCommandClient } from "../../actors/client.ts"
 import { createAdmission } from "../../actors/admission.ts";
 import { createDirectory } from "../../actors/directory.ts";
 import { callTool } from "../../actors/effects/call-tool.ts";
+import { lookUpTurns } from "../../actors/effects/look-up-turns.ts";
 import { initSteps, loadConfiguration } from "../../actors/effects/load-configuration.ts";
 import { EffectFailure, type EffectScope, type Performer, type Performers } from "../../actors/performer.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
 import { verifyAll } from "../../actors/verify.ts";
+import { createTurnFinder } from "../../actors/turn-finder.ts";
 import { Broker, type FaultAfter, type FaultBefore, type Operation } from "../../bus/memory.ts";
 import type { Bus } from "../../bus/port.ts";
 import { bucketSubject } from "../../bus/streams.ts";
@@ -307,6 +309,7 @@ class Simulation {
     const late: { member?: Member } = {};
     const restorer = createRestorer({ bus, cores: simulationCores, log });
     const directory = createDirectory({ bus, restorer, world, log });
+    const turns = createTurnFinder({ bus, restorer });
     const made = createShardHost({
       bus,
       world,
@@ -316,12 +319,13 @@ class Simulation {
       performers: this.#performers(slot, world, {
         load_configuration: loadConfiguration(directory, world, initSteps(directory, world, TOOLS)),
         call_tool: callTool(world),
+        look_up_turns: lookUpTurns(turns),
       }),
       worker: name,
       next_commit_id: () => `${slot.connection}.${commits++}`,
       may_act: () => late.member?.may_act() ?? false,
       on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
-      admit: createAdmission({ directory, providers: createProviders({ world, log }), tools: TOOLS }),
+      admit: createAdmission({ directory, providers: createProviders({ world, log }), turns, tools: TOOLS }),
       on_resumed: ({ actor, shard, epoch, entries, replay_ms }) => {
         this.count("resumed");
         tellResumed(bus, { worker: name, actor: actorPath(actor), shard, epoch, entries, replay_ms });
@@ -504,9 +508,10 @@ class Simulation {
 
   // ── effects ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  #performers(slot: Slot, world: World, real: { load_configuration: Performer; call_tool: Performer }): Performers {
+  #performers(slot: Slot, world: World, real: { load_configuration: Performer; call_tool: Performer; look_up_turns: Performer }): Performers {
     const performers: Record<string, Performer> = {
       load_configuration: real.load_configuration,
+      look_up_turns: real.look_up_turns,
       call_model: (input: { turn: number; step: number; config_seq: number; messages: readonly { at: number }[] }, scope) =>
         this.#callModel(slot, world, input, scope),
       call_tool: (input: { name: string }, scope) => (input.name === "charge" ? this.#charge(world, scope) : real.call_tool(input as never, scope)),

@@ -13,6 +13,7 @@ import {
   TOOL_CALLS_MAX,
   TRANSCRIPT_ITEMS_MAX,
 } from "../../state-machines/session.ts";
+import type { LookOutput, ParentEnd } from "../../state-machines/dependency.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { BUILT_IN_TOOLS } from "../../state-machines/tools.ts";
 import { Drive } from "./drive.ts";
@@ -134,6 +135,16 @@ export const updating = (): SessionDrive => {
   return drive;
 };
 
+export const PARENT = { session: "parent", message: "m3" };
+/** What a look at the one parent says. */
+export const found = (end: ParentEnd): LookOutput => ({ me: "acme/session/a1", parents: [{ ...PARENT, end }] });
+/** Its first message comes after another session's. */
+export const comingAfter = (body: JsonObject = {}): SessionDrive => {
+  const drive = idle({}, body);
+  drive.send("then", { after: [PARENT] });
+  return drive;
+};
+
 /** A way into every state, and into each of those that differ in what they take. */
 export const WAYS = {
   initializing: () => session(),
@@ -141,6 +152,12 @@ export const WAYS = {
   thinking: () => thinking(),
   acting: () => acting(),
   "acting, to be paused": () => after(acting(), "session.pause"),
+  "awaiting_dependency, looking": () => comingAfter(),
+  awaiting_dependency: () => {
+    const drive = comingAfter();
+    drive.done("parents", found("open"));
+    return drive;
+  },
   paused: () => after(idle(), "session.pause"),
   "paused within a turn": () => after(thinking(), "session.pause"),
   hibernated: () => after(idle(), "session.hibernate"),
@@ -235,6 +252,7 @@ export function expectInvariants(drive: SessionDrive): void {
     initializing: context.init?.failed === null ? ["configuration"] : [],
     thinking: ["model"],
     acting: pending,
+    awaiting_dependency: JSON.stringify(drive.saved.value).includes("looking") ? ["parents"] : [],
   };
   expect([...view.running].sort(), `SE6: in flight while ${view.state}`).toEqual([...(expected[view.state] ?? [])].sort());
   if (view.state === "acting") expect(pending.length).toBeGreaterThan(0);

@@ -42,6 +42,18 @@ type Way = keyof typeof WAYS;
 const ILLEGAL = "illegal_transition";
 
 /** Every command in every state: the state it leads to, or the code it is refused with. */
+const AWAITING = {
+  "message.send": "awaiting_dependency",
+  "message.send reject": "busy",
+  "message.send interrupt": "thinking",
+  "turn.cancel": "idle",
+  "session.pause": "paused",
+  "session.resume": ILLEGAL,
+  "session.hibernate": "hibernated",
+  "session.terminate": "terminated",
+  "session.create": ILLEGAL,
+  "session.unpark": ILLEGAL,
+} as const;
 const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
   initializing: {
     "message.send": "initializing",
@@ -127,6 +139,8 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
     "session.create": ILLEGAL,
     "session.unpark": ILLEGAL,
   },
+  awaiting_dependency: AWAITING,
+  "awaiting_dependency, looking": AWAITING,
   paused: {
     "message.send": "paused",
     "message.send reject": "paused",
@@ -237,15 +251,24 @@ const TABLE: Readonly<Record<Way, Readonly<Record<string, string>>>> = {
   },
 };
 
+const BODIES: Readonly<Record<string, JsonObject>> = {
+  "message.send": { content: "x" },
+  "dependency.ask": { session: "a1", message: "m1", from: "acme/session/child" },
+  "dependency.told": { session: "parent", message: "m3" },
+};
+
 describe("every state crossed with every command", () => {
-  const cases = Object.entries(TABLE).flatMap(([way, row]) => Object.entries(row).map(([command, leads_to]) => ({ way: way as Way, command, leads_to })));
+  // What sessions tell one another leaves each where it is.
+  const told = (way: string): string => (way === "terminated" ? ILLEGAL : WAYS[way as Way]().at);
+  const rows = Object.entries(TABLE).map(([way, row]) => [way, { ...row, "dependency.ask": told(way), "dependency.told": told(way) }] as const);
+  const cases = rows.flatMap(([way, row]) => Object.entries(row).map(([command, leads_to]) => ({ way: way as Way, command, leads_to })));
 
   test("the table names every command of the wire, and its ways reach every state of the machine", () => {
-    for (const row of Object.values(TABLE))
+    for (const [, row] of rows)
       expect([...new Set(Object.keys(row).map((command) => command.split(" ")[0]))].sort()).toEqual(Object.keys(COMMANDS.session).sort());
     const states = Object.keys(sessionDefinition.machine.states).filter((name) => name !== "choosing");
     expect([...new Set(Object.values(WAYS).map((way) => way().at))].sort()).toEqual(states.sort());
-    expect(cases).toHaveLength(16 * 10);
+    expect(cases).toHaveLength(18 * 12);
   });
 
   test.each(cases)("$way takes $command to $leads_to", ({ way, command, leads_to }) => {
@@ -254,7 +277,7 @@ describe("every state crossed with every command", () => {
     const before = drive.at;
     const entries = drive.entries.length;
     const [type = "", on_busy] = command.split(" ");
-    const refusal = drive.command(type, type === "message.send" ? { content: "x", ...(on_busy === undefined ? {} : { on_busy }) } : {});
+    const refusal = drive.command(type, { ...BODIES[type], ...(on_busy === undefined ? {} : { on_busy }) });
     expect(refusal?.code ?? drive.at).toBe(leads_to);
     expect(drive.entries.length - entries, "a refused command is not applied").toBe(refusal === undefined ? 1 : 0);
     const moved = drive.told.filter(({ type }) => type === "session.state");
