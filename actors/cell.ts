@@ -66,8 +66,10 @@ export type MailItem =
       readonly overloaded?: ErrorBody;
       /** Told exactly once when the command has been decided and that is durable. */
       readonly decided: Decide;
-      /** Told instead, when nobody stored it and it cannot be judged now. */
+      /** Told instead, when nobody stored it and it cannot be judged now, or comes too late. */
       readonly given_up?: () => void;
+      /** Its durable twin was refused before it: what its sender was told stands. */
+      readonly late?: () => boolean;
       readonly settle?: Settle;
     }
   | {
@@ -531,6 +533,10 @@ export class ActorCell {
       if (known.kind === "conflict") return no(known.error);
       if (known.kind === "repeat")
         return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
+    }
+    if (item.late?.() === true) {
+      item.given_up?.();
+      return "unknown";
     }
     let refused = item.overloaded;
     try {

@@ -16,7 +16,7 @@ import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { COMMAND_BYTES_MAX } from "../protocol/limits.ts";
-import { decodeReply, type Reply } from "../protocol/reply.ts";
+import { decodeReply, FAST_REPLY_SUFFIX, type Reply } from "../protocol/reply.ts";
 import { actorSubject, type CommandChannel, fastLaneSubject, SHARDED_KINDS, shardOf } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
 
@@ -45,8 +45,6 @@ const PATIENCE_MS = 10_000;
 
 /** How long the owner gets before the command is made durable beside it: several appends' time, a fraction of a take-over's. */
 const FAST_PATIENCE_MS = 250;
-/** Marks the answers of the fast lane, after their token. */
-const FAST = "fast";
 
 /**
  * `fast_lane: false` makes every command durable first: for callers that wait long, and for tests of that way.
@@ -71,12 +69,13 @@ export function createCommandClient({
   const unowned = new Map<string, () => void>();
   let count = 0;
   const subscription = bus.subscribe(`${inbox}.*`, (message) => {
-    const [token = "", lane] = message.subject.slice(inbox.length + 1).split("-");
+    const fast = message.subject.endsWith(FAST_REPLY_SUFFIX);
+    const token = message.subject.slice(inbox.length + 1, fast ? -FAST_REPLY_SUFFIX.length : undefined);
     // Empty is the broker's word that nobody listens on the fast lane.
     if (message.data.byteLength === 0) return unowned.get(token)?.();
     const asked = waiting.get(token);
     const reply = asked === undefined ? undefined : decodeReply(message.data);
-    if (asked === undefined || reply === undefined || (lane === FAST && asked.durable && !reply.ok)) return; // W1
+    if (asked === undefined || reply === undefined || (fast && asked.durable && !reply.ok)) return; // W1
     asked.settle(reply);
   });
 
@@ -122,7 +121,8 @@ export function createCommandClient({
         ...(trace === undefined ? {} : { [HEADER_TRACEPARENT]: trace }),
         ...(principal === undefined ? {} : { [HEADER_PRINCIPAL]: principal }),
       };
-      if (fast_lane && (SHARDED_KINDS as readonly string[]).includes(actor.kind)) await fastLane(actor, subject, data, headers, token, `${reply_to}-${FAST}`);
+      if (fast_lane && (SHARDED_KINDS as readonly string[]).includes(actor.kind))
+        await fastLane(actor, subject, data, headers, token, `${reply_to}${FAST_REPLY_SUFFIX}`);
       if (got !== undefined) return { kind: "decided", reply: got };
 
       const asked = waiting.get(token);

@@ -38,6 +38,7 @@ import {
 import { pause, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
 import { ActorCell, type CellDeps, type CellObserver, type Decide, type MailItem } from "./cell.ts";
+import { createRefusedTwins } from "./refused-twins.ts";
 import { createEntryCache } from "./entry-cache.ts";
 import { createDispatch, type Dispatch, type Lane } from "./dispatch.ts";
 import type { Performers } from "./performer.ts";
@@ -101,8 +102,13 @@ export interface ShardHost {
   stop(): Promise<void>;
 }
 
-/** How often idle actors are looked at. Also the time after which a quiet actor's mark is cleared. */
-const REST_EVERY_MS = 5_000;
+/**
+ * How often idle actors are looked at. Also the time after which a quiet actor's mark is cleared: whoever takes over restores all that are
+ * marked, so those that owe nothing should not be among them for long. (With 5 s they were more than those that did.)
+ */
+const REST_EVERY_MS = 1_000;
+/** And how often those that have settled everything: only their snapshots grow old. */
+const RESTED_EVERY_MS = 5_000;
 /** What a refusal for want of room says when to come again: by then some thousand commands have been decided. */
 const OVERLOADED_RETRY_MS = 1_000;
 /**
@@ -129,6 +135,7 @@ type Mark =
 interface Resident {
   readonly cell: ActorCell;
   mark: Mark;
+  rested_ms: number;
 }
 
 interface Shard {
@@ -151,6 +158,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   const shards = new Map<number, Shard>();
   const entries = createEntryCache(bus);
   const dispatch = deps.dispatch ?? createDispatch({ world });
+  const refused_durably = createRefusedTwins();
   const passivateAfterMs = deps.passivate_after_ms ?? PASSIVATE_AFTER_MS;
   let stopped = false;
 
@@ -224,7 +232,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
     // The owner before us may have asked for it to be cleared, and the asking may still arrive: what we owe needs a mark of our own.
     const found = shard.found_marks.get(path);
     shard.found_marks.delete(path);
-    const resident: Resident = { cell, mark: found === undefined ? { kind: "none" } : { kind: "doubtful", sequence: found } };
+    const resident: Resident = { cell, mark: found === undefined ? { kind: "none" } : { kind: "doubtful", sequence: found }, rested_ms: 0 };
     shard.residents.set(path, resident);
     return resident;
   }
@@ -274,7 +282,9 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   function hand(shard: Shard, delivery: Delivery, actor: ActorAddress, channel: CommandChannel, overloaded: ErrorBody | undefined, done: () => void): void {
     const { message, source } = delivery;
     const reply = replyTo(actor.tenant, message);
+    const said_no = headerOf(message.headers, HEADER_REPLY_TO);
     const decided: Decide = (outcome, after_sequence) => {
+      if (!outcome.ok && said_no !== undefined) refused_durably.add(said_no);
       if (reply.kind === "to") bus.send(reply.subject, answerOf(actor, outcome, after_sequence));
       delivery.ack();
       done();
@@ -334,7 +344,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       const decoding = decodeCommand(actor.kind, channel, message.data, (name) => headerOf(message.headers, name));
       residentOf(shard, actor)?.cell.push(
         decoding.kind === "command"
-          ? { kind: "command", command: decoding.command, decided, given_up: done }
+          ? { kind: "command", command: decoding.command, decided, given_up: done, late: () => refused_durably.has_twin(reply) }
           : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, decided, ...whoSaid(message) },
       );
     });
@@ -477,6 +487,9 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       return;
     }
     if (cell.idle_ms() < Math.min(REST_EVERY_MS, passivateAfterMs) || !cell.idle) return;
+    const now_ms = world.monotonic_ms();
+    if (resident.mark.kind === "none" && now_ms - resident.rested_ms < Math.min(RESTED_EVERY_MS, passivateAfterMs)) return;
+    resident.rested_ms = now_ms;
     if (!(await cell.rest())) return;
     await clearMark(shard, resident);
     if (cell.idle && cell.idle_ms() >= passivateAfterMs && resident.mark.kind === "none") {

@@ -31,6 +31,9 @@ const replyShape = z.union([
   }),
 ]);
 
+/** A process of ours asks on the fast lane with the inbox that it will name when it makes the command durable, and this behind it. */
+export const FAST_REPLY_SUFFIX = "-fast";
+
 export function encodeReply(reply: Reply): Uint8Array {
   return new TextEncoder().encode(JSON.stringify(reply));
 }
