@@ -6,6 +6,7 @@
 //
 // Beside them some sessions that no model works for are paused and resumed without a pause: how long their acknowledgements take is what
 // a neighbour feels.
+import { randomUUID } from "node:crypto";
 import { connect, headers, type NatsConnection } from "nats";
 import type { JsonObject } from "../protocol/json.ts";
 import { type Ear, type EarRecord, type EarToken, openEar } from "./chaos-ear.ts";
@@ -176,7 +177,8 @@ export async function startLoad(ground: Ground, options: LoadOptions): Promise<L
   async function lane(index: number): Promise<void> {
     const way = WAYS[index % WAYS.length]!;
     for (let generation = 0; !finishing && !stopped; generation++) {
-      const session = `l${load_id}-${index}-${generation}`;
+      // With a part that is drawn, as real ids have: the broker's partition puts names that only count upwards onto few shards.
+      const session = `l${load_id}-${index}-${generation}-${randomUUID().slice(0, 8)}`;
       await say(way, session, "session.create", { agent: AGENT }, `${session}-create`);
       const { ear, ended } = listen(session);
       for (let turn = 0; turn < TURNS_PER_SESSION && !finishing && !stopped; turn++) {

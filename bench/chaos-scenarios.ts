@@ -157,6 +157,8 @@ function busiest({ ground }: Trouble): { worker: string; sessions: Map<string, {
 }
 
 interface Recovery {
+  /** The slowest of each phase, for the line of a trial. */
+  slowest(): string;
   /** Resolves when every session that was hit goes on, or the patience is over; answers those that do not. */
   over(): Promise<string[]>;
   /** Resolves when the calls that were hit have ended, so that the next blow hits no session twice. */
@@ -171,6 +173,11 @@ function watchRecovery(trouble: Trouble, victim: string, sessions: ReadonlyMap<s
       const claimed = new Map<string, number>();
       const called = new Set<string>();
       const heard = new Set<string>();
+      const slowest = new Map<string, number>();
+      const measured = (phase: string, ms: number): void => {
+        slowest.set(phase, Math.max(ms, slowest.get(phase) ?? 0));
+        trouble.measured(phase, ms);
+      };
       const completed = new Set<string>();
       let detected = false;
       let assigned_ms = 0;
@@ -179,7 +186,7 @@ function watchRecovery(trouble: Trouble, victim: string, sessions: ReadonlyMap<s
           if (actor.kind === "worker") {
             if (actor.id === victim && message.state === "dead" && !detected) {
               detected = true;
-              trouble.measured("detect", at_ms - blow_ms);
+              measured("detect", at_ms - blow_ms);
             }
             if (message.events.some((event) => event.type === "shard.assigned" && event["from"] === victim)) assigned_ms = at_ms - blow_ms;
             return;
@@ -191,25 +198,26 @@ function watchRecovery(trouble: Trouble, victim: string, sessions: ReadonlyMap<s
           for (const entry of message.entries)
             if (entry.t === "claim" && entry.lost.length > 0 && !completed.has(actor.id) && !claimed.has(actor.id)) {
               claimed.set(actor.id, at_ms);
-              trouble.measured("claim", at_ms - blow_ms);
+              measured("claim", at_ms - blow_ms);
             }
         }),
         ground.onCall(({ tag, at_ms }) => {
           const session = tag.split("/")[0]!;
           if (!sessions.has(session) || completed.has(session) || called.has(session)) return;
           called.add(session);
-          trouble.measured("effect", at_ms - blow_ms);
+          measured("effect", at_ms - blow_ms);
         }),
         load.onToken(({ session, turn, step, attempt, at_ms }) => {
           const wanted = sessions.get(session);
           if (wanted === undefined || attempt < 2 || turn !== wanted.turn || step !== wanted.step || heard.has(session)) return;
           heard.add(session);
-          trouble.measured("token", at_ms - blow_ms);
+          measured("token", at_ms - blow_ms);
         }),
       ];
       // A call whose answer had been journaled when the blow came is nobody's loss.
       const goesOn = (session: string): boolean => completed.has(session) || (claimed.has(session) && called.has(session) && heard.has(session));
       return {
+        slowest: () => [...slowest].map(([phase, ms]) => `${phase} ${Math.round(ms)}`).join(", "),
         async over() {
           await until(() => [...sessions.keys()].every(goesOn), RECOVERY_PATIENCE_MS, 5);
           if (assigned_ms > 0) trouble.measured("assign", assigned_ms);
@@ -262,10 +270,13 @@ async function killWorkers(trouble: Trouble): Promise<void> {
   const { ground } = trouble;
   for (let trial = 1; trial <= trouble.trials; trial++) {
     const { worker, sessions } = await streaming(trouble);
+    const shards = ground.watch.shardsOf(worker).length;
     const recovery = watchRecovery(trouble, worker, sessions).blow(ground.signal("worker", worker, "SIGKILL"));
     const stuck = await recovery.over();
     for (const one of stuck) trouble.fault(`trial ${trial}: ${one} did not go on after ${worker} was killed`);
-    trouble.say(`trial ${trial}: ${worker} killed under ${sessions.size} calls${stuck.length === 0 ? "" : `, ${stuck.length} stuck`}`);
+    trouble.say(
+      `trial ${trial}: ${worker} with ${shards} shards killed under ${sessions.size} calls${stuck.length === 0 ? "" : `, ${stuck.length} stuck`}; ms at most: ${recovery.slowest()}`,
+    );
     // Its start would be measured instead of the recovery, on a small machine.
     ground.startWorker();
     await recovery.ended();

@@ -1,4 +1,4 @@
-// chaos: `npm run chaos -- [--scenario NAME]… [--trials N] [--seed S] [--lanes N] [--away-ms N] [--home FOLDER]`: trouble on the real thing, and the proof that it cost nothing.
+// chaos: `npm run chaos -- [--scenario NAME]… [--trials N] [--seed S] [--lanes N] [--workers N] [--away-ms N] [--home FOLDER]`: trouble on the real thing, and the proof that it cost nothing.
 //
 // Each scenario gets a ground of its own (chaos-ground.ts), services at work on it (chaos-load.ts), its trials (chaos-scenarios.ts), and at
 // its end the audit (chaos-audit.ts). Prints a table; exits 1 when anything was lost, repeated, or not as it must be. `--json` prints one
@@ -52,6 +52,7 @@ async function main(): Promise<number> {
       trials: { type: "string" },
       seed: { type: "string" },
       lanes: { type: "string" },
+      workers: { type: "string" },
       "away-ms": { type: "string" },
       home: { type: "string" },
       json: { type: "boolean", default: false },
@@ -70,7 +71,11 @@ async function main(): Promise<number> {
   let broken = false;
   for (const scenario of scenarios) {
     say(`── ${scenario.name}: ${scenario.what}`);
-    const ground = await startGround({ ...scenario.ground, ...(values.home === undefined ? {} : { home: join(values.home, scenario.name) }) });
+    const ground = await startGround({
+      ...scenario.ground,
+      ...(values.workers === undefined ? {} : { workers: Number(values.workers) }),
+      ...(values.home === undefined ? {} : { home: join(values.home, scenario.name) }),
+    });
     try {
       await wait(CALM_MS);
       const result = await runScenario(ground, scenario, {
