@@ -2,9 +2,10 @@
 // with what its window has left. Pure: out of the budget's own state and a clock.
 import type { JsonObject } from "../protocol/json.ts";
 import { timestamp } from "../protocol/world.ts";
+import { type ActionCounts, actionsIn } from "../state-machines/budget-actions.ts";
 import { type BudgetContext, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget.ts";
 import { headroom, utilisation } from "../state-machines/budget-decision.ts";
-import { periodEnd, periodStart } from "../state-machines/budget-period.ts";
+import { PERIODS, periodEnd, periodStart } from "../state-machines/budget-period.ts";
 import { type RateLimit, type RateWindow, rateUsed } from "../state-machines/budget-rate.ts";
 import { tableRows } from "../state-machines/budget-table.ts";
 
@@ -70,6 +71,18 @@ function ratesShown({ rates, tier, tier_windows = {} }: BudgetContext, now_ms: n
   return [...own, ...of_tier.map(([provider, window]) => rateShown(provider, tier, window, now_ms, tier.name))];
 }
 
+/** What agents with a limit of actions have done, by the period that runs. */
+function actionsShown({ actions = [] }: BudgetContext, now_ms: number): JsonObject[] {
+  const shownIn = (counts: ActionCounts): JsonObject =>
+    Object.fromEntries(
+      PERIODS.map((period) => {
+        const { since_ms: _, ...count } = actionsIn(counts, period, now_ms);
+        return [period, count];
+      }),
+    );
+  return [...tableRows(actions)].map(([key, counts]) => ({ agent: levelName(key).id ?? "", ...shownIn(counts) }));
+}
+
 /** `found` is undefined for a tenant that has no budget yet: nothing is limited there. */
 export function budgetView(found: BudgetContext | undefined, now_ms: number): JsonObject & { readonly children: readonly JsonObject[] } {
   const rows = found === undefined ? [] : [...tableRows(found.levels)].map(([key, level]) => ({ key, row: shown(key, level, now_ms) }));
@@ -84,6 +97,7 @@ export function budgetView(found: BudgetContext | undefined, now_ms: number): Js
     concurrency_max: found?.concurrency_max ?? null,
     tier: (found?.tier ?? null) as JsonObject | null,
     rates: found === undefined ? [] : ratesShown(found, now_ms),
+    actions: found === undefined ? [] : actionsShown(found, now_ms),
     by_category: found?.categories ?? {},
     settled_ever_usd_micros: found?.settled_ever_usd_micros ?? 0,
   };

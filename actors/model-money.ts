@@ -3,6 +3,7 @@
 //   begin ──budget.reserve──▶ granted: the model as wanted, or as the agent's plan for hard times has it; with as many output tokens as are paid for
 //      │                  └─▶ refused: the turn ends with the budget's own code and numbers
 //      └─ pay, before every call: within what is held, or one more part for a further try
+//   act ── before a tool: within what its agent may do by itself, counted in the budget
 //   judge ─ the same for a call beside it, in which a guardrail has a text judged: one more part of the same hold
 //
 // The hold is settled by the session itself (state-machines/model-dues.ts), with the commit that ends the attempt.
@@ -33,6 +34,7 @@ import type { CommandClient } from "./client.ts";
 import { EffectFailure, type EffectScope } from "./performer.ts";
 import type { SlotCaller } from "./slot-caller.ts";
 
+type Actions = NonNullable<NonNullable<AgentConfig["limits"]>["actions"]>;
 type Request = Omit<ModelRequest, "model">;
 
 /** One call that was made, as far as money is concerned. */
@@ -82,11 +84,19 @@ interface OneCall {
   readonly waits?: CallAccount["waits"];
 }
 
+/** An action of an agent that is no model call, and that its agent's limits count. */
+interface OneAction {
+  readonly scope: EffectScope;
+  readonly config: AgentConfig;
+}
+
 export interface ModelMoney {
   /** Decides and reserves. Throws EffectFailure when the budget refuses or cannot be asked. */
   begin(call: OneCall & { readonly config: AgentConfig }): Promise<CallMoney>;
   /** The same for a call that is no answer of the agent: nothing makes it cheaper. */
   judge(call: OneCall & { readonly model: string }): Promise<CallMoney>;
+  /** Before a tool is called: nothing where its agent has no limit of that. Throws EffectFailure when the limit is reached, or nobody can count. */
+  act(action: OneAction): Promise<void>;
 }
 
 /** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
@@ -115,9 +125,15 @@ interface Refused {
   readonly details: JsonObject;
 }
 /** Money, with a slot and a place in a window; or another place alone. */
-type Question = "budget.reserve" | "rate.acquire";
+type Question = "budget.reserve" | "rate.acquire" | "action.acquire";
 type Asker = Pick<OneCall, "scope" | "priority" | "waits">;
 type Answer = { readonly kind: "granted"; readonly result: JsonObject } | { readonly kind: "refused"; readonly refused: Refused };
+
+const limitsSaid = ({ model_calls, tool_calls, period }: Actions): JsonObject => ({
+  period,
+  ...(model_calls === undefined ? {} : { model_calls }),
+  ...(tool_calls === undefined ? {} : { tool_calls }),
+});
 
 /** What is waited for by who was refused so. */
 function waitOf({ code, details }: Refused): { readonly for: ModelWaitFor; readonly provider?: string } {
@@ -263,14 +279,19 @@ export function createModelMoney({
     }
   }
 
+  async function whoseIs(scope: EffectScope): Promise<{ readonly agent: string; readonly user?: string }> {
+    const init: Entry | undefined = (await scope.entries([1])).get(1);
+    assert(init?.t === "init", "a journal begins with init");
+    return init.body as { agent: string; user?: string };
+  }
+
   async function open(
     { scope, request, hold: kept = noHold(), made: made_before = [], priority = PRIORITY_DEFAULT, waits }: OneCall,
     wanted_model: string,
     cheaper: ReturnType<typeof degradedCall>,
+    actions?: Actions,
   ): Promise<CallMoney> {
-    const init: Entry | undefined = (await scope.entries([1])).get(1);
-    assert(init?.t === "init", "a journal begins with init");
-    const { agent, user } = init.body as { agent: string; user?: string };
+    const { agent, user } = await whoseIs(scope);
     const hold = holdId(scope.actor, scope.inst, scope.attempt);
     const asker = { scope, priority, ...(waits === undefined ? {} : { waits }) };
     const who = { hold, session: scope.actor.id, agent, priority, ...(user === undefined ? {} : { user }) };
@@ -325,6 +346,7 @@ export function createModelMoney({
       ...beyond(asked),
       ...(cheaper === undefined || degraded === undefined ? {} : { degraded: { ...beyond(degraded), rate: rateOf(cheaper.model, cheaper.request) } }),
       rate: rateOf(wanted_model, request),
+      ...(actions?.model_calls === undefined ? {} : { actions: limitsSaid(actions) }),
     });
     if (first.kind === "refused") {
       const { code, message, details } = first.refused;
@@ -386,7 +408,15 @@ export function createModelMoney({
   }
 
   return {
-    begin: (call) => open(call, call.config.model, degradedCall(call.config, call.request)),
+    begin: (call) => open(call, call.config.model, degradedCall(call.config, call.request), call.config.limits?.actions),
     judge: (call) => open(call, call.model, undefined),
+    async act({ scope, config }) {
+      const limits = config.limits?.actions;
+      if (limits?.tool_calls === undefined) return;
+      const action = holdId(scope.actor, scope.inst, scope.attempt);
+      const { agent } = await whoseIs(scope);
+      const answer = await reserve({ scope }, "action.acquire", { action, agent, kind: "tool_calls", limits: limitsSaid(limits) }, action);
+      if (answer.kind === "refused") throw new EffectFailure(answer.refused.code, answer.refused.message, answer.refused.details);
+    },
   };
 }

@@ -22,6 +22,7 @@
 //   B6. Nothing here is a fraction: money is whole micro-dollars, and no sum leaves the safe integers.
 //   B7. A settlement above the hold is counted in full and told as `budget.overrun`: it is never cut down to what was reserved.
 //   B8. Everything kept has a bound: LEVELS_MAX, HOLDS_MAX, CLOSED_MAX, SLOTS_MAX, RATES_MAX, LINE_MAX.
+//   B10. An agent begins no more actions in a period than the limit that it is asked with (budget-actions.ts).
 //   B9. A slot goes to whose turn it is (protocol/priority.ts): nobody is granted one while more stand before him than are free.
 import { enqueueActions, setup } from "xstate";
 import { assert } from "../protocol/assert.ts";
@@ -32,6 +33,7 @@ import { actorPath } from "../protocol/ids.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { RateTier } from "../protocol/rate-tiers.ts";
+import { type ActionCounts, actionCounted, type ActionKind, type ActionLimits, actionsIn } from "./budget-actions.ts";
 import { type BudgetStatus, decide, type Decision, type DecisionInputs, headroom, project, STATUSES, statusOf, utilisation } from "./budget-decision.ts";
 import { type BudgetPeriod, periodEnd, periodStart } from "./budget-period.ts";
 import { type RateLimit, rateRelaid, rateSlice, type RateWindow, rateTaken, rateUsed, rateWait } from "./budget-rate.ts";
@@ -104,6 +106,8 @@ export interface Hold {
   readonly choice: "wanted" | "degraded";
   readonly levels: readonly string[];
   readonly at_ms: number;
+  /** It is counted as an action of its agent; absent where its agent has no limit of them. */
+  readonly acts?: true;
   /** In the windows of rates; absent where its caller does not say what it used, or where nothing was taken. */
   readonly taken?: readonly Taken[];
 }
@@ -142,6 +146,8 @@ export interface BudgetContext extends BaseContext {
   /** The rate at every provider without one of its own, and what was taken there; absent where none was ever set. */
   readonly tier?: RateTier | null;
   readonly tier_windows?: Readonly<Record<string, RateWindow>>;
+  /** By `agent/{id}`, of those that have a limit of actions; absent where none ever had one. */
+  readonly actions?: Table<ActionCounts>;
   /** Webhooks that hear each alert; absent where none was ever named. */
   readonly alerts_to?: readonly string[];
   /** Of the tenant's running period. */
@@ -192,6 +198,8 @@ export interface ReserveBody extends Ask {
   /** What the caller would do if it must be cheaper. */
   readonly degraded?: Ask & { readonly rate?: RateOfCall };
   readonly rate?: RateOfCall;
+  /** Its agent's: the hold is one of its model calls. */
+  readonly actions?: ActionLimits;
   /** With it, who is refused for want of a slot stands in line: the next slots go by it and by the time that was waited. */
   readonly priority?: Priority;
 }
@@ -215,6 +223,14 @@ interface RateBody {
   readonly hold?: string;
 }
 
+interface ActionBody {
+  /** As holds are named: of one attempt. */
+  readonly action: string;
+  readonly agent: string;
+  readonly kind: ActionKind;
+  readonly limits: ActionLimits;
+}
+
 type BudgetEvent =
   | CommandEvent<"budget.configure", ConfigureBody>
   | CommandEvent<"budget.reserve", ReserveBody>
@@ -222,6 +238,7 @@ type BudgetEvent =
   | CommandEvent<"budget.release", { readonly hold: string }>
   | CommandEvent<"slot.acquire" | "slot.release", { readonly slot: string }>
   | CommandEvent<"rate.acquire", RateBody>
+  | CommandEvent<"action.acquire", ActionBody>
   | { readonly type: "budget.alarm" };
 
 // ── the books: one command's work on a context ───────────────────────────────────────────────────────────────────────────────────────
@@ -529,6 +546,8 @@ class Books {
       this.#refuseMoney(hold, wanted, body, open?.amount_usd_micros ?? 0);
       return;
     }
+    const acts = open?.acts === true || body.actions === undefined ? undefined : body.actions;
+    if (acts !== undefined && !this.#mayAct(hold, agent, "model_calls", acts)) return;
     if (open === undefined && !this.#roomForOne(hold, body.priority)) return;
     const ask: Ask = takes_cheaper && degraded !== undefined ? degraded : body;
     const counts = (takes_cheaper ? degraded?.rate : undefined) ?? rate;
@@ -553,7 +572,9 @@ class Books {
       levels: keys,
       at_ms: open?.at_ms ?? this.#now.now.at_ms,
       ...(open?.taken === undefined ? {} : { taken: open.taken }),
+      ...(open?.acts === undefined && acts === undefined ? {} : { acts: true as const }),
     };
+    if (acts !== undefined) this.#countAction(agent, "model_calls");
     this.#set({ holds: tablePut(this.#now.holds, hold, next), holds_open: this.#now.holds_open + (open === undefined ? 1 : 0) });
     const returns = counts?.returns === true;
     if (taken !== undefined && returns) this.#remember(hold, taken);
@@ -701,6 +722,45 @@ class Books {
     // It has been told that this one waits; asking again changes nothing that the world should hear.
     this.answer = { refused: { code: "overloaded", message, details } };
     return false;
+  }
+
+  /** B10; false, and the refusal told, when the agent has done so many already, or nobody could count one more. */
+  #mayAct(what: string, agent: string, kind: ActionKind, limits: ActionLimits): boolean {
+    const { actions, now } = this.#now;
+    const { [kind]: limit, period } = limits;
+    const counts = actions === undefined ? undefined : tableGet(actions, `agent/${agent}`);
+    if (counts === undefined && actions !== undefined && [...tableRows(actions)].length >= LEVELS_MAX) {
+      this.#refuse(what, "overloaded", `the actions of ${LEVELS_MAX} agents are counted already`, { agents_max: LEVELS_MAX });
+      return false;
+    }
+    const used = actionsIn(counts, period, now.at_ms)[kind];
+    if (limit === undefined || used < limit) return true;
+    const ends_ms = periodEnd(period, now.at_ms);
+    const [rule, per] = [`limits.actions.${kind}`, period === "none" ? "in all" : `a ${period}`];
+    this.#refuse(what, "autonomy_exceeded", `the agent ${agent} may make ${limit} ${kind.replace("_", " ")} ${per} by itself, and has made them (${rule})`, {
+      rule,
+      agent,
+      limit,
+      used,
+      period,
+      period_ends_at: ends_ms === null ? null : new Date(ends_ms).toISOString(),
+    });
+    return false;
+  }
+
+  #countAction(agent: string, kind: ActionKind): void {
+    const { actions = emptyTable<ActionCounts>(), now } = this.#now;
+    this.#set({ actions: tablePut(actions, `agent/${agent}`, actionCounted(tableGet(actions, `agent/${agent}`), kind, now.at_ms)) });
+  }
+
+  acquireAction({ action, agent, kind, limits }: ActionBody): void {
+    if (!this.#mayAct(action, agent, kind, limits)) return;
+    this.#countAction(agent, kind);
+    const { [kind]: limit = null, period } = limits;
+    const counts = this.#now.actions === undefined ? undefined : tableGet(this.#now.actions, `agent/${agent}`);
+    const used = actionsIn(counts, period, this.#now.now.at_ms)[kind];
+    this.told.push({ type: "budget.action", action, agent, kind, used, limit, period });
+    this.answer = { granted: true, used, limit, period };
   }
 
   // ── the line ──
@@ -924,6 +984,7 @@ export const budgetMachine = setup({
     release: enqueueActions((args, { hold }: { hold: string }) => keep(args, (books) => books.release(hold))),
     acquire_slot: enqueueActions((args, { slot }: { slot: string }) => keep(args, (books) => books.acquireSlot(slot))),
     release_slot: enqueueActions((args, { slot }: { slot: string }) => keep(args, (books) => books.releaseSlot(slot))),
+    acquire_action: enqueueActions((args, body: ActionBody) => keep(args, (books) => books.acquireAction(body))),
     acquire_rate: enqueueActions((args, body: RateBody) => keep(args, (books) => books.acquireRate(body))),
     // What is due is done by opening the books at all.
     look: enqueueActions((args) => keep(args, () => undefined)),
@@ -942,6 +1003,7 @@ export const budgetMachine = setup({
     "slot.acquire": { actions: { type: "acquire_slot", params: ({ event }) => event.body } },
     "slot.release": { actions: { type: "release_slot", params: ({ event }) => event.body } },
     "rate.acquire": { actions: { type: "acquire_rate", params: ({ event }) => event.body } },
+    "action.acquire": { actions: { type: "acquire_action", params: ({ event }) => event.body } },
     "budget.alarm": { actions: "look" },
   },
   states: {

@@ -4,6 +4,7 @@ import type { Json, JsonObject } from "../../protocol/json.ts";
 import { CALL_TIMEOUT_MS } from "../../protocol/limits.ts";
 import { pause, timestamp, type World } from "../../protocol/world.ts";
 import { type BUILT_IN_TOOLS, WAIT_MS_MAX } from "../../state-machines/tools.ts";
+import type { ModelMoney } from "../model-money.ts";
 import { EffectFailure, type EffectScope, type Performer } from "../performer.ts";
 import { createTimedCalls, stoppedBy, type TimedCalls } from "../timed-calls.ts";
 
@@ -31,7 +32,12 @@ function builtInTools(world: World): Record<keyof typeof BUILT_IN_TOOLS, BuiltIn
   };
 }
 
-export function callTool(world: World, tool_calls: Pick<TimedCalls, "run"> = createTimedCalls({ world })): Performer {
+export function callTool(
+  world: World,
+  tool_calls: Pick<TimedCalls, "run"> = createTimedCalls({ world }),
+  /** Absent: nobody counts what an agent does by itself. */
+  money?: Pick<ModelMoney, "act">,
+): Performer {
   const tools = builtInTools(world);
   return async ({ call_seq, index, name, config_seq }: Input, scope): Promise<Json> => {
     const run = Object.hasOwn(tools, name) ? tools[name as keyof typeof tools] : undefined;
@@ -43,6 +49,7 @@ export function callTool(world: World, tool_calls: Pick<TimedCalls, "run"> = cre
     if (call["invalid_args"] !== undefined) throw new EffectFailure("invalid_args", "the arguments are not a JSON object");
     const frozen = entries.get(config_seq);
     const config = frozen?.t === "done" ? ((frozen.output as JsonObject)["config"] as unknown as AgentConfig | undefined) : undefined;
+    if (config !== undefined) await money?.act({ scope, config });
     const text = await tool_calls.run(config?.call_timeout_ms ?? CALL_TIMEOUT_MS, scope.signal, async (signal) => {
       const answer = await run((call["args"] ?? {}) as JsonObject, { ...scope, signal });
       // What it says after it was told to stop is not its answer.
