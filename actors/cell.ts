@@ -16,8 +16,8 @@
 //   C4. An item of the mailbox leaves it decided, or stays unacknowledged; none is dropped.
 //   C5. An actor that had effects in flight under another owner is claimed before anything else happens to it.
 //   C6. A stored command that cannot be judged now waits, and no other of the actor's commands passes it; news of effects and timers does.
-//   C7. A stored command that is refused and stands in no journal is settled with the broker before it is answered, and before the actor takes what was
-//       said after it: if it came again it would be decided anew, or taken for a repeat of what it never was.
+//   C7. A stored command whose decision stands in no journal is settled with the broker before it is answered, and before the actor takes what was said
+//       after it: if it came again it would be decided anew, or taken for a repeat of what it never was.
 import { BusUnavailable } from "../bus/fence.ts";
 import type { AppendOutcome, Bus } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
@@ -474,7 +474,7 @@ export class ActorCell {
       const verdict = await this.#decide(item, state);
       if (this.#stopped()) return;
       if (verdict === "unknown") continue;
-      if (item.kind !== "entry" && item.settle !== undefined && verdict.entry === undefined && verdict.outcome?.ok === false) {
+      if (item.kind !== "entry" && item.settle !== undefined && verdict.entry === undefined && verdict.journaled !== true) {
         // C7
         if (folds.length > 0) {
           this.#mailbox.unshift(item); // first the ones before it
@@ -501,8 +501,11 @@ export class ActorCell {
     await this.#commit(folds, taken, decided);
   }
 
-  /** What becomes of one item: an entry to append, or only an answer, or (for stale news) nothing. `unknown`: it has been put where it belongs. */
-  async #decide(item: MailItem, state: ActorState | undefined): Promise<{ entry?: Entry; outcome?: Outcome } | "unknown"> {
+  /**
+   * What becomes of one item: an entry to append, or only an answer, or (for stale news) nothing. `journaled`: the answer is that of an entry before.
+   * `unknown`: it has been put where it belongs.
+   */
+  async #decide(item: MailItem, state: ActorState | undefined): Promise<{ entry?: Entry; outcome?: Outcome; journaled?: boolean } | "unknown"> {
     const { core, actor } = this.#deps;
     if (item.kind === "entry") {
       const wanted = state !== undefined && core.awaits(state, item.entry) && (item.entry.t !== "claim" || Object.keys(state.running).length > 0);
@@ -513,7 +516,8 @@ export class ActorCell {
       if (state === undefined) return no(item.error);
       const hash = commandHash(item.type, { error: item.error.message });
       // The same message again: its refusal stands in the journal.
-      if (recognise(state, { channel: item.channel, source: item.source, type: item.type, hash }).kind === "repeat") return no(item.error);
+      if (recognise(state, { channel: item.channel, source: item.source, type: item.type, hash }).kind === "repeat")
+        return { ...no(item.error), journaled: true };
       if (!this.#mayJournalRefusal()) return no(item.error);
       const { type, error, channel, source, principal } = item;
       const who = principal === undefined ? {} : { principal };
@@ -532,7 +536,7 @@ export class ActorCell {
       const known = recognise(state, { ...identity, type: command.type, hash });
       if (known.kind === "conflict") return no(known.error);
       if (known.kind === "repeat")
-        return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } } };
+        return { outcome: known.outcome ?? { ok: true, seq: state.seq, state: outerState(state.snapshot), result: { repeated: true } }, journaled: true };
     }
     if (item.late?.() === true) {
       item.given_up?.();

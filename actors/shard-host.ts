@@ -11,6 +11,8 @@
 //   H2. A taken shard restores every actor that has a resident mark: those and only those may owe something.
 //   H3. A mark is cleared only by compare-and-set on the very message, after the actor settled what it owed.
 //   H4. What a tenant's client says of itself in headers gives it no power: not who it is, and an answer goes to its own inbox or nowhere.
+//   H5. What no journal remembers (a refusal of an actor that does not exist, or one too many) is told only once the stored command is gone for
+//       sure: it would be decided anew if it came again, and may be taken then.
 import { type Bus, type CoreMessage, type Delivery, headerOf, type StoredMessage, type Subscription } from "../bus/port.ts";
 import { assert } from "../protocol/assert.ts";
 import { decodeCommand, HEADER_IDEMPOTENCY_KEY, HEADER_PRINCIPAL, HEADER_REPLY_TO, HEADER_SUBJECT } from "../protocol/commands.ts";
@@ -282,16 +284,22 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   function hand(shard: Shard, delivery: Delivery, actor: ActorAddress, channel: CommandChannel, overloaded: ErrorBody | undefined, done: () => void): void {
     const { message, source } = delivery;
     const reply = replyTo(actor.tenant, message);
+    let settled = false;
     const said_no = headerOf(message.headers, HEADER_REPLY_TO);
     const decided: Decide = (outcome, after_sequence) => {
       if (!outcome.ok && said_no !== undefined) refused_durably.add(said_no);
       if (reply.kind === "to") bus.send(reply.subject, answerOf(actor, outcome, after_sequence));
-      delivery.ack();
+      if (!settled) delivery.ack();
       done();
+    };
+    const settle = async (): Promise<boolean> => {
+      settled = await settleFor(shard, delivery);
+      return settled;
     };
     const resident = residentOf(shard, actor);
     if (resident === undefined) {
-      decided({ ok: false, error: errorBody("invalid", `this runtime hosts no actors of kind '${actor.kind}'`) });
+      const error = errorBody("invalid", `this runtime hosts no actors of kind '${actor.kind}'`);
+      void settle().then((gone) => gone && decided({ ok: false, error }));
       return;
     }
     const { principal } = whoSaid(message);
@@ -305,11 +313,25 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
             channel,
             source,
             decided,
+            settle,
           }
         : decoding.kind === "command"
-          ? { kind: "command", command: decoding.command, source, decided, ...(overloaded === undefined ? {} : { overloaded }) }
-          : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, source, decided };
+          ? { kind: "command", command: decoding.command, source, decided, settle, ...(overloaded === undefined ? {} : { overloaded }) }
+          : { kind: "refused", error: decoding.error, type: decoding.type ?? "?", channel, source, decided, settle };
     resident.cell.push(item.kind === "refused" ? { ...item, ...whoSaid(message) } : item);
+  }
+
+  /** H5. Answers whether the stored command is gone, and was ours to the end. When that is not known, all that is undecided begins anew with it. */
+  async function settleFor(shard: Shard, delivery: Delivery): Promise<boolean> {
+    if (await delivery.settle()) return (await deps.on_conflict(shard.number, shard.epoch)) === "mine"; // another owner may have had it before it was gone
+    startOver(shard);
+    return false;
+  }
+
+  /** The inbox begins again from its first unacknowledged message: what waits here of it comes again. */
+  function startOver(shard: Shard): void {
+    shard.inbox.clear();
+    for (const { cell } of shard.residents.values()) cell.forget_commands();
   }
 
   /** What is told to a tenant that has more waiting here than it may. What the runtime itself says (`control`) is never refused for that. */
@@ -456,9 +478,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
             if (shard.phase !== "gone") take(shard, delivery);
           },
           on_reset: () => {
-            if (stream !== "COMMANDS") return;
-            shard.inbox.clear();
-            for (const { cell } of shard.residents.values()) cell.forget_commands();
+            if (stream === "COMMANDS") startOver(shard);
           },
         },
       );

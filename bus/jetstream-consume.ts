@@ -8,6 +8,8 @@
 //   C2. Somebody else who still pulls from the durable is cut off first: the durable is made anew, which ends his pulls.
 //   C3. An opening after the first tells on_reset before its first delivery.
 //   C4. Nothing more is asked for while what was delivered and not acknowledged is over its bound, in messages or in bytes.
+//   C5. What is confirmed as settled was still out under this very opening when the confirmation came: a later one would deliver it again. What
+//       cannot be confirmed ends the opening at once.
 import { INBOX_UNDECIDED_BYTES_MAX, INBOX_UNDECIDED_MAX } from "../protocol/limits.ts";
 import { pause } from "../protocol/world.ts";
 import { guarded, type Link, toNanos } from "./jetstream-link.ts";
@@ -22,6 +24,9 @@ const WINDOW = 500;
 const FIRST_OPENING_PATIENCE_MS = 5_000;
 /** A broker that knows the question answers within milliseconds; one that does not never will. */
 const RESET_PATIENCE_MS = 1_000;
+/** Of one question whether an acknowledgement arrived, and how often it is asked. */
+const SETTLE_PATIENCE_MS = 1_000;
+const SETTLE_TRIES_MAX = 3;
 const REOPEN_FIRST_MS = 20;
 const REOPEN_MAX_MS = 2_000;
 /** A session that lived this long was well; the next failure is a new one. */
@@ -102,7 +107,12 @@ class Inbox implements Subscription {
 
   #session(incarnation: string): Promise<string> {
     const { stream, durable } = this.#spec;
+    let over = false;
     return new Promise((resolve) => {
+      const end = (reason: string): void => {
+        over = true;
+        resolve(reason);
+      };
       let undecided_bytes = 0;
       /** Deliveries whose place in the window is not given back yet (C4). */
       let owed = 0;
@@ -114,13 +124,21 @@ class Inbox implements Subscription {
         { stream, consumer: durable, window: WINDOW },
         {
           on_message: (message, reply) => {
+            const gone = (): void => {
+              undecided_bytes -= message.data.byteLength;
+              giveBack();
+            };
             const delivery: Delivery = {
               message,
               source: { stream, incarnation, seq: message.sequence },
               ack: () => {
                 this.#link.send(reply, ACK);
-                undecided_bytes -= message.data.byteLength;
-                giveBack();
+                gone();
+              },
+              settle: async () => {
+                const settled = await this.#confirm(reply, () => over);
+                gone();
+                return settled;
               },
             };
             undecided_bytes += message.data.byteLength;
@@ -128,15 +146,26 @@ class Inbox implements Subscription {
             guarded(this.#link.log, "an inbox's on_delivery threw", { durable, sequence: message.sequence }, () => this.#handlers.on_delivery(delivery));
             giveBack();
           },
-          on_broken: resolve,
+          on_broken: end,
         },
       );
       this.#end_session = (reason) => {
         pull.stop();
-        resolve(reason);
+        end(reason);
       };
       this.#opened();
     });
+  }
+
+  /** C5. An acknowledgement with a reply subject is answered once the broker has taken it. */
+  async #confirm(reply: string, over: () => boolean): Promise<boolean> {
+    for (let tries = 0; tries < SETTLE_TRIES_MAX && !over() && !this.#stopped; tries++) {
+      const answer = await this.#link.ask(reply, ACK, { patience_ms: SETTLE_PATIENCE_MS });
+      if (answer.kind === "nobody") break;
+      if (answer.kind === "answer" && !over() && !this.#stopped) return true;
+    }
+    this.#end_session("it is not known whether an acknowledgement arrived"); // also a later one: it has delivered what was said after this
+    return false;
   }
 
   async #open(): Promise<Opening> {

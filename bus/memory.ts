@@ -84,6 +84,7 @@ const PAYLOAD_BYTES_MAX = 4 * 1024 * 1024;
 /** As the real inbox: the wait for an acknowledgement, the pause before opening again. */
 const ACK_WAIT_MS = 30_000;
 const REOPEN_MS = 20;
+const SETTLE_PATIENCE_MS = 3_000;
 /** A gap is seen with the next heartbeat. */
 const HEARTBEAT_MS = 500;
 
@@ -598,6 +599,8 @@ class MemoryInbox implements Subscription {
   #cursor = 1;
   /** Delivered and not acknowledged, and when. In order of delivery. */
   #unacknowledged = new Map<number, number>();
+  /** How often it began anew. */
+  #openings = 0;
   #must_reset = false;
   #reading = false;
   #wake = (): void => {};
@@ -689,6 +692,7 @@ class MemoryInbox implements Subscription {
     while (!this.#stopped && this.#connection.state === "disconnected") await this.#connection.connectedWithin(REQUEST_PATIENCE_MS);
     if (this.#stopped || !broker.reads(this.#key, this)) return;
     this.#must_reset = false;
+    this.#openings += 1;
     this.#cursor = 1;
     this.#unacknowledged.clear();
     this.#connection.guard("an inbox's on_reset threw", () => this.#handlers.on_reset());
@@ -700,20 +704,41 @@ class MemoryInbox implements Subscription {
     const stream = broker.stream(name);
     this.#unacknowledged.set(message.sequence, broker.world.monotonic_ms());
     this.#watchAcks();
-    const ack = (): void => {
+    const opening = this.#openings;
+    const operation = { kind: "ack", connection, subject: message.subject } as const;
+    const send = (arrived: () => void): void => {
       if (this.#connection.over || this.#connection.state === "disconnected") return;
       const arrive = (): void => {
         this.#unacknowledged.delete(message.sequence);
         stream.remove(message.sequence);
         this.#wake();
+        arrived();
       };
-      const fault = broker.faults.before?.({ kind: "ack", connection, subject: message.subject });
+      const fault = broker.faults.before?.(operation);
       if (fault?.kind === "unavailable") return;
       if (fault?.kind === "delay") broker.world.after(fault.ms, arrive);
       else queueMicrotask(arrive);
     };
+    const settle = (): Promise<boolean> =>
+      new Promise((resolve) => {
+        const unsure = (): void => {
+          this.#reset(); // also a later opening: it has delivered what was said after this
+          resolve(false);
+        };
+        // A later opening may have delivered it again before the acknowledgement arrived.
+        const same = (): boolean => !this.#stopped && !this.#must_reset && this.#openings === opening && broker.reads(this.#key, this);
+        const answer = (): void => (same() ? resolve(true) : unsure());
+        const cancel = broker.world.after(SETTLE_PATIENCE_MS, unsure);
+        send(() => {
+          const fault = broker.faults.after?.(operation);
+          if (fault?.kind === "lose_answer") return;
+          cancel();
+          if (fault?.kind === "delay") broker.world.after(fault.ms, answer);
+          else answer();
+        });
+      });
     const source = { stream: name, incarnation: stream.incarnation, seq: message.sequence };
-    this.#connection.guard("an inbox's on_delivery threw", () => this.#handlers.on_delivery({ message, source, ack }));
+    this.#connection.guard("an inbox's on_delivery threw", () => this.#handlers.on_delivery({ message, source, ack: () => send(() => undefined), settle }));
   }
 
   /** What is not acknowledged in time comes again, and a redelivery is a reset. */

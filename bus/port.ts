@@ -74,6 +74,12 @@ export interface Delivery {
   readonly source: CommandSource;
   /** Says it is done. Not awaited: a lost ack is a redelivery, which receivers recognise. */
   ack(): void;
+  /**
+   * Says it is done and asks the broker to confirm it, for what no receiver would recognise.
+   * Promises: after true it never comes again. False, within some seconds: it may, and so that it comes before what was said after it,
+   *           nothing more is delivered before the next `on_reset`.
+   */
+  settle(): Promise<boolean>;
 }
 
 export interface InboxSpec {

@@ -962,10 +962,7 @@ export class Leader {
       return;
     }
     const { actor, channel } = parsed;
-    const refuse = (error: ErrorBody): void => {
-      this.#answer(actor, delivery, { ok: false, error });
-      delivery.ack();
-    };
+    const refuse = (error: ErrorBody): Promise<void> => this.#refuse(leadership, actor, delivery, error);
     // A tenant's subject names no worker of ours: it is answered as if there were none.
     if (actor.tenant !== SYSTEM_TENANT) return refuse(errorBody("not_found", `there is no worker '${actor.id}'`));
     const decoding = decodeCommand("worker", channel, message.data, (name) => headerOf(message.headers, name));
@@ -985,9 +982,16 @@ export class Leader {
       ...(trace === undefined ? {} : { trace }),
     });
     if (outcome === undefined) return; // unacknowledged: the next leader decides it, and recognises it if it was decided
+    if (!outcome.ok) return refuse(outcome.error);
     this.#answer(actor, delivery, outcome);
     delivery.ack();
     this.#wake(leadership);
+  }
+
+  /** A refusal may stand in no journal: it is told once the command is gone for sure, for it may be taken if it comes again (C7 of actors/cell.ts). */
+  async #refuse(leadership: Leadership, actor: ActorAddress, delivery: Delivery, error: ErrorBody): Promise<void> {
+    if (!(await delivery.settle())) leadership.commands.splice(0);
+    else if ((await this.#conflict(leadership)) === "mine") this.#answer(actor, delivery, { ok: false, error });
   }
 
   #answer(actor: ActorAddress, delivery: Delivery, outcome: Outcome): void {

@@ -162,6 +162,60 @@ test("a stored command that the door refuses stands in the journal as refused, s
   expect(entries().at(-1)).toMatchObject({ t: "refused", type: "message.send", error: { code: "forbidden" } });
 });
 
+test.each(["acknowledgement", "broker's word for it"])(
+  "C7: a command to nobody is not answered while its %s is lost, comes again before what was said after it, and is answered once",
+  async (what) => {
+    let losing = true;
+    const { world, hostOn, publish, entries, replies } = ground({
+      before: ({ kind }) => (losing && kind === "ack" && what === "acknowledgement" ? { kind: "unavailable" } : undefined),
+      after: ({ kind }) => (losing && kind === "ack" && what !== "acknowledgement" ? { kind: "lose_answer" } : undefined),
+    });
+    await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+    await publish("message.send", { content: "is anybody there?" });
+    await publish("session.create", { agent: "a" });
+    await world.advance(1_000);
+    expect(replies).toEqual([]);
+    losing = false;
+    await world.advance(35_000);
+    // Its answer is lost for good when only the broker's word was: nobody can know, and nothing happens behind the sender's back.
+    const told = what === "acknowledgement" ? ["not_found", "ok"] : ["ok"];
+    expect(replies.map((reply) => (reply.ok ? "ok" : reply.error.code))).toEqual(told);
+    expect(entries().map((entry) => entry.t)).toEqual(["init", "done"]);
+  },
+);
+
+test("C7: a command to nobody is answered once the broker has let go of it, and never comes again", async () => {
+  const { world, broker, hostOn, publish, entries, replies } = ground();
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  await publish("message.send", { content: "is anybody there?" });
+  expect(replies).toMatchObject([{ ok: false, error: { code: "not_found" } }]);
+  expect(broker.stream("COMMANDS").get(1)).toBeUndefined();
+  await publish("session.create", { agent: "a" });
+  await world.advance(35_000);
+  expect(entries().filter((entry) => entry.t === "command")).toEqual([]);
+});
+
+test("H5: it is not answered by an owner that has lost the shard meanwhile: its successor may have taken it", async () => {
+  const { world, broker, publish, replies, performers } = ground();
+  await plainHost({ bus: broker.connect("w1"), world, name: "w1", performers, on_conflict: async () => "lost" }).take(0, 1, { worker: null, reason: "first" });
+  await publish("message.send", { content: "is anybody there?" });
+  expect(replies).toEqual([]);
+});
+
+test("C7: refusals too many for the journal are settled like those of nobody, and the actor goes on", async () => {
+  const { world, broker, hostOn, publish, entries, replies } = ground();
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  for (let index = 0; index < 40; index++) await publish("session.resume", {}); // nothing is paused
+  await publish("message.send", { content: "hello" });
+  expect(replies.filter((reply) => !reply.ok)).toHaveLength(40);
+  expect(replies.at(-1)).toMatchObject({ ok: true });
+  expect(entries().filter((entry) => entry.t === "refused").length).toBeLessThan(40);
+  await world.advance(35_000);
+  expect(replies).toHaveLength(42);
+  expect(broker.stream("COMMANDS").next(["shard.>"], 1)).toBeUndefined();
+});
+
 test("C6: what came on the fast lane and cannot be judged is not answered: its sender makes it durable, and is told once", async () => {
   let unreadable = true;
   const { world, broker, hostOn, entries } = ground({}, () => (unreadable ? Promise.reject(new Error("no answer")) : Promise.resolve(undefined)));

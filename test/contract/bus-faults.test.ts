@@ -246,6 +246,30 @@ test("a broker that restarts forgets its memory streams alone, and everybody goe
   expect(followed).toEqual(["t1", "t2"]);
 });
 
+test("what was settled and not confirmed is not called settled, whether the acknowledgement was lost or its answer", async () => {
+  for (const lost of ["acknowledgement", "answer"] as const) {
+    const { world, bus, before, after } = stage();
+    const settled: boolean[] = [];
+    let told = 0;
+    await bus.consume(
+      { stream: "COMMANDS", durable: "d", filters: ["shard.>"] },
+      {
+        on_delivery: (delivery) => {
+          told += 1;
+          void delivery.settle().then((outcome) => settled.push(outcome));
+        },
+        on_reset: () => undefined,
+      },
+    );
+    if (lost === "acknowledgement") before("ack", { kind: "unavailable" });
+    else after("ack", { kind: "lose_answer" });
+    await bus.publish(COMMAND, bytes("a"));
+    await world.advance(10_000);
+    // It came again at once, and not only after the broker's wait.
+    expect([told, settled], lost).toEqual(lost === "acknowledgement" ? [2, [false, true]] : [1, [false]]);
+  }
+});
+
 test("two runs from one seed are the same run", async () => {
   const run = async (seed: number): Promise<string[]> => {
     const world = new VirtualWorld(seed);

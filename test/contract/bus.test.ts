@@ -371,6 +371,30 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       await reader.close();
     });
 
+    test("what is settled is gone, and what a later opening delivers again is not settled by the earlier one", async () => {
+      const tenant = newTenant();
+      const name = `settle-${tenant}`;
+      const reader = await ground.connect(name);
+      const held: Delivery[] = [];
+      let resets = 0;
+      await reader.consume(inboxOf(tenant), { on_delivery: (delivery) => void held.push(delivery), on_reset: () => void (resets += 1) });
+      for (let index = 0; index < 2; index += 1) await command(bus, tenant, `c${index}`, `s${index}`);
+      await eventually(
+        () => held.length,
+        (length) => length === 2,
+      );
+      expect(await held[0]?.settle()).toBe(true);
+      expect(await collect(bus.read("COMMANDS", `shard.*.tenant.${tenant}.>`, 1))).toHaveLength(1);
+      await ground.restore(name);
+      await eventually(
+        () => [held.length, resets],
+        ([length]) => length === 3,
+      );
+      expect(text(held[2]!.message.data)).toBe("c1");
+      expect(await held[1]?.settle()).toBe(false);
+      await reader.close();
+    });
+
     test.each(["dies", "freezes with its socket open"] as const)(
       "when an owner %s the next one gets all it had not acknowledged, in order and soon",
       async (how) => {

@@ -7,8 +7,15 @@ import { silentLog } from "../../protocol/log.ts";
 import type { World } from "../../protocol/world.ts";
 import { cores } from "../../state-machines/kinds.ts";
 
-export function plainHost(place: { bus: Bus; world: World; name: string; performers: Performers; admit?: ShardHostDeps["admit"] }): ShardHost {
-  const { bus, world, name, performers, admit } = place;
+export function plainHost(place: {
+  bus: Bus;
+  world: World;
+  name: string;
+  performers: Performers;
+  admit?: ShardHostDeps["admit"];
+  on_conflict?: ShardHostDeps["on_conflict"];
+}): ShardHost {
+  const { bus, world, name, performers, admit, on_conflict = async () => "mine" } = place;
   let commits = 0;
   return createShardHost({
     bus,
@@ -20,7 +27,7 @@ export function plainHost(place: { bus: Bus; world: World; name: string; perform
     worker: name,
     next_commit_id: () => `${name}.${commits++}`,
     may_act: () => true,
-    on_conflict: async () => "mine",
+    on_conflict,
     ...(admit === undefined ? {} : { admit }),
   });
 }

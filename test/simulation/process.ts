@@ -157,6 +157,7 @@ export class SimulatedProcess {
                     overheard.acknowledged?.(delivery);
                     delivery.ack();
                   },
+                  settle: () => answer(delivery.settle()),
                 }),
               ),
             on_reset: () => this.pass(() => handlers.on_reset()),

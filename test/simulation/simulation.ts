@@ -912,7 +912,7 @@ class Simulation {
         this.fail(`${actor} ${key} was answered ${reply.error.code}, and it was done at ${done[0]?.seq ?? 0}`);
     }
     const gaveUp = replies.at(-1);
-    if (sends === 1 && gaveUp?.ok === false && gaveUp.error.code !== "not_found" && done.length > 0)
+    if (sends === 1 && gaveUp?.ok === false && done.length > 0)
       this.fail(`${actor} ${key} was sent once and answered ${gaveUp.error.code}, and it was done at ${done[0]?.seq ?? 0}`);
   }
 
@@ -937,8 +937,7 @@ class Simulation {
         for (const reply of replies) {
           if (reply.ok && one.entry.t === "refused")
             this.fail(`${actor} ${type} (COMMANDS ${seq}) was answered ok at ${reply.seq}, the journal refused it at ${one.seq}`);
-          // Where there is no actor nothing is journaled: a message that comes again may find one.
-          if (!reply.ok && reply.error.code !== "not_found" && one.entry.t !== "refused")
+          if (!reply.ok && one.entry.t !== "refused")
             this.fail(`${actor} ${type} (COMMANDS ${seq}) was answered ${reply.error.code}, and it was done at ${one.seq}`);
         }
       }
