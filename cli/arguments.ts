@@ -2,6 +2,7 @@
 import { InvalidArgumentError } from "commander";
 import type { ActorFilter } from "../actors/verify.ts";
 import { ACTOR_KINDS, type ActorAddress, isActorKind, isId, parseActorPath } from "../protocol/ids.ts";
+import { parseParent, type SessionParent } from "../protocol/session-parent.ts";
 
 const ID_WORDS = "1 to 64 of A-Z a-z 0-9 _ -";
 
@@ -30,6 +31,13 @@ export function filterArgument(text: string): ActorFilter {
   if (rest.length > 0 || !isId(tenant) || (kind !== undefined && !isActorKind(kind)) || (id !== undefined && !isId(id)))
     throw new InvalidArgumentError(`It is TENANT, TENANT/KIND or TENANT/KIND/ID, the kind one of ${ACTOR_KINDS.join(", ")}.`);
   return { tenant, kind, id };
+}
+
+/** `SESSION/MESSAGE`, given again for more. */
+export function parentArgument(text: string, before: readonly SessionParent[] | undefined): readonly SessionParent[] {
+  const parent = parseParent(text);
+  if (parent === undefined) throw new InvalidArgumentError(`It is SESSION/MESSAGE as s1/m3, the message as \`message_id\` of its answer has it.`);
+  return [...(before ?? []), parent];
 }
 
 /** RFC 3339. */

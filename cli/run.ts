@@ -11,9 +11,10 @@ import { Command, CommanderError, Option } from "commander";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { CALLS_MAX_MAX } from "../protocol/limits.ts";
 import { errorFields } from "../protocol/log.ts";
+import { PRIORITIES } from "../protocol/priority.ts";
 import { RATE_TIER_NAMES, RATE_TIERS } from "../protocol/rate-tiers.ts";
 import { ROLES } from "../providers/models.ts";
-import { actorArgument, collected, filterArgument, idArgument, instantArgument, sessionArgument, wholeNumber } from "./arguments.ts";
+import { actorArgument, collected, filterArgument, idArgument, instantArgument, parentArgument, sessionArgument, wholeNumber } from "./arguments.ts";
 import { setBudget, showBudget } from "./budget.ts";
 import { machines, replayCommand, verifyCommand } from "./checks.ts";
 import { drain, shards, workers } from "./cluster.ts";
@@ -130,13 +131,23 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     summary: "send a message to a session",
     about: "With --agent the session is created when it does not exist. Prints the reply; with --wait the turn as it goes, until it ends.",
     json: "lines",
-    examples: ["troupe send demo/session/s1 'hello' --agent assistant --wait", "troupe send demo/session/s1 'stop that' --on-busy interrupt --key 42"],
+    examples: [
+      "troupe send demo/session/s1 'hello' --agent assistant --wait",
+      "troupe send demo/session/s1 'stop that' --on-busy interrupt --key 42",
+      "troupe send demo/session/s2 'sum it up' --after s1/m3 --priority high",
+    ],
     work: send,
   })
     .argument("<session>", "TENANT/session/ID", sessionArgument)
     .argument("<text>", "what to say")
     .addOption(new Option("--agent <id>", "create the session with this agent when it does not exist").argParser(idArgument))
     .addOption(new Option("--on-busy <how>", "what to do while a turn runs").choices(["enqueue", "reject", "interrupt"]))
+    .addOption(new Option("--priority <level>", "where its model calls wait among the tenant's own").choices([...PRIORITIES]))
+    .addOption(
+      new Option("--after <session/message>", "its turn begins when that message's has completed, and fails when it does not; may be given again").argParser(
+        parentArgument,
+      ),
+    )
     .option("--key <key>", "Idempotency-Key: a repeat with the same key is answered with the first outcome")
     .option("--wait", "show the turn until it ends; exit code 1 when it fails or is cancelled")
     .addOption(new Option("--patience <seconds>", "how long to wait for the answer").argParser(wholeNumber(1, 3600)).default(10));

@@ -7,6 +7,8 @@ import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import { type ActorEvent, decodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import type { Priority } from "../protocol/priority.ts";
+import type { SessionParent } from "../protocol/session-parent.ts";
 import { actorSubject, parseActorSubject } from "../protocol/subjects.ts";
 import { decodeToken, type TokenChunk } from "../protocol/tokens.ts";
 import { pause } from "../protocol/world.ts";
@@ -47,6 +49,8 @@ function createSpeech(printer: Printer): { readonly text: TurnText; flush(): voi
 export interface SendOptions {
   readonly agent?: string;
   readonly onBusy?: "enqueue" | "reject" | "interrupt";
+  readonly priority?: Priority;
+  readonly after?: readonly SessionParent[];
   readonly key?: string;
   readonly wait?: boolean;
   readonly patience?: number;
@@ -67,7 +71,13 @@ export async function send(context: Context, options: SendOptions, session: Acto
   const begin = options.wait
     ? { events: options.key === undefined ? (await bus.bounds("EVENTS")).last_sequence + 1 : 1, tokens: (await bus.bounds("TOKENS")).last_sequence + 1 }
     : undefined;
-  const body = { content: text, ...(options.onBusy === undefined ? {} : { on_busy: options.onBusy }) };
+  const { onBusy, priority, after } = options;
+  const body: JsonObject = {
+    content: text,
+    ...(onBusy === undefined ? {} : { on_busy: onBusy }),
+    ...(priority === undefined ? {} : { priority }),
+    ...(after === undefined ? {} : { after: after.map((parent) => ({ ...parent })) }),
+  };
   const sent = await commands.command(session, { type: "message.send", body, key: options.key }, patience);
   if (sent.kind === "refused") throw new TroupeError(sent.error);
   const { reply } = sent;

@@ -764,8 +764,7 @@ const effectOf = (tool: PendingTool): string => `tool.${tool.index}`;
 const TOOL_DENIED = "denied";
 /** What its agent may do by itself is used up (limits.actions of its configuration): nothing ran. */
 const AUTONOMY_EXCEEDED = "autonomy_exceeded";
-const failureEvent = ({ code }: Failed): "tool.denied" | "tool.failed" =>
-  code === TOOL_DENIED || code === AUTONOMY_EXCEEDED ? "tool.denied" : "tool.failed";
+const failureEvent = ({ code }: Failed): "tool.denied" | "tool.failed" => (code === TOOL_DENIED || code === AUTONOMY_EXCEEDED ? "tool.denied" : "tool.failed");
 
 /** The model's calls, side by side. SE7: those that the agent does not have are answered at once. */
 function toolsCalled(context: SessionContext, output: ModelOutput, table: ToolTable): Change {
@@ -1414,7 +1413,11 @@ function waits(view: ActorView, at_ms?: number): string | undefined {
 
 /** The same for programs, where something in particular is waited for. */
 function waitsFor(view: ActorView, at_ms?: number): JsonObject | undefined {
-  const { retry, wait } = sessionContextOf(view);
+  const { retry, wait, dependency } = sessionContextOf(view);
+  if (view.state === "awaiting_dependency" && view.running.length === 0) {
+    const waiting_for = dependency ?? noWait(0);
+    return { for: "dependency", parents: waiting_for.open.map((parent) => ({ ...parent })), message: waitsForParents(waiting_for) };
+  }
   if (view.state !== "thinking") return undefined;
   if (wait !== undefined && wait !== null) return waitShown(wait);
   const message = waitsForProvider(retry, at_ms);

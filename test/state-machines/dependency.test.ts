@@ -46,6 +46,7 @@ describe("the one that comes after", () => {
     drive.done("parents", found("open"));
     expect(drive.out).toMatchObject([ASK]);
     expect(waits(drive)).toBe("waits for dependency: message m3 of session parent");
+    expect(drive.core.definition.waitsFor?.(drive.view)).toMatchObject({ for: "dependency", parents: [PARENT] });
     drive.send("behind it");
     expect(waits(drive)).toBe("waits for dependency: message m3 of session parent; 1 message waits");
     drive.tell("dependency.told", PARENT);
