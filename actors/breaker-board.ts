@@ -193,8 +193,10 @@ export function createBreakerBoard({ world, log, worker, bus, on_change }: Break
       const { cooldown_ms } = entry.state;
       // Taken here before it is taken there, so that a second call of this worker waits.
       become(entry, probing(entry.state, world.monotonic_ms()));
-      if (bucket !== undefined && entry.revision !== undefined) {
-        const outcome = await asked(bucket.update(breakerKeyOf(key), encoded("half_open", cooldown_ms), entry.revision));
+      if (bucket !== undefined) {
+        // What was never stored here (its trip was not heard, or another's came first) is created: of those who do so, too, one comes first.
+        const [name, said] = [breakerKeyOf(key), encoded("half_open", cooldown_ms)];
+        const outcome = await asked(entry.revision === undefined ? bucket.create(name, said) : bucket.update(name, said, entry.revision));
         if (outcome?.kind === "conflict") return { kind: "refused", retry_after_ms: COOLDOWN_MS_MIN }; // BB1
         if (outcome?.kind === "ok") entry.revision = outcome.revision;
       }

@@ -88,6 +88,20 @@ describe("over the bus", () => {
     expect((await Promise.all(all.map(ask))).map((one) => one.kind)).toEqual(["admitted", "admitted", "admitted"]);
   });
 
+  test("of two workers that tripped while the broker was away one sends the probe when it is back", async () => {
+    const { world, all, down, ask } = await boards(["w1", "w2"]);
+    down(true);
+    for (const board of all) await calls(world, board, FIVE);
+    expect(all.map(stateOf)).toEqual(["open", "open"]);
+    down(false);
+    await world.advance(5_000);
+    const asked = await Promise.all(all.flatMap((board) => [ask(board), ask(board)]));
+    expect(asked.filter(({ kind }) => kind === "admitted")).toHaveLength(1);
+    for (const one of asked) if (one.kind === "admitted") one.ended("answered");
+    await world.advance(100);
+    expect(all.map(stateOf)).toEqual(["closed", "closed"]);
+  });
+
   test("a probe that fails keeps all away for twice as long", async () => {
     const { world, all, ask } = await boards(["w1", "w2"]);
     await calls(world, all[0]!, FIVE);
