@@ -5,6 +5,7 @@
 //   E2. An effect whose result is not yet journaled stays known here, so reconciling again never starts it twice (A3).
 //   E3. What the ledger no longer names is aborted, and its result is dropped.
 //   E4. What is stopped by an entry says what it came to before that entry is appended, and is not heard again.
+import { actorPath } from "../protocol/ids.ts";
 import type { EffectError, Entry } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
@@ -63,16 +64,12 @@ export function createEffectRunner({ performers, log, scope, post, observe }: Ef
       settle({ t: "fail", inst: effect.inst, error: { code: "internal", message: `nobody performs '${effect.src}'` } });
       return;
     }
-    Promise.try(() =>
-      perform(
-        effect.input as never,
-        scope(effect, abort.signal, (read) => (me.so_far = read)),
-      ),
-    ).then(
+    const its = scope(effect, abort.signal, (read) => (me.so_far = read));
+    Promise.try(() => perform(effect.input as never, its)).then(
       (output: Json) => settle({ t: "done", inst: effect.inst, output }),
       (error: unknown) => {
         if (!(error instanceof EffectFailure) && !abort.signal.aborted)
-          log.error("effect broke", { inst: effect.inst, src: effect.src, ...errorFields(error) });
+          log.error("effect broke", { actor: actorPath(its.actor), inst: effect.inst, src: effect.src, ...errorFields(error) });
         const told: EffectError =
           error instanceof EffectFailure ? error.effect_error : { code: "internal", message: error instanceof Error ? error.message : String(error) };
         settle({ t: "fail", inst: effect.inst, error: told });

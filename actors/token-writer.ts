@@ -4,7 +4,7 @@
 // background and repeated when it fails: a publish into a stream without one is lost under load. A chunk that cannot be stored
 // within its patience is given up: the finished message stands in the journal, and gateways give the rest out of it.
 import type { Bus } from "../bus/port.ts";
-import type { ActorAddress } from "../protocol/ids.ts";
+import { type ActorAddress, actorPath } from "../protocol/ids.ts";
 import { TOKEN_COALESCE_MS } from "../protocol/limits.ts";
 import type { Log } from "../protocol/log.ts";
 import { actorSubject } from "../protocol/subjects.ts";
@@ -48,7 +48,7 @@ export function createTokenWriter(
       if (outcome.kind !== "unavailable") break;
       await new Promise<void>((resolve) => void world.after(50 * attempt, resolve));
     }
-    log.warn("token chunk given up; readers get it from the finished message", { actor: subject });
+    log.warn("token chunk given up; readers get it from the finished message", { actor: actorPath(actor) });
   }
 
   function flush(end: boolean): void {

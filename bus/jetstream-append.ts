@@ -51,8 +51,12 @@ export class Appender {
   #batch_prefix: string;
   #pump_planned = false;
 
-  constructor(link: Link) {
+  #on_commit: (appends: number) => void;
+
+  /** `on_commit` hears how many appends travel together, each time that some do. */
+  constructor(link: Link, on_commit: (appends: number) => void = () => {}) {
     this.#link = link;
+    this.#on_commit = on_commit;
     this.#batch_prefix = link.world.id();
   }
 
@@ -125,6 +129,7 @@ export class Appender {
   }
 
   async #singly(waiting: Waiting): Promise<void> {
+    this.#on_commit(1);
     this.#singles_in_flight += 1;
     try {
       waiting.settle(await this.#decide(waiting, () => this.#sendOne(waiting.append)));
@@ -135,6 +140,7 @@ export class Appender {
   }
 
   async #together(batch: readonly Waiting[]): Promise<void> {
+    this.#on_commit(batch.length);
     this.#batches_in_flight += 1;
     const sending = await this.#sendBatch(batch).finally(() => {
       this.#batches_in_flight -= 1;

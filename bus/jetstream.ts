@@ -60,6 +60,8 @@ export interface JetStreamOptions {
   /** Creates and updates the streams before it answers, and makes memory streams again. Default true. */
   readonly ensure?: boolean;
   readonly first_connection_patience_ms?: number;
+  /** Told with each commit how many appends travelled in it. */
+  readonly on_commit?: (appends: number) => void;
 }
 
 /** What the broker says when a stream is full, and when a message is larger than a stream takes. */
@@ -102,7 +104,7 @@ export async function connectJetStream(options: JetStreamOptions): Promise<Bus> 
       options.log.info("streams are as declared", { created: outcome.created.join(" "), updated: outcome.updated.join(" ") });
     remakeMemoryStreams(link, declarations);
   }
-  const bus = createBus(link, declarations);
+  const bus = createBus(link, declarations, options.on_commit);
   insides.set(bus, { link, declarations });
   return bus;
 }
@@ -151,8 +153,8 @@ function remakeMemoryStreams(link: Link, declarations: Declarations): void {
   link.onState((state) => (state === "connected" ? remake() : undefined));
 }
 
-function createBus(link: Link, declarations: Declarations): Bus {
-  const appender = new Appender(link);
+function createBus(link: Link, declarations: Declarations, on_commit: JetStreamOptions["on_commit"]): Bus {
+  const appender = new Appender(link, on_commit);
   const buckets = new Map<BucketName, Bucket>(BUCKETS.map((name) => [name, openBucket(link, name)]));
 
   function directOf(stream: StreamName): boolean | "only" {

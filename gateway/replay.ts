@@ -105,7 +105,7 @@ export function startReplay({ bus, log }: { bus: Bus; log: Log }): Replay {
     const read = readQuestion(data);
     if (!read.ok) return refuse(reply, read.error);
     if (answers.size >= ANSWERS_AT_ONCE_MAX) return refuse(reply, errorBody("overloaded", "too many replays are under way", { retry_after_ms: 1000 }));
-    const mine = answer(tenant, reply, read.asked).catch((error: unknown) => log.error("replay met a bug of ours", errorFields(error)));
+    const mine = answer(tenant, reply, read.asked).catch((error: unknown) => log.error("replay met a bug of ours", { tenant, ...errorFields(error) }));
     answers.add(mine);
     void mine.finally(() => answers.delete(mine));
   }

@@ -26,7 +26,7 @@ import type { Bus } from "../bus/port.ts";
 import { BrokenPromise } from "../protocol/assert.ts";
 import { decodeCommand, HEADER_IDEMPOTENCY_KEY, HEADER_TRACEPARENT } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody, isErrorCode, TroupeError } from "../protocol/errors.ts";
-import { type ActorAddress, isId } from "../protocol/ids.ts";
+import { type ActorAddress, actorPath, isId } from "../protocol/ids.ts";
 import { decodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { MasterKey } from "../protocol/key-ring.ts";
@@ -37,6 +37,7 @@ import type { Scope } from "../protocol/scopes.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
+import { type Attribution, withAttribution } from "../telemetry/log.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import { declareAdminRoutes } from "./admin-routes.ts";
 import { declareBudgetRoutes } from "./budget-routes.ts";
@@ -298,14 +299,17 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   app.removeAllContentTypeParsers();
   app.addContentTypeParser("application/json", { parseAs: "buffer" }, parseJson as never);
 
+  /** For whom a request is, for the lines of the log that tell of it. */
+  const whoAsked = new WeakMap<FastifyRequest, Attribution>();
+
   app.setErrorHandler((error: unknown, request, reply) => {
     const refusal = refusalOf(error);
     if (refusal) {
       if (refusal.error.code === "unavailable")
-        log.warn("answered unavailable", { route: request.routeOptions.url, ...errorFields((error as Error).cause ?? error) });
+        log.warn("answered unavailable", { ...whoAsked.get(request), route: request.routeOptions.url, ...errorFields((error as Error).cause ?? error) });
       return sendProblem(reply, refusal.error, refusal.status);
     }
-    log.error("a request met a bug of ours", { route: request.routeOptions.url, ...errorFields(error) }); // G4
+    log.error("a request met a bug of ours", { ...whoAsked.get(request), route: request.routeOptions.url, ...errorFields(error) }); // G4
     return sendProblem(reply, errorBody("internal", "something broke on our side; it is logged"));
   });
 
@@ -355,12 +359,18 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
       // Before the body is read.
       onRequest: async (request, reply) => {
         reply.header("cache-control", "private, no-store");
-        visitors.set(request, await visitorOf(request, scope));
+        const visitor = await visitorOf(request, scope);
+        visitors.set(request, visitor);
+        const { id } = request.params as { id?: string };
+        whoAsked.set(request, { tenant: visitor.principal.tenant, ...(url.startsWith("/v1/sessions/") && isId(id) ? { session: id } : {}) });
       },
       handler: async (request, reply) => {
         const visitor = visitors.get(request);
         if (visitor === undefined) throw new TroupeError(errorBody("unauthenticated", "no credential was seen")); // G1
-        return acting.run(principalWord(visitor.principal.name), () => handler(request, reply, visitor)); // G7
+        const { tenant } = visitor.principal;
+        return withAttribution(whoAsked.get(request) ?? { tenant }, () =>
+          acting.run(principalWord(visitor.principal.name), () => handler(request, reply, visitor)),
+        ); // G7
       },
     });
   }
@@ -440,7 +450,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
         world,
         signal: abort.signal,
         problem(error) {
-          log.error("a feed broke", { session: session.id, ...errorFields(error) });
+          log.error("a feed broke", { actor: actorPath(session), ...errorFields(error) });
           return problemOf(errorBody("internal", "the journal cannot be read; it is logged"));
         },
       });

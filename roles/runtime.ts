@@ -27,8 +27,9 @@ export function connect(
   name: string,
   { ensure = true, first_connection_patience_ms }: { ensure?: boolean; first_connection_patience_ms?: number } = {},
 ): Promise<Bus> {
-  const { settings, log, world } = runtime;
+  const { settings, log, world, metrics } = runtime;
   return connectJetStream({
+    on_commit: (appends) => metrics.observe("troupe_append_batch_size", {}, appends),
     servers: serversOf(settings),
     ...natsTls(settings),
     ...natsLogin(settings),

@@ -22,6 +22,7 @@ import { createTenantModels, type TenantModels } from "../actors/tenant-models.t
 import { createTimedCalls, type TimedCalls } from "../actors/timed-calls.ts";
 import { createTurnFinder } from "../actors/turn-finder.ts";
 import { assert } from "../protocol/assert.ts";
+import { actorPath } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
 import { createProviders, PLATFORM_OWNER } from "../providers/registry.ts";
@@ -32,8 +33,9 @@ import { startHostService } from "../supervisors/host-service.ts";
 import { Member } from "../supervisors/member.ts";
 import { createResumedTeller } from "../supervisors/resumed.ts";
 import { startStatusServer } from "../telemetry/http.ts";
+import { withAttribution } from "../telemetry/log.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
-import type { Tracing } from "../telemetry/tracing.ts";
+import { noTracing, type Tracing } from "../telemetry/tracing.ts";
 import { adoptPriceTable } from "./price-table.ts";
 import { openMasterKeys } from "./master-keys.ts";
 import { connect, lifeline, observeBus, type Runtime } from "./runtime.ts";
@@ -128,20 +130,36 @@ function timed({ world, metrics }: Runtime, performers: Performers): Performers 
   );
 }
 
-/** Each effect within a span of its own, a child of the command's trace that began it. */
+/** Whose agent an effect works for: named in what it was given, or in the frozen configuration that it points at. */
+async function agentOf(input: { readonly agent?: unknown; readonly config_seq?: unknown }, scope: EffectScope): Promise<string | undefined> {
+  if (typeof input.agent === "string") return input.agent;
+  if (typeof input.config_seq !== "number" || input.config_seq === 0) return undefined;
+  const entry = (await scope.entries([input.config_seq])).get(input.config_seq);
+  const agent = entry?.t === "done" ? (entry.output as JsonObject)["agent"] : undefined;
+  return typeof agent === "string" ? agent : undefined;
+}
+
+/** Each effect within a span of its own, a child of the command's trace that began it; what is logged meanwhile says for whom. */
 function traced(tracing: Tracing, performers: Performers): Performers {
   return Object.fromEntries(
     Object.entries(performers).map(([src, perform]) => [
       src,
-      (input: never, scope: EffectScope) =>
-        tracing.withSpan(
-          src,
-          {
-            attributes: { tenant: scope.actor.tenant, session: scope.actor.id, "troupe.inst": scope.inst, "troupe.attempt": scope.attempt },
-            trace: scope.trace,
-          },
-          () => perform(input, scope),
-        ),
+      (input: never, scope: EffectScope) => {
+        const { tenant, kind, id } = scope.actor;
+        const whose = { tenant, ...(kind === "session" ? { session: id } : {}) };
+        const attributes = { ...whose, "troupe.actor": actorPath(scope.actor), "troupe.inst": scope.inst, "troupe.attempt": scope.attempt };
+        return withAttribution(whose, () =>
+          tracing.withSpan(src, { attributes, trace: scope.trace }, async (span) => {
+            const named = tracing === noTracing ? undefined : agentOf(input, scope).catch(() => undefined);
+            try {
+              return await perform(input, scope);
+            } finally {
+              const agent = await named;
+              if (agent !== undefined) span.set("agent", agent);
+            }
+          }),
+        );
+      },
     ]),
   );
 }
@@ -242,9 +260,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
       metrics.add("troupe_recoveries_total", { reason: resumed.reason });
       metrics.observe("troupe_recovery_replay_seconds", {}, resumed.replay_ms / 1000);
       log.info("actor goes on here", {
-        tenant: resumed.actor.tenant,
-        kind: resumed.actor.kind,
-        actor: resumed.actor.id,
+        actor: actorPath(resumed.actor),
         from: resumed.from,
         reason: resumed.reason,
         entries: resumed.entries,

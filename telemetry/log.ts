@@ -4,7 +4,10 @@
 //   L1. No line bears a credential: fields named like one are masked at any depth, and so is text that looks like one wherever it stands.
 //   L2. A line is bounded: long texts are cut, deep values too. A log that can be filled by a message is a way to stop a process.
 //   L3. Logging never throws into the room that logs.
+//   L4. A line of an actor's, and every line that is said while work for one is done, names its tenant, and its session where it is one.
+import { AsyncLocalStorage } from "node:async_hooks";
 import { destination, type DestinationStream, type Logger, pino } from "pino";
+import { parseActorPath } from "../protocol/ids.ts";
 import type { Log, LogFields } from "../protocol/log.ts";
 
 export const LOG_LEVELS = ["debug", "info", "warn", "error", "silent"] as const;
@@ -88,6 +91,29 @@ export function createLog({ level, fields, for_people = false, write }: LogOptio
 /** Names that a line has of its own; a field of the same name would stand in it twice. */
 const TAKEN = new Set(["level", "at", "what"]);
 
+/** For whom the work is that goes on. */
+export interface Attribution {
+  readonly tenant: string;
+  readonly session?: string;
+  readonly agent?: string;
+}
+const working_for = new AsyncLocalStorage<Attribution>();
+
+/** Lines that are said within the work, by whatever room, say for whom it is. L4 */
+export function withAttribution<T>(attribution: Attribution, work: () => T): T {
+  return working_for.run(attribution, work);
+}
+
+/** What a line says of whom it is for: what it names itself, then what its actor's path names, then the work within which it is said. */
+function attributed(fields: LogFields): LogFields {
+  const its = typeof fields["actor"] === "string" ? parseActorPath(fields["actor"]) : undefined;
+  const named = { ...(its === undefined ? {} : { tenant: its.tenant, ...(its.kind === "session" ? { session: its.id } : {}) }), ...fields };
+  const work = working_for.getStore();
+  // What goes on within somebody's work may be about somebody else.
+  if (work === undefined || its !== undefined || (named["tenant"] !== undefined && named["tenant"] !== work.tenant)) return named;
+  return { ...work, ...named };
+}
+
 function own(fields: LogFields): Record<string, unknown> {
   const cleaned = clean(fields) as Record<string, unknown>;
   return Object.fromEntries(Object.entries(cleaned).map(([name, value]) => [TAKEN.has(name) ? `${name}_` : name, value]));
@@ -97,7 +123,7 @@ function facade(logger: Logger): Log {
   const say = (level: "debug" | "info" | "warn" | "error") => (what: string, fields?: LogFields) => {
     if (!logger.isLevelEnabled(level)) return;
     try {
-      logger[level](fields === undefined ? {} : own(fields), "%s", cleanText(what));
+      logger[level](own(attributed(fields ?? {})), "%s", cleanText(what));
     } catch {
       // L3. Standard error is gone (a closed pipe): there is nobody left to tell.
     }

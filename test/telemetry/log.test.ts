@@ -1,6 +1,6 @@
 // log: Goal: a line is one fact, bounded, and bears no credential. Method: lines caught and searched for planted secrets.
 import { describe, expect, test } from "vitest";
-import { createLog, lineForPeople, type LogOptions } from "../../telemetry/log.ts";
+import { createLog, lineForPeople, type LogOptions, withAttribution } from "../../telemetry/log.ts";
 
 function listening(options: Partial<LogOptions> = {}) {
   const lines: string[] = [];
@@ -97,4 +97,27 @@ test("for people a line is time, level, sentence and fields", () => {
   log.warn("it waits", { reason: "Postgres is away", position: 7 });
   expect(lines[0]).toMatch(/^\d\d:\d\d:\d\d\.\d{3} warn {2}it waits {2}role=worker id=w1 reason="Postgres is away" position=7\n$/);
   expect(lineForPeople('{"level":"info","at":"2026-11-21T05:00:00.000Z","what":"x"}')).toBe("05:00:00.000 info  x\n");
+});
+
+test("a line names its tenant and session by its actor, or by the work within which it is said; what it names itself counts", async () => {
+  const lines: string[] = [];
+  const log = createLog({ level: "debug", fields: { role: "test" }, write: (line) => void lines.push(line) });
+  const last = (): Record<string, unknown> => JSON.parse(lines.at(-1) ?? "{}") as Record<string, unknown>;
+  log.info("x", { actor: "acme/session/s1" });
+  expect(last()).toMatchObject({ actor: "acme/session/s1", tenant: "acme", session: "s1" });
+  log.info("x", { actor: "acme/budget/main" });
+  expect([last()["tenant"], last()["session"]]).toEqual(["acme", undefined]);
+  await withAttribution({ tenant: "acme", session: "s1" }, async () => {
+    await Promise.resolve();
+    log.info("x");
+    expect(last()).toMatchObject({ tenant: "acme", session: "s1" });
+    log.info("x", { tenant: "acme", inst: "3:model" });
+    expect(last()).toMatchObject({ tenant: "acme", session: "s1", inst: "3:model" });
+    log.info("x", { tenant: "rival" });
+    expect([last()["tenant"], last()["session"]]).toEqual(["rival", undefined]);
+    log.info("x", { actor: "rival/session/s2" });
+    expect([last()["tenant"], last()["session"]]).toEqual(["rival", "s2"]);
+  });
+  log.info("x", { actor: "no actor" });
+  expect(last()["tenant"]).toBeUndefined();
 });
