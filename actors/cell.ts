@@ -16,6 +16,8 @@
 //   C4. An item of the mailbox leaves it decided, or stays unacknowledged; none is dropped.
 //   C5. An actor that had effects in flight under another owner is claimed before anything else happens to it.
 //   C6. A stored command that cannot be judged now waits, and no other of the actor's commands passes it; news of effects and timers does.
+//   C7. The schedule of an actor in TIMERS is compared and set, and never over that of a later owner: what a former owner asked late does
+//       not put his hour over the hour of who has the actor now.
 //   C7. A stored command whose decision stands in no journal is settled with the broker before it is answered, and before the actor takes what was said
 //       after it: if it came again it would be decided anew, or taken for a repeat of what it never was.
 import { BusUnavailable } from "../bus/fence.ts";
@@ -37,7 +39,7 @@ import {
   TIMER_IN_PROCESS_MS,
 } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
-import { actorSubject } from "../protocol/subjects.ts";
+import { actorSubject, timerSubject } from "../protocol/subjects.ts";
 import { pause, timestamp, type World } from "../protocol/world.ts";
 import type { ActorView } from "../state-machines/definition.ts";
 import { type ActorState, commandHash, type Core, outerState, recognise, type Outcome, type Running, viewOf } from "../state-machines/step.ts";
@@ -184,6 +186,8 @@ export class ActorCell {
   #refused_at_ms: number;
   #trace: string | undefined;
   #armed_due_ms: number | undefined;
+  /** Of our schedule in TIMERS, as far as we know; undefined when it must be read. */
+  #armed_sequence: number | undefined;
   readonly #unanswered = new Set<(outcome: Outcome) => void>();
   /** How often in a row the first command could not be judged; while it waits for the next time, only news is taken (C6). */
   #unjudged = 0;
@@ -389,6 +393,7 @@ export class ActorCell {
     this.#head = restored?.last;
     this.#snapshot_seq = restored?.snapshot_seq ?? 0;
     this.#armed_due_ms = undefined;
+    this.#armed_sequence = undefined;
     this.#phase = "active";
     this.#needs_load = false;
     if (restored === undefined) return true;
@@ -769,6 +774,7 @@ export class ActorCell {
   /** The actor's schedule in TIMERS came due: fires what is due by now. */
   due(): void {
     this.#armed_due_ms = undefined;
+    this.#armed_sequence = undefined;
     const now_ms = this.#deps.world.now_ms();
     for (const timer of Object.values(this.#state?.timers ?? {}))
       if (timer.due_ms <= now_ms && !this.#clocks.has(timer.inst)) this.push({ kind: "entry", entry: { t: "timer", inst: timer.inst } });
@@ -784,21 +790,36 @@ export class ActorCell {
    */
   async rest(): Promise<boolean> {
     if (!this.idle || this.#needs_load || this.#stopped()) return false;
-    const { bus, actor } = this.#deps;
+    const { bus } = this.#deps;
     const seq = this.#state?.seq ?? 0;
     const dues = Object.values(this.#state?.timers ?? {}).map((timer) => timer.due_ms);
     if (dues.length > 0) {
       const due_ms = Math.min(...dues);
-      if (due_ms !== this.#armed_due_ms) {
-        const armed = await bus.schedule(actor, due_ms, new TextEncoder().encode(JSON.stringify({ due: timestamp(due_ms) })));
-        if (armed.kind !== "stored") return false;
-        this.#armed_due_ms = due_ms;
-      }
+      if (due_ms !== this.#armed_due_ms && !(await this.#arm(due_ms))) return false;
     }
     await this.#snapshot_writing;
     this.#maybeSnapshot(bus);
     await this.#snapshot_writing;
     return this.idle && !this.#stopped() && (this.#state?.seq ?? 0) === seq && Object.keys(this.#state?.running ?? {}).length === 0;
+  }
+
+  /** C7 */
+  async #arm(due_ms: number): Promise<boolean> {
+    const { bus, actor, epoch, log } = this.#deps;
+    try {
+      if (this.#armed_sequence === undefined) {
+        const stored = await bus.last("TIMERS", timerSubject(actor));
+        if (stored !== undefined && armedEpoch(stored.data) > epoch) return false;
+        this.#armed_sequence = stored?.sequence ?? 0;
+      }
+    } catch (error) {
+      log.debug("the schedule of an actor cannot be read yet", { actor: actorPath(actor), ...errorFields(error) });
+      return false;
+    }
+    const armed = await bus.schedule(actor, due_ms, new TextEncoder().encode(JSON.stringify({ due: timestamp(due_ms), epoch })), this.#armed_sequence);
+    this.#armed_sequence = armed.kind === "stored" ? armed.sequence : undefined;
+    if (armed.kind === "stored") this.#armed_due_ms = due_ms;
+    return armed.kind === "stored";
   }
 
   /**
@@ -856,6 +877,12 @@ export class ActorCell {
     const { world } = this.#deps;
     return pause(world, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]! * (0.75 + world.random() / 2));
   }
+}
+
+/** Whose schedule it is; those of before there were epochs in them are everybody's. */
+function armedEpoch(data: Uint8Array): number {
+  const { epoch } = JSON.parse(new TextDecoder().decode(data)) as { epoch?: number };
+  return epoch ?? 0;
 }
 
 interface Fold {

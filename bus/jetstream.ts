@@ -203,8 +203,13 @@ function createBus(link: Link, declarations: Declarations, on_commit: JetStreamO
       return { kind: "unavailable", reason: outcome?.error?.description ?? "the answer cannot be read" };
     },
     consume: (spec, handlers) => consumeInbox(link, spec, handlers),
-    schedule(actor, at_ms, data) {
-      return publish(timerSubject(actor), data, { "Nats-Schedule": `@at ${timestamp(at_ms)}`, "Nats-Schedule-Target": dueSubject(actor) }, undefined);
+    schedule(actor, at_ms, data, expected_last_sequence) {
+      const headers = {
+        "Nats-Schedule": `@at ${timestamp(at_ms)}`,
+        "Nats-Schedule-Target": dueSubject(actor),
+        "Nats-Expected-Last-Subject-Sequence": String(expected_last_sequence),
+      };
+      return publish(timerSubject(actor), data, headers, undefined);
     },
 
     send(subject, data, options = {}) {

@@ -369,9 +369,9 @@ export class Connection implements Bus {
     return stored.kind === "stored" ? { kind: "stored", stream, sequence: stored.sequence } : { kind: stored.kind };
   }
 
-  schedule(actor: Parameters<Bus["schedule"]>[0], at_ms: number, data: Uint8Array): Promise<PublishOutcome> {
+  schedule(actor: Parameters<Bus["schedule"]>[0], at_ms: number, data: Uint8Array, expected_last_sequence: number): Promise<PublishOutcome> {
     const headers = { [HEADER_SCHEDULE]: `@at ${timestamp(at_ms)}`, [HEADER_SCHEDULE_TARGET]: dueSubject(actor) };
-    return this.#publish("schedule", timerSubject(actor), data, headers, undefined, REQUEST_PATIENCE_MS);
+    return this.#publish("schedule", timerSubject(actor), data, headers, expected_last_sequence, REQUEST_PATIENCE_MS);
   }
 
   /** One append of a subject is in flight; a second waits for the first. */

@@ -167,8 +167,11 @@ export interface Bus {
 
   consume(spec: InboxSpec, handlers: InboxHandlers): Promise<Subscription>;
 
-  /** Arms the one schedule of an actor: at `at_ms` a message arrives on its due subject. Arming again replaces it. */
-  schedule(actor: ActorAddress, at_ms: number, data: Uint8Array): Promise<PublishOutcome>;
+  /**
+   * Arms the one schedule of an actor: at `at_ms` a message arrives on its due subject. Arming again replaces it, when
+   * `expected_last_sequence` is its schedule's in TIMERS (0 for none; a schedule that fired is gone).
+   */
+  schedule(actor: ActorAddress, at_ms: number, data: Uint8Array, expected_last_sequence: number): Promise<PublishOutcome>;
 
   /** Core messages: at most once, no memory. */
   send(subject: string, data: Uint8Array, options?: { headers?: Headers; reply?: string }): void;

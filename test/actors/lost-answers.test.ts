@@ -9,8 +9,9 @@ import { HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO, HEADER_SUBJECT } from "../../p
 import type { ErrorBody } from "../../protocol/errors.ts";
 import type { ActorAddress } from "../../protocol/ids.ts";
 import { decodeJournal, type Entry } from "../../protocol/journal.ts";
+import type { JsonObject } from "../../protocol/json.ts";
 import { decodeReply, FAST_REPLY_SUFFIX, type Reply } from "../../protocol/reply.ts";
-import { actorSubject, fastLaneSubject, residentSubject } from "../../protocol/subjects.ts";
+import { actorSubject, fastLaneSubject, residentSubject, timerSubject } from "../../protocol/subjects.ts";
 import { plainHost } from "../harness/plain-host.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
@@ -304,4 +305,21 @@ test("what comes by the fast lane after its durable twin was refused is not done
   fast("t2");
   await world.advance(100);
   expect(heard).toEqual(["t1 busy", `t2${FAST_REPLY_SUFFIX} ok`]);
+});
+
+test("C7: what a former owner armed late does not stand over the schedule of who has the actor now", async () => {
+  const { world, broker, hostOn, publish } = ground({
+    before: ({ kind, connection }) => (kind === "schedule" && connection === "w1" ? { kind: "delay", ms: 4_000 } : undefined),
+  });
+  const schedule = (): JsonObject => JSON.parse(new TextDecoder().decode(broker.stream("TIMERS").last(timerSubject(session))?.data ?? new Uint8Array()));
+  await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  await publish("session.hibernate", {});
+  await world.advance(2_500); // its arming is on its way
+  await hostOn("w2").take(0, 2, { worker: "w1", reason: "gone" });
+  await publish("session.resume", {});
+  expect(await world.until(() => broker.stream("TIMERS").last(timerSubject(session)) !== undefined, 2_000)).toBe(true);
+  const armed = schedule();
+  await world.advance(10_000);
+  expect(schedule()).toEqual(armed);
 });

@@ -199,7 +199,7 @@ test("core messages are lost or late on either end, and a schedule can fail", as
   await world.advance(51);
   expect(request.seen()).toBeUndefined();
   before("schedule", { kind: "unavailable" });
-  const armed = watchPromise(bus.schedule({ tenant: "acme", kind: "session", id: "s1" }, world.now_ms(), bytes("")));
+  const armed = watchPromise(bus.schedule({ tenant: "acme", kind: "session", id: "s1" }, world.now_ms(), bytes(""), 0));
   await world.advance(6_000);
   expect(armed.seen()).toMatchObject({ kind: "unavailable" });
 });

@@ -513,8 +513,11 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         on_reset: () => undefined,
       });
       const begun = Date.now();
-      expect((await bus.schedule(actor, begun + 200, bytes("first"))).kind).toBe("stored");
-      expect((await bus.schedule(actor, begun + 400, bytes("second"))).kind).toBe("stored");
+      const first = await bus.schedule(actor, begun + 200, bytes("first"), 0);
+      const first_sequence = first.kind === "stored" ? first.sequence : -1;
+      expect((await bus.schedule(actor, begun + 100, bytes("by somebody who knew of none"), 0)).kind).toBe("conflict");
+      expect((await bus.schedule(actor, begun + 400, bytes("second"), first_sequence)).kind).toBe("stored");
+      expect((await bus.schedule(actor, begun + 100, bytes("by somebody who knew of the first"), first_sequence)).kind).toBe("conflict");
       await eventually(
         () => due.length,
         (length) => length >= 1,
@@ -524,6 +527,8 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       expect((due[0]?.at_ms ?? 0) - begun).toBeGreaterThanOrEqual(399);
       expect((due[0]?.at_ms ?? 0) - begun).toBeLessThan(700);
       expect(await bus.last("TIMERS", timerSubject(actor))).toBeUndefined();
+      // It fired and is gone: there is none to be replaced.
+      expect((await bus.schedule(actor, Date.now() + 60_000, bytes("third"), 0)).kind).toBe("stored");
       await subscription.stop();
     });
 
@@ -535,7 +540,7 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         on_delivery: (delivery) => void (due.push(text(delivery.message.data)), delivery.ack()),
         on_reset: () => undefined,
       });
-      await bus.schedule(actor, Date.now() - 60_000, bytes("late"));
+      await bus.schedule(actor, Date.now() - 60_000, bytes("late"), 0);
       await eventually(
         () => due,
         (all) => all.length === 1,
