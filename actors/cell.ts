@@ -132,6 +132,8 @@ export interface CellDeps {
   readonly quarantine?: (tries: number) => Promise<() => void>;
   /** Why the previous owner is not ours: stands in the claim. */
   readonly claim_reason: string;
+  /** The actor as it was restored beforehand, if it was; asked once. */
+  readonly warm?: () => Restored | undefined;
   /** Told when an actor with work in flight goes on here. */
   resumed?(resumed: { actor: ActorAddress; entries: number; replay_ms: number }): void;
   observer?: CellObserver;
@@ -376,9 +378,10 @@ export class ActorCell {
     const { restorer, world, log, actor } = this.#deps;
     const began_ms = world.monotonic_ms();
     let restored: Restored | undefined;
+    const warm = this.#deps.warm?.();
     for (let tries = 0; ; tries++) {
       try {
-        restored = await restorer.restore(actor, (message) => this.#deps.entries.add(actor, message));
+        restored = await restorer.restore(actor, (message) => this.#deps.entries.add(actor, message), warm);
         break;
       } catch (error) {
         if (this.#stopped()) return false;

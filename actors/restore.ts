@@ -81,8 +81,9 @@ export interface Restorer {
   /**
    * The actor as its journal stands, or undefined when it was never created. Rejects when the bus cannot answer.
    * `heard` is told each message of the journal that had to be read for it: who needs their text need not read them again.
+   * `from`: the same actor as it was restored before; then only what was appended since is read.
    */
-  restore(actor: ActorAddress, heard?: (message: JournalMessage) => void): Promise<Restored | undefined>;
+  restore(actor: ActorAddress, heard?: (message: JournalMessage) => void, from?: Restored): Promise<Restored | undefined>;
 }
 
 export function createRestorer({ bus, cores, log }: { bus: Bus; cores: Cores; log: Log }): Restorer {
@@ -100,10 +101,10 @@ export function createRestorer({ bus, cores, log }: { bus: Bus; cores: Cores; lo
   }
 
   return {
-    async restore(actor, heard) {
+    async restore(actor, heard, from) {
       const core = cores[actor.kind];
       if (core === undefined) return undefined;
-      const start = await startOf(core, actor);
+      const start = from === undefined ? await startOf(core, actor) : { ...from, saved: { seq: from.snapshot_seq } };
       let state = start?.state;
       let last = start?.last;
       let last_sequence = start?.last_sequence ?? 0;

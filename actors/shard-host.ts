@@ -45,6 +45,7 @@ import { createEntryCache } from "./entry-cache.ts";
 import { createDispatch, type Dispatch, type Lane } from "./dispatch.ts";
 import type { Performers } from "./performer.ts";
 import type { Cores, Restorer } from "./restore.ts";
+import { createWarmActors } from "./warm-actors.ts";
 
 export interface Resumed {
   readonly actor: ActorAddress;
@@ -89,6 +90,8 @@ export interface ShardStatus {
 }
 
 export interface ShardHost {
+  /** Reads beforehand what will be needed when the shard comes, and touches nothing of it: another owns it. Answers how many actors are known now. */
+  prepare(shard: number): Promise<number>;
   /** Restores what owes anything and begins to consume the shard's inbox, as its owner under `epoch`. Resolves when consuming. */
   take(shard: number, epoch: number, from: { worker: string | null; reason: string }): Promise<void>;
   /** Planned leaving: goes on appending, starts no new effects; resolves once no effect of the shard works or the deadline passed, everything stopped. */
@@ -159,6 +162,16 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   const { bus, world, log, cores, worker } = deps;
   const shards = new Map<number, Shard>();
   const entries = createEntryCache(bus);
+  const warm = createWarmActors({
+    bus,
+    world,
+    log,
+    restorer: deps.restorer,
+    heard: (actor, message) => entries.add(actor, message),
+    forgot(actor) {
+      if (shards.get(shardOf(actor, bus.shards))?.residents.has(actorPath(actor)) !== true) entries.forget(actor);
+    },
+  });
   const dispatch = deps.dispatch ?? createDispatch({ world });
   const refused_durably = createRefusedTwins();
   const passivateAfterMs = deps.passivate_after_ms ?? PASSIVATE_AFTER_MS;
@@ -217,6 +230,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
       mark: () => ensureMark(shard, resident),
       unmarking: () => resident.mark.kind === "clearing",
       claim_reason: shard.from.reason,
+      warm: () => warm.take(actor),
       resumed: (resumed) =>
         deps.on_resumed?.({
           ...resumed,
@@ -538,6 +552,8 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
   const shardOfActor = (actor: ActorAddress): Shard | undefined => shards.get(shardOf(actor, bus.shards));
 
   return {
+    prepare: (number) => (stopped || shards.has(number) ? Promise.resolve(0) : warm.prepare(number)),
+
     async take(number, epoch, from) {
       assert(!stopped, "a stopped host takes nothing");
       const before = shards.get(number);

@@ -160,7 +160,7 @@ export function isReplyAllowed(tenant: string, subject: string, said_by: "runtim
 }
 
 /** What a worker can be asked by our own processes, one request and one reply each. */
-export const HOST_OPERATIONS = ["start", "stop", "status", "list", "health", "waits"] as const;
+export const HOST_OPERATIONS = ["start", "stop", "status", "list", "health", "waits", "prepare"] as const;
 export type HostOperation = (typeof HOST_OPERATIONS)[number];
 
 export function hostSubject(worker: string, operation: HostOperation): string {

@@ -5,6 +5,7 @@
 //   system.worker.{id}.v1.status   {}                  → the worker's shards, each with its epoch, phase and counts
 //   system.worker.{id}.v1.list     {after?, limit?}    → {actors, next?, total}, a page in the order of paths
 //   system.worker.{id}.v1.waits    {actor?, calls_max?} → what waits here, by tenant, and why that actor's call does; sets the calls at once
+//   system.worker.{id}.v1.prepare  {shard}             → {shard, actors}      reads what it will need when the shard comes, and touches nothing
 //   system.worker.{id}.v1.health   {}                  → {draining, may_act, …}
 //
 // One request, one reply, at most once: a request that got no answer may be sent again, for all of them may be repeated.
@@ -40,6 +41,8 @@ const noRequest = z.object({});
 const actorRequest = z.object({ actor: z.string().max(256) });
 const listRequest = z.object({ after: z.string().max(256).optional(), limit: z.int().min(1).max(LIST_LIMIT_MAX).optional() });
 
+const prepareRequest = z.object({ shard: z.int().min(0).max(65_535) });
+const prepareReply = z.object({ shard: z.int(), actors: z.int() });
 const startReply = z.object({ actor: z.string(), shard: z.int() });
 const stopReply = z.object({ actor: z.string(), stopped: z.boolean() });
 const statusReply = z.object({
@@ -89,6 +92,7 @@ export const HOST_PROTOCOL = {
   list: { request: listRequest, reply: listReply },
   health: { request: noRequest, reply: healthReply },
   waits: { request: waitsRequest, reply: waitsReply },
+  prepare: { request: prepareRequest, reply: prepareReply },
 } as const satisfies Record<HostOperation, { request: z.ZodType; reply: z.ZodType }>;
 
 export type HostRequest<O extends HostOperation> = z.input<(typeof HOST_PROTOCOL)[O]["request"]>;
@@ -100,7 +104,7 @@ export interface HostServiceDeps {
   readonly world: World;
   readonly log: Log;
   readonly worker: string;
-  readonly host: Pick<ShardHost, "load" | "passivate" | "resident" | "owned">;
+  readonly host: Pick<ShardHost, "load" | "passivate" | "resident" | "owned" | "prepare">;
   draining(): boolean;
   /** Is the worker's lease good? Without it the worker answers for itself as if it were. */
   may_act?(): boolean;
@@ -154,6 +158,10 @@ function answersOf(deps: HostServiceDeps): Answers {
           ? {}
           : { call: { for: call.for, priority: call.priority, ahead: call.ahead, waited_ms: Math.round(world.monotonic_ms() - call.since_ms) } }),
       });
+    },
+    async prepare({ shard }) {
+      if (shard >= bus.shards) return no(errorBody("not_found", `there are ${bus.shards} shards, and no ${shard}`));
+      return ok({ shard, actors: await host.prepare(shard) });
     },
     health() {
       const owned = host.owned();

@@ -6,7 +6,7 @@
 //   lease of a worker appears ──▶ worker.join, worker.ready ──▶ shards are given to it
 //   half forgotten, or one of its two connections closed ──▶ worker.suspect    (it keeps what it has and gets no more)
 //   both connections closed, or lease expired ──▶ worker.declare_dead, then its shards go to others and its lease is deleted
-//   lease or operator: drains ──▶ worker.drain, then its shards move away ──▶ lease gone, nothing owned ──▶ worker.leave
+//   lease or operator: drains ──▶ worker.drain, then its shards move away, each once its next owner is prepared ──▶ lease gone, nothing owned ──▶ worker.leave
 //
 // It is level-triggered: every change makes one pass over all that is known, and a pass on what is as it should be does
 // nothing. So a new leader needs no hand-over: it reads the journals, the leases and the table, and makes its first pass.
@@ -41,6 +41,7 @@ import { Connections, GRACE_MS, type Presence, SETTLE_MS } from "./connections.t
 import { askHost } from "./host-service.ts";
 import { Lease } from "./lease.ts";
 import { leastLoaded, type PlacementDecision, type PlacementStrategy, type PlacementWorker, planPlacement } from "./placement.ts";
+import { Preparations } from "./preparations.ts";
 import { decodeResumed } from "./resumed.ts";
 import { Succession } from "./succession.ts";
 import {
@@ -134,6 +135,8 @@ interface Leadership {
   readonly doubtful: Set<number>;
   /** When a planned move was first seen, for its deadline. */
   readonly moves: Map<number, { readonly to: string; readonly seen_ms: number }>;
+  /** Planned moves that begin when their target is ready. */
+  readonly preparations: Preparations;
   readonly unowned_since_ms: Map<number, number>;
   /** For how long each dead worker had been silent when it was declared dead. */
   readonly detected_ms: Map<string, number>;
@@ -359,7 +362,8 @@ export class Leader {
     const heads = known.map((message) => decodeJournal(message.data));
     // The revision rises from holder to holder; above every journal's epoch too, should the bucket ever have begun anew.
     const epoch = Math.max(revision, ...heads.map((head) => head.epoch + 1));
-    const leadership = newLeadership(epoch, this.#incarnation, world.monotonic_ms());
+    const preparations = new Preparations({ bus, log, on_ready: () => this.#wake(leadership) });
+    const leadership: Leadership = newLeadership(epoch, this.#incarnation, world.monotonic_ms(), preparations);
     this.#leadership = leadership;
     log.info("this supervisor leads", { supervisor: id, epoch });
     observer?.role?.("leading", epoch);
@@ -632,6 +636,7 @@ export class Leader {
       if (decision.kind === "assign" && !leadership.unowned_since_ms.has(decision.shard)) leadership.unowned_since_ms.set(decision.shard, now_ms);
     for (const shard of unplaced) if (!leadership.unowned_since_ms.has(shard)) leadership.unowned_since_ms.set(shard, now_ms);
     const decided = new Set(decisions.map((decision) => decision.shard));
+    leadership.preparations.keep(new Set(decisions.flatMap((decision) => (decision.kind === "move" ? [decision.shard] : []))));
     const known = [...decisions, ...this.#overdue(leadership, decided)].filter(({ shard }) => !leadership.doubtful.has(shard));
     await Promise.all(known.map((decision) => this.#carryOut(leadership, decision)));
   }
@@ -873,6 +878,8 @@ export class Leader {
       await this.#write(leadership, shard, entry, placed);
       return;
     }
+    const target = leadership.present.get(decision.to)?.lease;
+    if (target === undefined || !leadership.preparations.ready(shard, decision.to, target.incarnation)) return;
     const written = await this.#write(leadership, shard, { ...placed.entry, moving_to: decision.to }, placed);
     if (!written) return;
     log.info("a shard is to move", { shard, from: decision.from, to: decision.to, reason: decision.reason });
@@ -1034,7 +1041,7 @@ function isAlive(state: string): boolean {
   return state !== "dead" && state !== "left";
 }
 
-function newLeadership(epoch: number, incarnation: string, began_ms: number): Leadership {
+function newLeadership(epoch: number, incarnation: string, began_ms: number, preparations: Preparations): Leadership {
   let resolveEnded: (value: "ended") => void = () => {};
   const ended = new Promise<"ended">((resolve) => {
     resolveEnded = resolve;
@@ -1049,6 +1056,7 @@ function newLeadership(epoch: number, incarnation: string, began_ms: number): Le
     table: new Map(),
     doubtful: new Set(),
     moves: new Map(),
+    preparations,
     unowned_since_ms: new Map(),
     detected_ms: new Map(),
     recoveries: new Map(),

@@ -9,7 +9,9 @@
 import { createHash } from "node:crypto";
 import { type CommandClient, createCommandClient } from "../../actors/client.ts";
 import { createAdmission } from "../../actors/admission.ts";
+import { createCallPool } from "../../actors/call-pool.ts";
 import { createDirectory } from "../../actors/directory.ts";
+import { createDispatch } from "../../actors/dispatch.ts";
 import { callTool } from "../../actors/effects/call-tool.ts";
 import { lookUpTurns } from "../../actors/effects/look-up-turns.ts";
 import { initSteps, loadConfiguration } from "../../actors/effects/load-configuration.ts";
@@ -37,6 +39,7 @@ import { cores as productCores } from "../../state-machines/kinds.ts";
 import { sessionDefinitionOver } from "../../state-machines/session.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { BUILT_IN_TOOLS } from "../../state-machines/tools.ts";
+import { startHostService } from "../../supervisors/host-service.ts";
 import { Leader } from "../../supervisors/leader.ts";
 import { Member } from "../../supervisors/member.ts";
 import { tellResumed } from "../../supervisors/resumed.ts";
@@ -271,7 +274,9 @@ class Simulation {
     const process = new SimulatedProcess(connection, this.world);
     const bus = process.bus(this.broker.connect(connection), {
       sent: (subject, data) => {
-        if (role === "worker" && subject.startsWith("_INBOX")) this.watch.replied(connection, subject, decodeReply(data));
+        // What a worker answers to the leader is no command's reply.
+        if (role === "worker" && subject.startsWith("_INBOX") && "actor" in (JSON.parse(new TextDecoder().decode(data)) as object))
+          this.watch.replied(connection, subject, decodeReply(data));
       },
       acknowledged: (delivery) => {
         if (role === "worker") this.watch.acknowledged(connection, delivery);
@@ -341,6 +346,10 @@ class Simulation {
           this.fail(`M3: ${slot.connection} takes shard ${shard} under epoch ${epoch} without a valid lease`);
         return broken.take(shard, epoch, from);
       },
+      prepare: (shard) => {
+        this.count("shards prepared");
+        return broken.prepare(shard);
+      },
     };
     const member = new Member({
       bus,
@@ -355,6 +364,17 @@ class Simulation {
     const me = member;
     slot.parts.member = me;
     slot.parts.host = host;
+    startHostService({
+      bus,
+      world,
+      log,
+      worker: name,
+      host,
+      draining: () => me.draining,
+      may_act: () => me.may_act(),
+      pool: createCallPool({ world }),
+      dispatch: createDispatch({ world }),
+    });
     const beat = (): void => {
       void world.after(LEASE_RENEW_MS / 4, () => {
         if (me.phase !== "stopped") void me.tick().finally(beat);

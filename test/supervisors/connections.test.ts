@@ -119,7 +119,7 @@ describe("nobody is judged", () => {
 
   test("while it answers: its notices were late, or another's", async () => {
     const { cluster, first } = await running(["w1", "w2"]);
-    const host = { load: async () => false, passivate: async () => false, resident: () => [], owned: () => first.host.owned() };
+    const host = { prepare: async () => 0, load: async () => false, passivate: async () => false, resident: () => [], owned: () => first.host.owned() };
     const service = startHostService({
       bus: cluster.broker.connect("answers"),
       world: cluster.world,

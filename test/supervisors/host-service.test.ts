@@ -24,6 +24,7 @@ function service(residents = 0) {
     log: silentLog,
     worker: "w1",
     host: {
+      prepare: async (shard) => shard * 100,
       async load(actor) {
         if (actor.id === "broken") throw new Error("the host broke");
         if (actor.id === "elsewhere") return false;
@@ -49,6 +50,12 @@ function service(residents = 0) {
   };
   return { world, asker, ask, running, resident, pool };
 }
+
+test("prepare says how many actors of a shard are known now, and knows no shard beyond the last", async () => {
+  const { asker } = service();
+  expect(await askHost(asker, "w1", "prepare", { shard: 3 })).toEqual({ ok: true, result: { shard: 3, actors: 300 } });
+  expect(await askHost(asker, "w1", "prepare", { shard: 4 })).toMatchObject({ ok: false, error: { code: "not_found" } });
+});
 
 test("start restores an actor and may be repeated; stop lets it leave and says whether it was there", async () => {
   const { asker, resident } = service();

@@ -4,7 +4,7 @@
 import { describe, expect, test } from "vitest";
 import { silentLog } from "../../protocol/log.ts";
 import { decodeReply } from "../../protocol/reply.ts";
-import { actorSubject, RESUMED_SUBJECT } from "../../protocol/subjects.ts";
+import { actorSubject, hostSubject, RESUMED_SUBJECT } from "../../protocol/subjects.ts";
 import { tellResumed } from "../../supervisors/resumed.ts";
 import { workerActor } from "../../supervisors/worker-cell.ts";
 import { Cluster } from "./cluster.ts";
@@ -44,6 +44,38 @@ describe("placing", () => {
     // The journals follow what the owner wrote.
     expect((await cluster.events("w1")).filter((type) => type === "shard.released")).toHaveLength(4);
     expect((await cluster.events("w2")).filter((type) => type === "shard.assigned")).toHaveLength(4);
+  });
+
+  test("a planned move begins when its target has prepared the shard, and the owner has it until then", async () => {
+    const { cluster, workers } = await running(["w1"]);
+    const asked: number[] = [];
+    const answers: (() => void)[] = [];
+    const bus = cluster.broker.connect("prepares");
+    bus.subscribe(hostSubject("w2", "prepare"), ({ data, reply }) => {
+      const { shard } = JSON.parse(new TextDecoder().decode(data)) as { shard: number };
+      asked.push(shard);
+      answers.push(() => bus.send(reply ?? "", new TextEncoder().encode(JSON.stringify({ ok: true, result: { shard, actors: 3 } }))));
+    });
+    cluster.worker("w2");
+    await cluster.world.advance(1_500);
+    expect(asked).toHaveLength(4);
+    expect(cluster.counts()).toEqual({ w1: 8, w2: 0 });
+    expect(workers[0]!.host.history.filter((line) => line.startsWith("leave"))).toEqual([]);
+    for (const answer of answers) answer();
+    await cluster.world.advance(200);
+    expect(cluster.counts()).toEqual({ w1: 4, w2: 4 });
+    expect(asked).toHaveLength(4);
+  });
+
+  test("a target that does not get ready holds a move up for two seconds, and nothing else", async () => {
+    const { cluster, workers } = await running(["w1", "w3"]);
+    cluster.broker.connect("silent").subscribe(hostSubject("w2", "prepare"), () => undefined);
+    cluster.worker("w2");
+    await cluster.world.advance(1_000);
+    expect(cluster.counts()["w2"]).toBe(0);
+    expect(cluster.placed()).toBe(true);
+    await cluster.until("it has its part", () => cluster.balanced() && (cluster.counts()["w2"] ?? 0) > 0, 2_500);
+    expect(workers).toHaveLength(2);
   });
 
   test("what is as it should be is left alone: no append and no table write in a quiet minute", async () => {
