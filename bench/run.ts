@@ -7,6 +7,7 @@ import { benchAgentTurn } from "./agent-turn.ts";
 import { benchBudget } from "./budget.ts";
 import type { Latencies } from "./cluster.ts";
 import { benchDurableCommand } from "./durable-command.ts";
+import { benchLatencies } from "./latencies.ts";
 import { benchMemory } from "./memory.ts";
 import { benchSessionStart } from "./session-start.ts";
 
@@ -91,7 +92,31 @@ async function startSection(): Promise<string> {
   ].join("\n");
 }
 
-const SECTIONS = { command: commandSection, turn: turnSection, memory: memorySection, budget: budgetSection, start: startSection } as const;
+async function latencySection(): Promise<string> {
+  const rows = await benchLatencies();
+  return [
+    "## Latencies",
+    "",
+    "What one call feels: one worker, one caller, through NATS with file storage and fsync. The aims (T23) were those of a design that kept all of it in the",
+    "memory of one process, and whose answers a crash took back.",
+    "",
+    "| | aim ms | p50 ms | p95 ms | p99 ms | within the aim | calls |",
+    "|---|---|---|---|---|---|---|",
+    ...rows.map(
+      (row) =>
+        `| ${row.what} | < ${row.aim_ms} | ${ms(row.p50_ms)} | ${ms(row.p95_ms)} | ${ms(row.p99_ms)} | ${(row.within_aim * 100).toFixed(1)} % | ${row.count} |`,
+    ),
+  ].join("\n");
+}
+
+const SECTIONS = {
+  command: commandSection,
+  turn: turnSection,
+  memory: memorySection,
+  budget: budgetSection,
+  start: startSection,
+  latency: latencySection,
+} as const;
 
 function machine(): string {
   const [cpu] = cpus();
