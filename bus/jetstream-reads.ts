@@ -76,6 +76,17 @@ export async function streamInfo(
   throw new BusUnavailable(`cannot see ${stream}: ${answer.kind === "error" ? answer.error.description : answer.reason}`);
 }
 
+/** How many messages there are of every subject under a filter, from the leader, in pages. */
+export async function countsOf(link: Link, stream: string, filter: string): Promise<{ subject: string; messages: number }[]> {
+  const counts: { subject: string; messages: number }[] = [];
+  for (;;) {
+    const info = await streamInfo(link, stream, { subjects_filter: filter, offset: counts.length });
+    const page = Object.entries(info.state.subjects ?? {});
+    for (const [subject, messages] of page) counts.push({ subject, messages });
+    if (page.length === 0 || counts.length >= (info.total ?? counts.length)) return counts;
+  }
+}
+
 /** The last message of every subject under a filter. Subjects come from the leader in pages, and each last message too; from an only replica at once. */
 export async function lastOfEach(link: Link, stream: string, filter: string, direct: boolean | "only"): Promise<StoredMessage[]> {
   if (direct === "only") {
@@ -83,18 +94,12 @@ export async function lastOfEach(link: Link, stream: string, filter: string, dir
     if (outcome.kind === "page" && outcome.page.end === "stream") return outcome.page.sort((a, b) => a.sequence - b.sequence);
     // More than fits a page, or nobody answers just now.
   }
-  const subjects: string[] = [];
-  for (;;) {
-    const info = await streamInfo(link, stream, { subjects_filter: filter, offset: subjects.length });
-    const page = Object.keys(info.state.subjects ?? {});
-    subjects.push(...page);
-    if (page.length === 0 || subjects.length >= (info.total ?? subjects.length)) break;
-  }
+  const subjects = await countsOf(link, stream, filter);
   const found: StoredMessage[] = [];
   let next = 0;
   const reader = async (): Promise<void> => {
     while (next < subjects.length) {
-      const subject = subjects[next++] as string;
+      const { subject } = subjects[next++] as { subject: string };
       const message = await leaderGet(link, stream, { last_by_subj: subject });
       // One that was cleared between the list and the read is no longer there to be told of.
       if (message !== undefined) found.push(message);

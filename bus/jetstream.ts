@@ -19,7 +19,7 @@ import { consumeInbox } from "./jetstream-consume.ts";
 import { type Difference, ensureStream, ensureStreams as ensureOn } from "./jetstream-ensure.ts";
 import { followStream } from "./jetstream-follow.ts";
 import { type Answer, type ApiError, fromWire, type Link, type LinkTls, openLink, parseJson, REQUEST_PATIENCE_MS, toWire } from "./jetstream-link.ts";
-import { lastOfEach, leaderGet, onlyReplicaLast, readRange, streamInfo } from "./jetstream-reads.ts";
+import { countsOf, lastOfEach, leaderGet, onlyReplicaLast, readRange, streamInfo } from "./jetstream-reads.ts";
 import {
   BUCKETS,
   type BucketName,
@@ -240,6 +240,7 @@ function createBus(link: Link, declarations: Declarations, on_commit: JetStreamO
       assert(bucket !== undefined, "a bucket is one of its declared names");
       return bucket;
     },
+    counts: (stream, filter) => countsOf(link, stream, filter),
     async bounds(stream) {
       const { state, created } = await streamInfo(link, stream);
       return { first_sequence: state.first_seq, last_sequence: state.last_seq, incarnation: created, messages: state.messages, bytes: state.bytes };

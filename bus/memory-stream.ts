@@ -132,6 +132,11 @@ export class MemoryStream {
     return found.sort((a, b) => a.sequence - b.sequence);
   }
 
+  countsOf(filter: string): { subject: string; messages: number }[] {
+    this.#dropOld();
+    return [...this.#by_subject].filter(([subject]) => covers(filter, subject)).map(([subject, { length }]) => ({ subject, messages: length }));
+  }
+
   /** The first message under any of the filters at or after a sequence. */
   next(filters: readonly string[], from_sequence: number): StoredMessage | undefined {
     this.#dropOld();

@@ -434,6 +434,9 @@ export class Connection implements Bus {
       yield message;
     }
   }
+  counts(stream: StreamName, filter: string): ReturnType<Bus["counts"]> {
+    return this.readFrom("read", filter, () => this.broker.stream(stream).countsOf(filter));
+  }
   async bounds(stream: StreamName): ReturnType<Bus["bounds"]> {
     return this.readFrom("read", stream, () => {
       const { first_sequence, last_sequence, incarnation, messages, bytes } = this.broker.stream(stream);

@@ -183,6 +183,8 @@ export interface Bus {
 
   bucket(name: BucketName): Bucket;
 
+  /** How many messages of each subject under a filter a stream holds now, as its leader counts. Rejects when the broker cannot answer. */
+  counts(stream: StreamName, filter: string): Promise<readonly { readonly subject: string; readonly messages: number }[]>;
   /** The first and last sequence a stream holds now. */
   bounds(stream: StreamName): Promise<{ first_sequence: number; last_sequence: number; incarnation: string; messages: number; bytes: number }>;
 

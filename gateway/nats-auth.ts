@@ -12,6 +12,7 @@
 //   N3. A credential that was revoked, has expired or belongs to a suspended tenant loses its connections: at once when a gateway hears of
 //       it, with the token's end (TOKEN_LIFE_MS) at the latest.
 //   N4. Operators come in with the broker's own logins; no operator's key opens the bus here.
+//   N5. Of a tenant with so much waiting that more is refused no commands are taken: its clients come in without the permission to say any.
 import { timingSafeEqual } from "node:crypto";
 import type { TenantRecord } from "../actors/directory.ts";
 import type { Admission, Knock } from "../bus/jetstream-auth.ts";
@@ -38,6 +39,8 @@ export interface NatsAuthDeps extends AuthenticationDeps {
   readonly accounts: EdgeAccounts;
   readonly metrics: Metrics;
   readonly log: Log;
+  /** Has this tenant so much waiting that no more commands are taken? Absent: nobody has. */
+  readonly crowded?: (tenant: string) => boolean;
   /** Of a development machine: its logins `tenant-{t}` are admitted too. */
   readonly stand_in_secret?: string;
 }
@@ -69,8 +72,9 @@ export function createNatsAuth(deps: NatsAuthDeps): (knock: Knock) => Promise<Ad
       return refuse("full", host, tenant);
     }
     metrics.add("troupe_nats_logins_total", { outcome: "admitted" });
+    const may = deps.crowded?.(tenant) === true ? new Set([...scopes].filter((scope) => scope !== "sessions:write")) : scopes; // N5
     const expires_at_ms = Math.min(ends_at_ms ?? Number.MAX_SAFE_INTEGER, now_ms() + TOKEN_LIFE_MS);
-    return { kind: "admitted", account: account.name, name, ...tenantPermissions(tenant, scopes), expires_at_ms };
+    return { kind: "admitted", account: account.name, name, ...tenantPermissions(tenant, may), expires_at_ms };
   }
 
   async function standIn({ user, password, host }: Knock): Promise<Admission | undefined> {
@@ -124,7 +128,10 @@ export function keepOutWhoMayNotStay(deps: {
   readonly world: World;
   readonly metrics: Metrics;
   readonly log: Log;
-}): Subscription {
+}): Subscription & {
+  /** Ends the connections of a tenant once: they come again, and may do what they may then. */
+  admitAnew(tenant: string): Promise<void>;
+} {
   const { bus, tenantOf, accounts, warden, world, metrics, log } = deps;
   const waiting = new Set<string>();
   let working: Promise<void> | undefined;
@@ -164,6 +171,16 @@ export function keepOutWhoMayNotStay(deps: {
     working ??= work();
   });
   return {
+    async admitAnew(tenant) {
+      try {
+        const account = stopped ? undefined : await accounts.givenAccountOf(tenant);
+        const leaving = account === undefined ? [] : await warden.connections(account);
+        await Promise.all(leaving.map((connection) => warden.kick(connection)));
+        metrics.add("troupe_nats_connections_ended_total", {}, leaving.length);
+      } catch (error) {
+        log.warn("the connections of a tenant cannot be ended now", { tenant, ...errorFields(error) });
+      }
+    },
     async stop() {
       stopped = true;
       await heard.stop();

@@ -97,6 +97,8 @@ export interface GatewayDeps {
   readonly port: number;
   /** Open streams in this process; above it a new one is `overloaded`. A stream costs some 100 KiB when its reader is slow. */
   readonly streams_max?: number;
+  /** Why no more commands of a tenant are taken now. Absent: they are always taken. */
+  readonly crowded?: (tenant: string) => ErrorBody | undefined;
   /** Of one tenant, here; above it `rate_limited`. Absent: as many as there are. */
   readonly requests_per_s?: number;
 }
@@ -417,6 +419,8 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
     const decoding = decodeCommand("session", channel, commandBytes(type, body), header);
     if (decoding.kind === "refused") throw new TroupeError(withoutEnvelope(decoding.error));
     const { command } = decoding;
+    const crowded = channel === "command" ? deps.crowded?.(session.tenant) : undefined;
+    if (crowded !== undefined) throw new TroupeError(crowded);
     // A key of our own when the client has none: should the answer not come in time, a repeat with it is done once.
     const idempotency_key = key ?? world.id();
     const outcome = await client.command(session, { type, body: command.body, channel, key: idempotency_key, trace: command.trace });

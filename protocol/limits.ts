@@ -37,6 +37,13 @@ export const TENANT_CALLS_WAITING_MAX = 1_000;
 /** Commands of a tenant that wait to be decided in one worker: some seconds of its work. Above 80 % of it more are refused. */
 export const TENANT_COMMANDS_WAITING_MAX = 10_000;
 
+/**
+ * Commands of a tenant that wait in COMMANDS, before any worker has them: a quarter of its bytes, so that three tenants at their bound still leave room for
+ * all others; and a tenth of the messages it holds of the usual size. Above 80 % of either more are refused where they enter.
+ */
+export const TENANT_COMMANDS_STORED_MAX = 100_000;
+export const TENANT_COMMANDS_BYTES_MAX = 256 * 1024 * 1024;
+
 /** Messages waiting in one session. A person does not queue more; a program should open more sessions. */
 export const SESSION_QUEUE_MAX = 100;
 /** Model calls in one turn before it ends as `loop_limit` (AR-F06); an agent may set its own, up to the ceiling. */

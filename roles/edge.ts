@@ -4,7 +4,7 @@
 import type { Directory } from "../actors/directory.ts";
 import { answerAuth } from "../bus/jetstream-auth.ts";
 import { openWarden, type Warden } from "../bus/jetstream-warden.ts";
-import type { Bus, Subscription } from "../bus/port.ts";
+import type { Bus } from "../bus/port.ts";
 import { createEdgeAccounts } from "../gateway/edge-accounts.ts";
 import { createNatsAuth, keepOutWhoMayNotStay } from "../gateway/nats-auth.ts";
 import type { KeyUse } from "../actors/key-use.ts";
@@ -14,8 +14,24 @@ import { natsTls, type Runtime, serversOf } from "./runtime.ts";
 
 export async function openEdge(
   { settings, world, metrics }: Runtime,
-  { id, bus, directory, oidc, key_use, log }: { id: string; bus: Bus; directory: Directory; oidc: Oidc | undefined; key_use: KeyUse; log: Log },
-): Promise<{ close(): Promise<void> } | undefined> {
+  {
+    id,
+    bus,
+    directory,
+    oidc,
+    key_use,
+    crowded,
+    log,
+  }: {
+    id: string;
+    bus: Bus;
+    directory: Directory;
+    oidc: Oidc | undefined;
+    key_use: KeyUse;
+    crowded: (tenant: string) => boolean;
+    log: Log;
+  },
+): Promise<{ admitAnew(tenant: string): Promise<void>; close(): Promise<void> } | undefined> {
   const {
     TROUPE_NATS_AUTH_USER: user,
     TROUPE_NATS_AUTH_PASSWORD: password,
@@ -36,6 +52,7 @@ export async function openEdge(
     accounts,
     metrics,
     log,
+    crowded,
     key_used: (tenant, key_id) => key_use.used(tenant, key_id),
     ...(oidc === undefined ? {} : { oidc }),
     ...(stand_in_secret === undefined ? {} : { stand_in_secret }),
@@ -46,7 +63,7 @@ export async function openEdge(
   );
 
   let warden: Warden | undefined;
-  let keeping: Subscription | undefined;
+  let keeping: ReturnType<typeof keepOutWhoMayNotStay> | undefined;
   const { TROUPE_NATS_WARDEN_USER: warden_user, TROUPE_NATS_WARDEN_PASSWORD: warden_password } = settings;
   if (warden_user === undefined) log.warn("no login of the broker's system account: a revoked key keeps its connections until their token ends");
   else {
@@ -59,6 +76,9 @@ export async function openEdge(
     keeping = keepOutWhoMayNotStay({ bus, tenantOf, accounts, warden, world, metrics, log });
   }
   return {
+    async admitAnew(tenant) {
+      await keeping?.admitAnew(tenant);
+    },
     async close() {
       await keeping?.stop();
       await Promise.all([answering.close(), warden?.close()]);

@@ -3,6 +3,7 @@ import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { watchPermissions } from "../actors/permission.ts";
 import { createRestorer } from "../actors/restore.ts";
+import { createStoredCommands } from "../actors/stored-commands.ts";
 import { createKeyUse } from "../actors/key-use.ts";
 import { createOidc } from "../gateway/oidc.ts";
 import { type Readiness, startGateway } from "../gateway/server.ts";
@@ -60,7 +61,24 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
 
   const oidc = settings.oidc.length === 0 ? undefined : createOidc({ issuers: settings.oidc, world, log, fetch });
   const key_use = createKeyUse({ bus, world, log });
-  const edge = await openEdge(runtime, { id, bus, directory, oidc, key_use, log });
+  // The edge and what it asks need each other: who has become crowded is to come onto the bus anew.
+  const late: { edge?: Awaited<ReturnType<typeof openEdge>> } = {};
+  const crowds = new Set<string>();
+  const stored = createStoredCommands({
+    bus,
+    world,
+    log,
+    messages_max: settings.TROUPE_TENANT_COMMANDS_STORED_MAX,
+    bytes_max: settings.TROUPE_TENANT_COMMANDS_BYTES_MAX,
+    on_change(tenant, crowded) {
+      if (crowded) crowds.add(tenant);
+      else crowds.delete(tenant);
+      metrics.set("troupe_tenants_refused", { what: "stored" }, crowds.size);
+      void late.edge?.admitAnew(tenant);
+    },
+  });
+  const edge = await openEdge(runtime, { id, bus, directory, oidc, key_use, crowded: (tenant) => stored.refusal(tenant) !== undefined, log });
+  late.edge = edge;
 
   const gateway = await startGateway({
     bus,
@@ -80,6 +98,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     master_keys: openMasterKeys(settings, log),
     ...(settings.TROUPE_WEBHOOK_KEY === undefined ? {} : { webhook_key: settings.TROUPE_WEBHOOK_KEY }),
     private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow",
+    crowded: (tenant) => stored.refusal(tenant),
     requests_per_s: settings.TROUPE_GATEWAY_REQUESTS_PER_S,
     readiness,
     metrics,
@@ -90,6 +109,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
   });
   log.info("gateway runs", { url: gateway.url });
   await runtime.asked_to_end;
+  stored.stop();
   await edge?.close();
   await gateway.close();
   await key_use.stop();

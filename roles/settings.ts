@@ -12,6 +12,8 @@ import {
   PASSIVATE_AFTER_MS,
   SHARDS_EMBEDDED,
   TENANT_CALLS_WAITING_MAX,
+  TENANT_COMMANDS_BYTES_MAX,
+  TENANT_COMMANDS_STORED_MAX,
   TENANT_COMMANDS_WAITING_MAX,
 } from "../protocol/limits.ts";
 import { WEBHOOK_KEY_CHARACTERS_MIN } from "../protocol/webhook-signature.ts";
@@ -70,6 +72,9 @@ const shape = z.object({
   /** Of one tenant, in one worker: calls that wait, and commands. From 80 % on more are refused as `overloaded`, until below 60 %. */
   TROUPE_TENANT_CALLS_WAITING_MAX: z.coerce.number().int().min(1).max(1_000_000).default(TENANT_CALLS_WAITING_MAX),
   TROUPE_TENANT_COMMANDS_WAITING_MAX: z.coerce.number().int().min(1).max(1_000_000).default(TENANT_COMMANDS_WAITING_MAX),
+  /** Of one tenant, in the stream of commands, before any worker has them: messages and bytes. From 80 % of either on more are refused where they enter. */
+  TROUPE_TENANT_COMMANDS_STORED_MAX: z.coerce.number().int().min(1).max(100_000_000).default(TENANT_COMMANDS_STORED_MAX),
+  TROUPE_TENANT_COMMANDS_BYTES_MAX: z.coerce.number().int().min(1).max(1_000_000_000_000).default(TENANT_COMMANDS_BYTES_MAX),
   TROUPE_LOG_LEVEL: z.enum(["debug", "info", "warn", "error"]).default("info"),
   TROUPE_HTTP_PORT: port.default(0),
   TROUPE_PASSIVATE_AFTER_MS: z.coerce.number().int().min(100).default(PASSIVATE_AFTER_MS),

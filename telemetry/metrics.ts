@@ -33,7 +33,12 @@ export const INSTRUMENTS = {
   },
   troupe_appends_total: { type: "counter", help: "Appends to journals, by outcome: committed, superseded, unavailable.", labels: ["outcome"] },
   troupe_append_seconds: { type: "histogram", help: "From an append's call to its answer.", labels: [], buckets: APPEND_SECONDS },
-  troupe_append_batch_size: { type: "histogram", help: "Appends that travelled in one group commit; 1 where one went alone.", labels: [], buckets: BATCH_SIZES },
+  troupe_append_batch_size: {
+    type: "histogram",
+    help: "Appends that travelled in one group commit; 1 where one went alone.",
+    labels: [],
+    buckets: BATCH_SIZES,
+  },
   troupe_entries_total: { type: "counter", help: "Journal entries written, by their tag.", labels: ["kind", "entry"] },
   troupe_effects_started_total: { type: "counter", help: "Attempts of effects begun.", labels: ["effect"] },
   troupe_effects_finished_total: { type: "counter", help: "Attempts of effects ended, by outcome: done, fail, stopped.", labels: ["effect", "outcome"] },
@@ -103,7 +108,7 @@ export const INSTRUMENTS = {
   },
   troupe_tenants_refused: {
     type: "gauge",
-    help: "Tenants of which so much waits in this process that more is refused as overloaded, by what waits: commands, calls.",
+    help: "Tenants of which so much waits that more is refused as overloaded, by what waits: commands and calls in this process, and at gateways what lies in the stream of commands (stored).",
     labels: ["what"],
   },
   troupe_gateway_requests_total: { type: "counter", help: "HTTP requests answered, by route pattern and status.", labels: ["method", "route", "status"] },

@@ -228,6 +228,31 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       expect(text(found.at(-1)?.data as Uint8Array)).toBe("newer");
     });
 
+    test("what a stream holds is counted by subject under a filter, and what was acknowledged no longer", async () => {
+      const bus = await ground.connect("counter");
+      const tenant = "counting";
+      const said = (id: string): string => actorSubject({ tenant, kind: "session", id }, "command");
+      for (const id of ["s1", "s2", "s2", "s2"]) await bus.publish(said(id), new Uint8Array(10));
+      const counted = async (): Promise<[string, number][]> =>
+        (await bus.counts("COMMANDS", `shard.*.tenant.${tenant}.>`))
+          .map(({ subject, messages }): [string, number] => [subject.replace(/^shard\.\d+\./, ""), messages])
+          .sort(([a], [b]) => (a < b ? -1 : 1));
+      expect(await counted()).toEqual([
+        [said("s1"), 1],
+        [said("s2"), 3],
+      ]);
+      expect(await bus.counts("COMMANDS", "shard.*.tenant.nobody.>")).toEqual([]);
+      const filters = ["s1", "s2"].map((id) => `shard.*.tenant.${tenant}.session.${id}.command`);
+      let delivered = 0;
+      const inbox = await bus.consume(
+        { stream: "COMMANDS", durable: `counted-${tenant}`, filters },
+        { on_delivery: (delivery) => (delivered++ === 0 ? delivery.ack() : undefined), on_reset: () => undefined },
+      );
+      await eventually(counted, (all) => all.length === 1);
+      expect(await counted()).toEqual([[said("s2"), 3]]);
+      await inbox.stop();
+    });
+
     test("a mark is cleared only while it is the last of its subject", async () => {
       const subject = residentSubject(3, session(newTenant(), "s1"));
       const first = await bus.publish(subject, bytes("1"));

@@ -135,6 +135,7 @@ export class SimulatedProcess {
       append: (append: Append) => answer(inner.append(append)),
       last: (...args) => answer(inner.last(...args)),
       last_of_each: (...args) => answer(inner.last_of_each(...args)),
+      counts: (...args) => answer(inner.counts(...args)),
       read: (...args) => this.#reading(inner.read(...args)),
       follow: (stream: StreamName, filter: string, from: number, on_message: (message: StoredMessage) => Promise<void> | void): Promise<Subscription> =>
         answer(
