@@ -223,6 +223,7 @@ export class ActorCell {
       epoch,
       idempotency_key: `${actorPath(actor)}/${effect.inst}`,
       signal,
+      permitted: async () => (await this.#permitted()) && !signal.aborted,
       trace: this.#trace,
       entries: (seqs) => this.#entriesOf(seqs, signal),
       progress: (told) => {

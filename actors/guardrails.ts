@@ -153,6 +153,7 @@ async function judged(
         models: models?.of(scope.actor.tenant) ?? providers,
         breakers,
         account,
+        permitted: () => scope.permitted(),
         ...(on_attempt === undefined ? {} : { on_attempt }),
         ...(on_skipped === undefined ? {} : { on_skipped }),
         ...(paid === undefined ? {} : { pay: (model, made) => paid.pay(model, made) }),

@@ -14,6 +14,8 @@
 //   MR6. When more than one model could have answered and none did, the error is `models_exhausted` and lists the causes; otherwise it is the model's own.
 //   MR7. Whoever stops a call hears what it has used so far, the call in flight included; and the journal hears of every failure before the next try.
 //   MR8. A call whose time was over is told as `timeout`, as its provider's failure; it is not asked again, nor is another model.
+//   MR9. Nobody is asked before the actor's owner has looked whether it still is that (EffectScope.permitted): who stood still while it waited for
+//        money or a place, and wakes, asks no provider for what another owner has long been answered.
 import { assert } from "../protocol/assert.ts";
 import { timestamp, type World } from "../protocol/world.ts";
 import { type BreakerBoard, verdictOf } from "../providers/breaker.ts";
@@ -70,6 +72,8 @@ export interface RouteDeps {
   on_skipped?(skipped: SkippedModel): void;
   /** Asked before each call; what it refuses is not called. Absent: nobody counts money. */
   pay?(model: string, made: readonly ModelAttempt[]): Promise<Payment>;
+  /** MR9. Absent: nobody can take the actor away. */
+  permitted?(): Promise<boolean>;
 }
 
 export interface RouteOrder {
@@ -158,6 +162,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
       skip(model, payment.code, payment.message);
       return { code: payment.code, message: payment.message, transient: false, skipped: true };
     }
+    if (deps.permitted !== undefined && !(await deps.permitted())) return { ...stoppedBy(io.signal), transient: false, skipped: true }; // MR9
     const admission = await breakers.admit({ provider: resolved.provider.name, owner: resolved.owner });
     if (admission.kind === "refused") {
       const message = `the circuit breaker of ${resolved.provider.name} is open`;

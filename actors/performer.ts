@@ -15,6 +15,11 @@ export interface EffectScope {
   readonly idempotency_key: string;
   /** Ends the effect: its result is no longer wanted. */
   readonly signal: AbortSignal;
+  /**
+   * To be asked right before anything leaves for the outside world, however soon after the effect began: a process that stood still between the two
+   * may have lost the actor, and its effect may have ended elsewhere (A3). Waits while that is not certain. False: it is over, and nothing may leave.
+   */
+  permitted(): Promise<boolean>;
   readonly trace: string | undefined;
   /** Committed entries of this actor by seq: messages rest there, not in the machine's context. Rejects when one is not there. */
   entries(seqs: readonly number[]): Promise<ReadonlyMap<number, Entry>>;

@@ -166,6 +166,7 @@ export function callModel({
               ...deps,
               models: models?.of(scope.actor.tenant) ?? providers,
               account,
+              permitted: () => scope.permitted(),
               ...(paid === undefined ? {} : { pay: (name, made) => paid.pay(name, made) }),
             },
             { model, fallbacks: config.fallbacks ?? {}, attempt: scope.attempt, request },

@@ -51,6 +51,7 @@ export function callTool(
     const config = frozen?.t === "done" ? ((frozen.output as JsonObject)["config"] as unknown as AgentConfig | undefined) : undefined;
     if (config !== undefined) await money?.act({ scope, config });
     const text = await tool_calls.run(config?.call_timeout_ms ?? CALL_TIMEOUT_MS, scope.signal, async (signal) => {
+      if (!(await scope.permitted())) throw new EffectFailure("cancelled", "the actor went to another owner before the tool was run");
       const answer = await run((call["args"] ?? {}) as JsonObject, { ...scope, signal });
       // What it says after it was told to stop is not its answer.
       if (!signal.aborted) return answer;

@@ -153,6 +153,7 @@ async function call(
     epoch: 1,
     idempotency_key: "acme/session/s1/3:model",
     signal: new AbortController().signal,
+    permitted: async () => true,
     trace: undefined,
     entries: async (seqs: readonly number[]) => new Map(seqs.map((seq) => [seq, entries.get(seq) as Entry])),
     tokens: () => ({ write() {}, end() {} }),

@@ -2,7 +2,7 @@
 // Method: one host on the in-memory bus in virtual time; single operations lose their answers, acknowledgements, or come late.
 import { expect, test } from "vitest";
 import { type CommandOutcome, createCommandClient } from "../../actors/client.ts";
-import type { Performers } from "../../actors/performer.ts";
+import type { EffectScope, Performers } from "../../actors/performer.ts";
 import type { ShardHost } from "../../actors/shard-host.ts";
 import { Broker, type FaultAfter, type FaultBefore, type Operation } from "../../bus/memory.ts";
 import { HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO, HEADER_SUBJECT } from "../../protocol/commands.ts";
@@ -322,4 +322,35 @@ test("C7: what a former owner armed late does not stand over the schedule of who
   const armed = schedule();
   await world.advance(10_000);
   expect(schedule()).toEqual(armed);
+});
+
+test("A3: an effect asks again before it reaches out: not while its worker may not act, and never once the actor is another's", async () => {
+  const { world, broker, performers, publish } = ground();
+  let may_act = true;
+  let go_on: () => void = () => undefined;
+  const asked: string[] = [];
+  performers["call_model"] = (async (_: never, scope: EffectScope) => {
+    await new Promise<void>((resolve) => (go_on = resolve)); // as long as money and a place are waited for
+    asked.push((await scope.permitted()) ? "yes" : "no");
+    return new Promise(() => undefined);
+  }) as never;
+  const host = plainHost({ bus: broker.connect("w1"), world, name: "w1", performers, may_act: () => may_act });
+  await host.take(0, 1, { worker: null, reason: "first" });
+  await publish("session.create", { agent: "a" });
+  await publish("message.send", { content: "hello" });
+  may_act = false; // it stood still, and its lease is over
+  go_on();
+  await world.advance(1_000);
+  expect(asked).toEqual([]);
+  may_act = true; // the bus was away, and the actor is still its own
+  await world.advance(1_000);
+  expect(asked).toEqual(["yes"]);
+  await publish("turn.cancel", {});
+  await publish("message.send", { content: "hello again" });
+  may_act = false;
+  go_on();
+  await host.drop(0);
+  may_act = true; // it joined again, as another
+  await world.advance(1_000);
+  expect(asked).toEqual(["yes", "no"]);
 });

@@ -14,8 +14,9 @@ export function plainHost(place: {
   performers: Performers;
   admit?: ShardHostDeps["admit"];
   on_conflict?: ShardHostDeps["on_conflict"];
+  may_act?: () => boolean;
 }): ShardHost {
-  const { bus, world, name, performers, admit, on_conflict = async () => "mine" } = place;
+  const { bus, world, name, performers, admit, on_conflict = async () => "mine", may_act = () => true } = place;
   let commits = 0;
   return createShardHost({
     bus,
@@ -26,7 +27,7 @@ export function plainHost(place: {
     performers,
     worker: name,
     next_commit_id: () => `${name}.${commits++}`,
-    may_act: () => true,
+    may_act,
     on_conflict,
     ...(admit === undefined ? {} : { admit }),
   });
