@@ -18,7 +18,7 @@
 //   C6. A stored command that cannot be judged now waits, and no other of the actor's commands passes it; news of effects and timers does.
 //   C7. The schedule of an actor in TIMERS is compared and set, and never over that of a later owner: what a former owner asked late does
 //       not put his hour over the hour of who has the actor now.
-//   C7. A stored command whose decision stands in no journal is settled with the broker before it is answered, and before the actor takes what was said
+//   C8. A stored command whose decision stands in no journal is settled with the broker before it is answered, and before the actor takes what was said
 //       after it: if it came again it would be decided anew, or taken for a repeat of what it never was.
 import { BusUnavailable } from "../bus/fence.ts";
 import type { AppendOutcome, Bus } from "../bus/port.ts";
@@ -484,7 +484,7 @@ export class ActorCell {
       if (this.#stopped()) return;
       if (verdict === "unknown") continue;
       if (item.kind !== "entry" && item.settle !== undefined && verdict.entry === undefined && verdict.journaled !== true) {
-        // C7
+        // C8
         if (folds.length > 0) {
           this.#mailbox.unshift(item); // first the ones before it
           break;

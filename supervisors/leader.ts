@@ -995,7 +995,7 @@ export class Leader {
     this.#wake(leadership);
   }
 
-  /** A refusal may stand in no journal: it is told once the command is gone for sure, for it may be taken if it comes again (C7 of actors/cell.ts). */
+  /** A refusal may stand in no journal: it is told once the command is gone for sure, for it may be taken if it comes again (C8 of actors/cell.ts). */
   async #refuse(leadership: Leadership, actor: ActorAddress, delivery: Delivery, error: ErrorBody): Promise<void> {
     if (!(await delivery.settle())) leadership.commands.splice(0);
     else if ((await this.#conflict(leadership)) === "mine") this.#answer(actor, delivery, { ok: false, error });

@@ -164,7 +164,7 @@ test("a stored command that the door refuses stands in the journal as refused, s
 });
 
 test.each(["acknowledgement", "broker's word for it"])(
-  "C7: a command to nobody is not answered while its %s is lost, comes again before what was said after it, and is answered once",
+  "C8: a command to nobody is not answered while its %s is lost, comes again before what was said after it, and is answered once",
   async (what) => {
     let losing = true;
     const { world, hostOn, publish, entries, replies } = ground({
@@ -185,7 +185,7 @@ test.each(["acknowledgement", "broker's word for it"])(
   },
 );
 
-test("C7: a command to nobody is answered once the broker has let go of it, and never comes again", async () => {
+test("C8: a command to nobody is answered once the broker has let go of it, and never comes again", async () => {
   const { world, broker, hostOn, publish, entries, replies } = ground();
   await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
   await publish("message.send", { content: "is anybody there?" });
@@ -203,7 +203,7 @@ test("H5: it is not answered by an owner that has lost the shard meanwhile: its 
   expect(replies).toEqual([]);
 });
 
-test("C7: refusals too many for the journal are settled like those of nobody, and the actor goes on", async () => {
+test("C8: refusals too many for the journal are settled like those of nobody, and the actor goes on", async () => {
   const { world, broker, hostOn, publish, entries, replies } = ground();
   await hostOn("w1").take(0, 1, { worker: null, reason: "first" });
   await publish("session.create", { agent: "a" });
