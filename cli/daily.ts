@@ -1,34 +1,10 @@
-// daily: a tenant's report day by day: what its calls cost by agent, model and key (from the usage rows), and what its budget did (from the
-// budget's own journal): refusals, degraded calls, alerts, closed periods, and how its projections came true. Either can be made again from
-// the streams.
-import { createLedger, type LedgerDay } from "../actors/budget-ledger.ts";
+// daily: a tenant's report day by day (actors/daily-report.ts), for people and as JSON lines.
+import type { LedgerDay } from "../actors/budget-ledger.ts";
+import { createDailyReports } from "../actors/daily-report.ts";
 import type { UsageDay, UsageFilter } from "../projections/queries.ts";
-import { budgetActor } from "../protocol/ids.ts";
-import { decodeJournal } from "../protocol/journal.ts";
-import { actorSubject } from "../protocol/subjects.ts";
 import type { Context } from "./context.ts";
 import { EXIT } from "./ports.ts";
 import { dollars } from "./printer.ts";
-
-const DAY_MS = 24 * 60 * 60 * 1000;
-
-/** The whole journal is folded, since a day's projections are judged by what came after; what is shown are the days that were asked for. */
-async function ledgerOf(context: Context, tenant: string, { since, until }: UsageFilter): Promise<Map<string, LedgerDay>> {
-  const actor = budgetActor(tenant);
-  const ledger = createLedger();
-  const bus = await context.bus();
-  for await (const { data } of bus.read("EVENTS", actorSubject(actor, "event"), 1)) ledger.add(decodeJournal(data, actor));
-  const within = (day: string): boolean => {
-    const from_ms = Date.parse(day);
-    return (since === undefined || from_ms + DAY_MS > Date.parse(since)) && (until === undefined || from_ms < Date.parse(until));
-  };
-  return new Map(
-    ledger
-      .days()
-      .filter(({ day }) => within(day))
-      .map((day) => [day.day, day]),
-  );
-}
 
 const counts = (of: Readonly<Record<string, number>>): string =>
   Object.entries(of)
@@ -61,16 +37,12 @@ function tellDay({ printer }: Context, day: string, rows: readonly UsageDay[], l
 
 export async function dailyReport(context: Context, tenant: string, filter: UsageFilter): Promise<number> {
   const { printer } = context;
-  const rows = await (await context.queries()).usage_daily(tenant, filter);
-  // The budget knows levels, not single sessions or models: with such a filter its part would be about something else.
-  const narrowed = [filter.session, filter.agent, filter.user, filter.model].some((one) => one !== undefined);
-  const ledger = narrowed ? new Map<string, LedgerDay>() : await ledgerOf(context, tenant, filter);
-  const days = [...new Set([...rows.map(({ day }) => day), ...ledger.keys()])].sort();
+  const queries = await context.queries();
+  const reports = createDailyReports({ bus: await context.bus(), usage_daily: (of, wanted) => queries.usage_daily(of, wanted) });
+  const days = await reports.of(tenant, filter);
   for (const day of days) {
-    const mine = rows.filter((row) => row.day === day);
-    const usage_usd_micros = mine.reduce((sum, row) => sum + row.cost_usd_micros, 0);
-    if (printer.json) printer.json_line({ tenant, day, usage_usd_micros, rows: mine, ledger: ledger.get(day) ?? null });
-    else tellDay(context, day, mine, ledger.get(day));
+    if (printer.json) printer.json_line(day);
+    else tellDay(context, day.day, day.rows, day.ledger ?? undefined);
   }
   if (days.length === 0) printer.note(`nothing of '${tenant}' fits`);
   return EXIT.done;

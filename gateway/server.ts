@@ -19,6 +19,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { CommandClient } from "../actors/client.ts";
+import { createDailyReports, type DailyRow, type ReportFilter } from "../actors/daily-report.ts";
 import type { Directory } from "../actors/directory.ts";
 import type { Restorer } from "../actors/restore.ts";
 import { createWebhooks } from "../actors/webhooks.ts";
@@ -50,6 +51,7 @@ import type { Oidc } from "./oidc.ts";
 import { PROBLEM_MEDIA_TYPE, problemOf, retryAfterSeconds } from "./problem.ts";
 import { declareProviderKeyRoutes } from "./provider-key-routes.ts";
 import { startReplay } from "./replay.ts";
+import { declareReportRoutes } from "./report-routes.ts";
 import { createRequestLimiter } from "./request-limiter.ts";
 import type { Handler, RouteInfo, Visitor } from "./route.ts";
 import { cursorBefore, type EarlyFeed, earlySessionFeed, type FeedItem, readEventPage } from "./session-feed.ts";
@@ -75,6 +77,8 @@ export interface GatewayDeps {
   readonly directory: Pick<Directory, "tenant">;
   readonly client: Pick<CommandClient, "command">;
   readonly sessions: SessionLists;
+  /** Sums of a tenant's calls by day. Rejects when the database cannot answer. */
+  readonly usage_daily: (tenant: string, filter: ReportFilter) => Promise<readonly DailyRow[]>;
   /** Says why a session waits. */
   readonly definition: Pick<ActorDefinition, "waits">;
   /** Absent: only API keys are taken. */
@@ -560,6 +564,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
   const { key_use, random_bytes } = deps;
   declareAdminRoutes({ route, directory, client, key_use, world, random_bytes, bodyOf, idempotencyKeyOf, available });
   declareBudgetRoutes({ route, directory, restorer, client, world, bodyOf, idempotencyKeyOf, available });
+  declareReportRoutes({ route, directory, reports: createDailyReports({ bus, usage_daily: deps.usage_daily }), queryOf, available });
   declareProviderKeyRoutes({
     route,
     client,

@@ -91,6 +91,10 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
         return queries.sessions.list(tenant, request);
       },
     },
+    async usage_daily(tenant, filter) {
+      if (queries === undefined) throw new TroupeError(errorBody("unavailable", "no database is configured, so there are no reports"));
+      return queries.usage_daily(tenant, filter);
+    },
     definition: definitions.session,
     ...(oidc === undefined ? {} : { oidc }),
     key_use,

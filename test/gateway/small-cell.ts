@@ -99,6 +99,7 @@ export async function startSmallCell({
       directory: known,
       client,
       sessions: { list: async () => ({ items: [] }) },
+      usage_daily: async () => [],
       definition: definitions.session,
       key_use: createKeyUse({ bus, world, log }),
       master_keys: () => MASTER_KEYS,

@@ -145,6 +145,17 @@ test("the daily report says the same from the usage rows and from the ledger, an
   expect(days.flatMap(({ rows }) => rows)[0]).toMatchObject({ agent: "assistant", model: "simulated/script", key_source: "platform" });
   expect(sum((day) => day.ledger.refused["budget_exceeded"] ?? 0)).toBeGreaterThan(0);
   expect(await cli(["usage", "--tenant", "demo", "--daily"])).toMatch(/projections of confidence 0\.\d+: \d+ of \d+ held/);
+
+  // Over HTTP the same days: to the tenant's administrators its own, to operators any tenant's.
+  const admin = (await cli(["keys", "create", "--tenant", "demo", "--scope", "admin"])).trim();
+  await cli(["tenants", "create", "system"]);
+  const operator = (await cli(["keys", "create", "--tenant", "system", "--scope", "operator:read"])).trim();
+  const report = { tenant: "demo", items: days };
+  expect(await troupe.json(200, "/v1/usage/daily", { key: admin })).toEqual(report);
+  expect(await troupe.json(200, "/v1/operator/tenants/demo/usage/daily", { key: operator })).toEqual(report);
+  expect(await troupe.json(200, "/v1/usage/daily?since=2999-01-01T00:00:00Z", { key: admin })).toEqual({ tenant: "demo", items: [] });
+  expect((await troupe.api("/v1/usage/daily", { key: other_key })).status).toBe(403);
+  expect((await troupe.api("/v1/operator/tenants/demo/usage/daily", { key: admin })).status).toBe(403);
 });
 
 test("another tenant with the same ids of everything works on, and its books are its own", async () => {
