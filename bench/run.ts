@@ -35,6 +35,7 @@ async function commandSection(): Promise<string> {
 
 async function turnSection(): Promise<string> {
   const rows = await benchAgentTurn();
+  if (rows[0] !== undefined) added.turn_ms = rows[0].added_first_ms;
   return [
     "## (b) Agent turn",
     "",
@@ -66,6 +67,8 @@ async function memorySection(): Promise<string> {
 
 async function budgetSection(): Promise<string> {
   const rows = await benchBudget();
+  const alone = rows.find(({ what }) => what === "one tenant, 1 caller");
+  if (alone !== undefined) added.budget_ms = alone.reserve_p50_ms;
   return [
     "## Budgets",
     "",
@@ -92,8 +95,19 @@ async function startSection(): Promise<string> {
   ].join("\n");
 }
 
+/** Of this run: what a turn adds before its first token, and what asking the budget takes of it. */
+const added: { turn_ms?: number; budget_ms?: number } = {};
+
 async function latencySection(): Promise<string> {
   const rows = await benchLatencies();
+  const { turn_ms, budget_ms } = added;
+  const share =
+    turn_ms === undefined || budget_ms === undefined
+      ? []
+      : [
+          "",
+          `Asking the budget is ${((budget_ms / turn_ms) * 100).toFixed(0)} % of what a turn adds before its first token (${ms(budget_ms)} of ${ms(turn_ms)} ms).`,
+        ];
   return [
     "## Latencies",
     "",
@@ -106,6 +120,7 @@ async function latencySection(): Promise<string> {
       (row) =>
         `| ${row.what} | < ${row.aim_ms} | ${ms(row.p50_ms)} | ${ms(row.p95_ms)} | ${ms(row.p99_ms)} | ${(row.within_aim * 100).toFixed(1)} % | ${row.count} |`,
     ),
+    ...share,
   ].join("\n");
 }
 

@@ -8,6 +8,7 @@ import type { JsonObject } from "../protocol/json.ts";
 import { rateTier } from "../protocol/rate-tiers.ts";
 import type { Reply } from "../protocol/reply.ts";
 import { type BudgetContext, budgetContextOf } from "../state-machines/budget.ts";
+import { PERIODS } from "../state-machines/budget-period.ts";
 import type { RateLimit } from "../state-machines/budget-rate.ts";
 import { cores } from "../state-machines/kinds.ts";
 import { viewOf } from "../state-machines/step.ts";
@@ -125,6 +126,16 @@ export async function showBudget(context: Context, { tenant }: { tenant: string 
         rate["tokens_max"] as number | null,
         `${Number(rate["window_ms"]) / 1000} s`,
         rate["tier"] as string | null,
+      ]),
+    );
+  const acting = own["actions"] as readonly JsonObject[];
+  const counted = (row: JsonObject, kind: string): (string | number)[] => PERIODS.map((period) => (row[period] as JsonObject)[kind] as number);
+  if (acting.length > 0)
+    printer.table(
+      ["agent", "by itself", ...PERIODS.map((period) => (period === "none" ? "ever" : `this ${period}`))],
+      acting.flatMap((row) => [
+        [String(row["agent"]), "model calls", ...counted(row, "model_calls")],
+        [String(row["agent"]), "tool calls", ...counted(row, "tool_calls")],
       ]),
     );
   if (tier !== null) printer.note(`tier ${String(tier["name"])} at every provider without a rate of its own`);

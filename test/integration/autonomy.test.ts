@@ -72,6 +72,7 @@ test(`of ${SESSIONS} sessions that call a tool at once, ${TOOLS_MAX} do, though 
   });
   const view = JSON.parse(await cli(["budget", "show", "--tenant", "demo", "--json"])) as { actions: JsonObject[] };
   expect(view.actions).toMatchObject([{ agent: "assistant", none: { tool_calls: TOOLS_MAX, model_calls: 0 } }]);
+  expect(await cli(["budget", "show", "--tenant", "demo"])).toMatch(/assistant +tool calls +10 +10 +10 +10/);
   await turn("s1", calling, other_key);
   expect((await ended("other/session/s1")).filter(({ type }) => type === "tool.completed")).toHaveLength(1);
   await troupe.replaced(killed);
@@ -90,6 +91,7 @@ test("beyond its model calls a turn ends with the same code and the rule's numbe
   await cli(["agents", "put", "--tenant", "other", "-"], agent({}));
   await turn("m3", "[]", other_key);
   expect((await ended("other/session/m3")).some(({ type }) => type === "turn.completed")).toBe(true);
+  expect(await cli(["verify", "--json"])).toContain('"violations":0');
   const wrong = await troupe.cli(["agents", "put", "--tenant", "other", "-"], { stdin: agent({ actions: { tool_calls: -1 } }) });
   expect(wrong).toMatchObject({ code: 1 });
   expect(wrong.stderr + wrong.stdout).toMatch(/invalid/);

@@ -136,4 +136,5 @@ test("for money that another call holds and gives back", async () => {
   expect(all.find(({ type }) => type === "model.waiting")).toMatchObject({ details: { limit_usd_micros: 255, may_return: true } });
   expect(all.filter(({ type }) => type === "turn.completed")).toHaveLength(1);
   expect(await view("money", "second")).toMatchObject({ waits_for: null });
+  expect(await cli(["verify", "--json"])).toContain('"violations":0');
 });
