@@ -47,6 +47,9 @@ const { settings } = read;
 /** A person who typed a command is told that the broker is away, before the hand goes to Ctrl-C; long enough for one that is being restarted. */
 const COMMAND_LINE_PATIENCE_MS = 3_000;
 
+/** Its last words are said by then, and its last spans sent. */
+const FAILED_START_PATIENCE_MS = 3_000;
+
 /** Ctrl-C reaches a process twice when its parent passes on what the terminal told them both: within this it is one wish. */
 const SAME_SIGNAL_MS = 2_000;
 
@@ -81,6 +84,10 @@ async function runRole(role: Role, id: string, run: (runtime: Runtime) => Promis
   const tracing = await startTracing({ endpoint: settings.OTEL_EXPORTER_OTLP_ENDPOINT, service_name: `troupe-${role}`, instance: id, log });
   try {
     return await run(runtimeOf(role, id, tracing));
+  } catch (error) {
+    // What it had opened by then must not keep a process that does nothing: whoever started it starts it again.
+    setTimeout(() => process.exit(), FAILED_START_PATIENCE_MS).unref();
+    throw error;
   } finally {
     await tracing.stop();
   }

@@ -195,9 +195,25 @@ describe("a tenant sees no byte of its twin", () => {
       }
   });
 
-  test("nothing is cacheable by anything between", async () => {
-    for (const route of cell.gateway.routes.filter(({ method, authenticated }) => method === "GET" && authenticated))
-      expect((await ask("GET", concrete(route.url), admins.acme)).text).toMatch(/"cache-control","[^"]*no-store/);
+  test("nothing is cacheable by anything between: no answer of any route, method and way of asking, and no error", async () => {
+    let answers = 0;
+    const errors = new Set<number>();
+    for (const route of cell.gateway.routes.filter(({ authenticated }) => authenticated))
+      for (const key of [admins.acme, keyOf("acme"), null, "troupe.acme.k.wrong"])
+        for (const accept of ["application/json", "text/event-stream"]) {
+          // A body that is none, too: what is wrong with a request is the tenant's own as well.
+          const { status, text } = await ask(route.method, concrete(route.url), key, {
+            accept,
+            ...(route.method === "GET" ? {} : { body: { nothing: "of it" } }),
+          });
+          answers += 1;
+          if (status >= 400) errors.add(status);
+          expect(`${route.method} ${route.url} ${status} ${/"cache-control","([^"]*)"/.exec(text)?.[1] ?? "nothing"}`).toBe(
+            `${route.method} ${route.url} ${status} private, no-store`,
+          );
+        }
+    expect(answers).toBeGreaterThan(100);
+    for (const status of [401, 403, 422]) expect(errors).toContain(status);
   });
 });
 
