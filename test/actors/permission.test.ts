@@ -423,4 +423,30 @@ describe("permission data that cannot be read", () => {
     broken = false;
     expect(await health.status()).toEqual({ ok: true, detail: "read" });
   });
+
+  test.each(["policy", "grants"])(
+    "G2: a tenant whose record has lost its %s is as one that cannot be read: red, by name, and nothing is permitted",
+    async (lost) => {
+      const world = realWorld();
+      const bus = createMemoryBroker({ world, shards: 1 }).connect("reader");
+      const restorer = createRestorer({ bus, cores, log });
+      const context: Record<string, unknown> = { name: null, keys: {}, agents: {}, policy: { default: "allow", deny: [] }, grants: {}, config_epoch: 0 };
+      delete context[lost];
+      const directory = createDirectory({
+        bus,
+        restorer: { ...restorer, restore: async () => ({ state: { snapshot: { context, value: "active", status: "active" } } }) as never },
+        world,
+        log,
+      });
+      atEndOfFile(() => directory.stop());
+      const health = watchPermissions({ directory, world });
+      await expect(directory.tenant("acme")).rejects.toThrow("a tenant's record says what is permitted");
+      expect(await health.status()).toEqual({
+        ok: false,
+        detail: expect.stringContaining("what tenant 'acme' permits cannot be read: BrokenPromise: a tenant's record says what is permitted"),
+      });
+      context[lost] = lost === "policy" ? { default: "allow", deny: [] } : {};
+      expect((await health.status()).ok).toBe(true);
+    },
+  );
 });
