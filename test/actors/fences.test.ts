@@ -7,7 +7,7 @@ import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
 import { Broker } from "../../bus/memory.ts";
 import { HEADER_PRINCIPAL, HEADER_REPLY_TO } from "../../protocol/commands.ts";
 import { decodeJournal, encodeJournal, type JournalMessage } from "../../protocol/journal.ts";
-import { silentLog } from "../../protocol/log.ts";
+import { type Log, silentLog } from "../../protocol/log.ts";
 import { PRINCIPAL_ON_BUS } from "../../protocol/principal.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
@@ -24,13 +24,15 @@ function ground({ verdict = "mine", core = cores.session }: { verdict?: "mine" |
   const service = broker.connect("service");
   const replies: Reply[] = [];
   service.subscribe("_INBOX.mine", (message) => void replies.push(decodeReply(message.data)));
+  const errors: string[] = [];
+  const log: Log = { ...silentLog, error: (what) => void errors.push(what) };
   const known = { ...cores, session: core };
   let commits = 0;
   const bus = broker.connect("w1");
   const host: ShardHost = createShardHost({
     bus,
     world,
-    log: silentLog,
+    log,
     cores: known,
     restorer: createRestorer({ bus, cores: known, log: silentLog }),
     performers: {
@@ -67,12 +69,12 @@ function ground({ verdict = "mine", core = cores.session }: { verdict?: "mine" |
     void service.append({ subject: journal, data: encodeJournal(message), expected_last_sequence: messages().length, commit_id: "w2.0" });
     await world.advance(10);
   };
-  return { world, broker, service, host, replies, say, messages, rival };
+  return { world, broker, service, host, replies, errors, say, messages, rival };
 }
 const begin = { worker: null, reason: "first" };
 
 test("C2: an owner that finds the epoch of a later one in the journal, and has lost the shard, appends nothing", async () => {
-  const { world, host, say, messages, rival } = ground({ verdict: "lost" });
+  const { world, host, errors, say, messages, rival } = ground({ verdict: "lost" });
   await host.take(0, 1, begin);
   await say("session.create", { agent: "a" });
   await world.advance(30_000); // it leaves memory
@@ -81,6 +83,7 @@ test("C2: an owner that finds the epoch of a later one in the journal, and has l
   await say("session.pause", {});
   await world.advance(5_000);
   expect(messages().map(({ epoch }) => epoch)).toEqual([1, 1, 5]);
+  expect(errors).toEqual([]);
 });
 
 test("C4: what a fence refused is decided anew against the journal as it is, and answered", async () => {

@@ -180,14 +180,14 @@ const MUTATIONS: readonly Mutation[] = [
     file: "actors/cell.ts",
     from: "if (restored !== undefined && restored.last.epoch > this.#deps.epoch && (await this.#lost())) return false;",
     to: "",
-    tests: [CRASHES, FENCES],
+    tests: [FENCES],
   },
   {
     name: "C4: what a fence refused is forgotten",
     file: "actors/cell.ts",
     from: "      this.#mailbox.unshift(...taken); // C4: decided anew against the journal as it is\n",
     to: "",
-    tests: [FENCES, CRASHES],
+    tests: [FENCES],
   },
   {
     name: "C8: an unjournaled refusal is told before it is settled",

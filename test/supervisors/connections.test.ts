@@ -4,7 +4,7 @@
 import { describe, expect, test } from "vitest";
 import { createCallPool } from "../../actors/call-pool.ts";
 import { createDispatch } from "../../actors/dispatch.ts";
-import { createMemoryConnectionWatch } from "../../bus/connection-watch.ts";
+import { createMemoryConnectionWatch, lifelineName } from "../../bus/connection-watch.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { connectionOf, Connections, GRACE_MS, SETTLE_MS } from "../../supervisors/connections.ts";
 import { startHostService } from "../../supervisors/host-service.ts";
@@ -190,6 +190,17 @@ describe("what is known of connections", () => {
     expect(connections.of("w1").kind).toBe("standing");
     await world.advance(SETTLE_MS);
     expect(connections.of("w1")).toMatchObject({ kind: "suspect", which: "main" });
+  });
+
+  test("K3: what was heard before an outage of our own makes no verdict with what is heard after it", async () => {
+    const world = new VirtualWorld(1);
+    const connections = new Connections(world, "worker");
+    connections.hear({ kind: "disconnected", name, client_id: "1", reason: "Client Closed", by: "client" });
+    connections.hear({ kind: "reset" });
+    expect(connections.of("w1")).toEqual({ kind: "standing" });
+    connections.hear({ kind: "disconnected", name: lifelineName(name), client_id: "2", reason: "Client Closed", by: "client" });
+    await world.advance(10 * GRACE_MS);
+    expect(connections.of("w1")).toMatchObject({ kind: "suspect", which: "life" });
   });
 
   test("a worker whose id ends like a lifeline is not taken for one", () => {

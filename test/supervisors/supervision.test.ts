@@ -6,6 +6,7 @@ import { silentLog } from "../../protocol/log.ts";
 import { decodeReply } from "../../protocol/reply.ts";
 import { actorSubject, hostSubject, RESUMED_SUBJECT } from "../../protocol/subjects.ts";
 import { tellResumed } from "../../supervisors/resumed.ts";
+import { encodeRecord, placementKey } from "../../supervisors/tables.ts";
 import { workerActor } from "../../supervisors/worker-cell.ts";
 import { Cluster } from "./cluster.ts";
 
@@ -341,6 +342,42 @@ describe("leading", () => {
     const epochs = (await cluster.journal("w2")).map((message) => message.epoch);
     expect(epochs.length).toBeGreaterThan(4);
     expect(Math.min(...epochs)).toBeGreaterThan(epoch);
+  });
+
+  test("D4: from the end of its lease by its own clock a leader decides nothing, before it has noticed", async () => {
+    const { cluster, supervisor } = await running(["w1"]);
+    expect(supervisor.leader.may_decide()).toBe(true);
+    supervisor.sleeper.asleep = true;
+    await cluster.world.advance(6_000);
+    expect(supervisor.leader.role).toBe("leading");
+    expect(supervisor.leader.may_decide()).toBe(false);
+  });
+
+  test("D2: what an owner wrote into the table unheard by the leader stands, and the leader goes on from it", async () => {
+    const cluster = new Cluster();
+    const { sleeper } = cluster.supervisor("s1", { connections: cluster.connections });
+    const [first, , third] = ["w1", "w2", "w3"].map((id) => cluster.worker(id));
+    await cluster.until("all shards are placed evenly", () => cluster.balanced());
+    await cluster.world.advance(6_000);
+    const shard = [...first!.host.shards.keys()][0]!;
+    sleeper.deaf = true;
+    const placement = cluster.observer.bucket("PLACEMENT");
+    const finish = async <T>(call: Promise<T>): Promise<T> => {
+      let outcome: { value: T } | undefined;
+      void call.then((value) => (outcome = { value }));
+      await cluster.world.until(() => outcome !== undefined, 1_000);
+      return outcome!.value;
+    };
+    const before = (await finish(cluster.table())).get(shard)!;
+    const read = (await finish(placement.get(placementKey(shard))))!;
+    // As w1 itself would, at the end of a planned move.
+    const moved = { worker: "w3", incarnation: third!.member.incarnation, epoch: before.epoch + 1, from: "w1", reason: "moved", since: before.since };
+    await finish(placement.update(placementKey(shard), encodeRecord(moved), read.revision));
+    first!.kill();
+    for (const which of ["main", "life"] as const) cluster.tellClosed("w1", which, `w1-${which}-1`);
+    await cluster.world.advance(200);
+    expect((await finish(cluster.table())).get(shard)).toEqual(moved);
+    sleeper.deaf = false;
   });
 
   test("a leader whose lease was taken while it still trusts it is fenced by the journal's append and steps down", async () => {
