@@ -11,7 +11,7 @@
 //   place      a call, among those that its worker makes        budget.reserved … the first call's `started_at`, from PLACE_MS_MIN on
 //   provider   a call, before the next try                      model.retrying
 //   turn       a message, behind the turns before it            message.received … turn.started
-//   dependency a message, for the turns that it comes after     message.received … dependency.met, dependency.failed
+//   dependency a message, for the turns that it comes after     message.received … dependency.met, or its turn's end
 //
 // Invariants:
 //   CR1. Everything told is a function of the messages, in the order in which they were added, and of the window: no clock, no order of tables.

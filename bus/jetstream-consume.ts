@@ -206,7 +206,7 @@ function durableConfig(spec: InboxSpec): Record<string, unknown> {
     deliver_policy: "all",
     ack_policy: "explicit",
     ack_wait: toNanos(ACK_WAIT_MS),
-    max_ack_pending: INBOX_UNDECIDED_MAX,
+    max_ack_pending: spec.undecided_max ?? INBOX_UNDECIDED_MAX,
     max_deliver: -1,
     replay_policy: "instant",
     filter_subjects: [...spec.filters],

@@ -661,7 +661,8 @@ class MemoryInbox implements Subscription {
     while (!this.#stopped && broker.reads(this.#key, this)) {
       if (this.#must_reset) await this.#openAgain();
       if (this.#stopped) break;
-      const message = this.#unacknowledged.size < INBOX_UNDECIDED_MAX ? broker.stream(name).next(filters, this.#cursor) : undefined;
+      const message =
+        this.#unacknowledged.size < (this.#spec.undecided_max ?? INBOX_UNDECIDED_MAX) ? broker.stream(name).next(filters, this.#cursor) : undefined;
       if (message === undefined || this.#must_reset) {
         if (!this.#must_reset) await this.#idle(name);
         continue;

@@ -87,6 +87,8 @@ export interface InboxSpec {
   /** The durable's name: one per shard and stream. */
   readonly durable: string;
   readonly filters: readonly string[];
+  /** Deliveries that are handed out and not acknowledged, at most; INBOX_UNDECIDED_MAX when absent. */
+  readonly undecided_max?: number;
 }
 
 /**

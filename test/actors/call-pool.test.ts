@@ -4,7 +4,7 @@
 import { expect, test } from "vitest";
 import { type CallPoolOptions, createCallPool } from "../../actors/call-pool.ts";
 import { EffectFailure } from "../../actors/performer.ts";
-import { AGEING_SPAN_MS, PRIORITIES, type Priority } from "../../protocol/priority.ts";
+import { AGEING_SPAN_MS, PRIORITIES, type Priority, turnAt } from "../../protocol/priority.ts";
 import { seededRandom, VirtualWorld } from "../simulation/virtual-world.ts";
 
 function ground(calls_max: number, more: Partial<CallPoolOptions> = {}) {
@@ -139,6 +139,44 @@ test("nobody starves: beside critical calls without end, the least begins within
   const waited_ms = (batch_began_ms ?? Number.POSITIVE_INFINITY) - asked_ms;
   expect(waited_ms).toBeGreaterThan(10_000);
   expect(waited_ms).toBeLessThan(AGEING_SPAN_MS + 10_000);
+});
+
+test("from a seed: of a tenant no call begins while one waits whose turn it was before; so none waits for who came a span later", async () => {
+  let waited = 0;
+  for (let seed = 1; seed <= 60; seed++) {
+    const draw = seededRandom(seed);
+    const pick = (below: number): number => Math.floor(draw() * below);
+    const { world, begun, enter } = ground(1 + pick(3));
+    const asked = new Map<string, { tenant: string; turn_ms: number; at_ms: number }>();
+    const left = new Set<number>();
+    let looked = 0;
+    for (let step = 0; step < 200; step++) {
+      await world.advance(pick(2_000));
+      if (pick(3) > 0) {
+        const [tenant, name, priority] = [`t${pick(2)}`, `s${step}`, PRIORITIES[pick(5)] ?? "normal"];
+        asked.set(name, { tenant, turn_ms: turnAt(priority, world.monotonic_ms()), at_ms: world.monotonic_ms() });
+        enter(tenant, name, priority);
+      } else {
+        const running = begun.map((_, index) => index).filter((index) => !left.has(index));
+        const one = running[pick(running.length)];
+        if (one !== undefined) left.add(one);
+        if (one !== undefined) begun[one]?.leave();
+      }
+      await world.settle();
+      for (; looked < begun.length; looked++) {
+        const name = begun[looked]?.name ?? "";
+        const mine = asked.get(name);
+        asked.delete(name);
+        for (const [other, { tenant, turn_ms, at_ms }] of asked) {
+          if (tenant !== mine?.tenant) continue;
+          waited += 1;
+          expect(turn_ms, `seed ${seed}: ${other} before ${name}`).toBeGreaterThanOrEqual(mine.turn_ms);
+          expect(mine.at_ms - at_ms, `seed ${seed}: ${name} came too late to go before ${other}`).toBeLessThanOrEqual(AGEING_SPAN_MS);
+        }
+      }
+    }
+  }
+  expect(waited).toBeGreaterThan(1_000);
 });
 
 test("from a seed: what runs is what began and did not end, no place is empty while somebody waits, and all that came has begun or was called off", async () => {

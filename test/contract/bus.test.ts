@@ -457,6 +457,57 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       },
     );
 
+    test("a queue hands out as many undecided commands as one can choose among and no more, goes on as they are done, and ends empty, each done once", async () => {
+      const tenant = newTenant();
+      const window = 200;
+      const total = window + 40;
+      let said = 0;
+      const sayAll = async (): Promise<void> => {
+        for (let index = said++; index < total; index = said++) await command(bus, tenant, `c${index}`, `s${index % 50}`);
+      };
+      await Promise.all(Array.from({ length: 40 }, sayAll));
+      const seen = new Set<number>();
+      const held: Delivery[] = [];
+      const queue = await bus.consume(
+        { ...inboxOf(tenant), undecided_max: window },
+        {
+          on_delivery: (delivery) => {
+            expect(seen.has(delivery.source.seq), "each once").toBe(false);
+            seen.add(delivery.source.seq);
+            held.push(delivery);
+          },
+          on_reset: () => expect.unreachable(),
+        },
+      );
+      await eventually(
+        () => held.length,
+        (length) => length >= window,
+      );
+      await sleep(300);
+      expect(held.length, "nothing beyond the bound").toBe(window);
+      // Done in any order: one of the last first.
+      for (const delivery of [...held.slice(-10), ...held.slice(0, 10)]) delivery.ack();
+      await eventually(
+        () => held.length,
+        (length) => length >= window + 20,
+      );
+      await sleep(300);
+      expect(held.length, "as many more as were done").toBe(window + 20);
+      for (const delivery of held.slice(10)) delivery.ack();
+      await eventually(
+        () => held.length,
+        (length) => length === total,
+      );
+      for (const delivery of held.slice(window + 20)) delivery.ack();
+      await eventually(
+        () => bus.counts("COMMANDS", `shard.*.tenant.${tenant}.>`),
+        (left) => left.length === 0,
+      );
+      const order = held.map(({ source }) => source.seq);
+      expect(order).toEqual([...order].sort((a, b) => a - b));
+      await queue.stop();
+    }, 30_000);
+
     test("a delivery whose handler throws does not stop those after it, and is logged", async () => {
       const tenant = newTenant();
       const told: string[] = [];
