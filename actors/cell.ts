@@ -188,6 +188,7 @@ export class ActorCell {
   #refused_at_ms: number;
   #trace: string | undefined;
   #armed_due_ms: number | undefined;
+  readonly #journal_read = Promise.withResolvers<void>();
   /** Of our schedule in TIMERS, as far as we know; undefined when it must be read. */
   #armed_sequence: number | undefined;
   readonly #unanswered = new Set<(outcome: Outcome) => void>();
@@ -283,6 +284,12 @@ export class ActorCell {
     await this.#running_loop;
   }
 
+  /** Restores the actor now. Resolves when its journal has been read or the cell stopped: its claim may still be on its way. */
+  async read(): Promise<void> {
+    this.#wake();
+    await this.#journal_read.promise;
+  }
+
   /** A command from within this process, for actors whose host says their commands itself. */
   command(command: { type: string; body: JsonObject; key?: string }): Promise<Outcome> {
     if (this.#phase === "stopped") return Promise.resolve({ ok: false, error: errorBody("unavailable", "the actor has left this process") });
@@ -305,6 +312,7 @@ export class ActorCell {
   /** Ends everything at once. Nothing more is appended, answered or acknowledged. */
   stop(): void {
     this.#phase = "stopped";
+    this.#journal_read.resolve();
     this.#endQuarantine();
     this.#effects.stop();
     this.#stopClocks();
@@ -390,6 +398,7 @@ export class ActorCell {
         await this.#backOff(tries);
       }
     }
+    this.#journal_read.resolve();
     if (this.#stopped()) return false;
     if (restored !== undefined && restored.last.epoch > this.#deps.epoch && (await this.#lost())) return false;
     this.#state = restored?.state;

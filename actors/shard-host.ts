@@ -120,7 +120,7 @@ const OVERLOADED_RETRY_MS = 1_000;
  * Restores at once in a process: enough that the broker is never waited for, few enough that the first actors go on while the last are
  * still read. All at once they would share the processor, and all be as late as the last.
  */
-const RESTORES_AT_ONCE = 32;
+const RESTORES_AT_ONCE = 8;
 /** An actor that cannot be restored in this time goes on trying beside the others, and holds up nobody. */
 const RESTORE_PATIENCE_MS = 1_000;
 /** An append that is under way when a shard leaves gets this long to be answered; the journal knows its fate in any case. */
@@ -467,8 +467,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
         const resident = shard.phase === "gone" ? undefined : residentOf(shard, { tenant, kind, id }, shard.taken_ms);
         // What it owes will need a mark of our own: that is on its way while the journal is read.
         if (resident !== undefined) void ensureMark(shard, resident);
-        const loaded = resident?.cell.load();
-        if (loaded !== undefined) await Promise.race([loaded, pause(world, RESTORE_PATIENCE_MS)]);
+        if (resident !== undefined) await Promise.race([resident.cell.read(), pause(world, RESTORE_PATIENCE_MS)]);
         restoreDone();
       }),
     );
