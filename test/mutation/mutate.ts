@@ -504,6 +504,34 @@ const MUTATIONS: readonly Mutation[] = [
     to: "if (mark !== undefined && source.seq < 0) {",
     tests: ["test/actors/lost-answers.test.ts", STEP],
   },
+  {
+    name: "A3: an effect reaches out without looking again",
+    file: "actors/cell.ts",
+    from: "permitted: async () => (await this.#permitted()) && !signal.aborted,",
+    to: "permitted: () => Promise.resolve(true),",
+    tests: [LOST_ANSWERS],
+  },
+  {
+    name: "C7: a former owner's schedule is stored over the owner's",
+    file: "bus/memory.ts",
+    from: "timerSubject(actor), data, headers, expected_last_sequence, REQUEST_PATIENCE_MS",
+    to: "timerSubject(actor), data, headers, undefined, REQUEST_PATIENCE_MS",
+    tests: [LOST_ANSWERS],
+  },
+  {
+    name: "the fast lane's copy of what was refused is done",
+    file: "actors/shard-host.ts",
+    from: "late: () => refused_durably.has_twin(reply)",
+    to: "late: () => false",
+    tests: [LOST_ANSWERS],
+  },
+  {
+    name: "P1: a leaving worker is given back what it released",
+    file: "supervisors/placement.ts",
+    from: 'entry?.worker !== "" || entry.from !== id',
+    to: "entry === undefined || true || entry.from !== id",
+    tests: ["test/supervisors/placement.test.ts"],
+  },
 ];
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
