@@ -104,7 +104,7 @@ async function speak(port: number, shown: Shown): Promise<string> {
 }
 
 /** Our program with this environment, and nothing else of ours in it. */
-function run(args: readonly string[], env: Readonly<Record<string, string>>): ChildProcess & { said(): string } {
+function run(args: readonly string[], env: Readonly<Record<string, string>>): ChildProcess & { said(): string; readonly exit: Promise<number | null> } {
   const child = spawn(process.execPath, [MAIN, ...args], {
     env: { PATH: process.env.PATH ?? "", TROUPE_HOME: join(folder, "home"), ...env },
     stdio: ["ignore", "pipe", "pipe"],
@@ -112,9 +112,9 @@ function run(args: readonly string[], env: Readonly<Record<string, string>>): Ch
   let text = "";
   for (const stream of [child.stdout, child.stderr]) stream.on("data", (data: Buffer) => (text += data.toString()));
   atEndOfFile(async () => void child.kill("SIGKILL"));
-  return Object.assign(child, { said: () => text });
+  const exit = new Promise<number | null>((resolve) => child.once("close", (code) => resolve(code)));
+  return Object.assign(child, { said: () => text, exit });
 }
-const exitOf = (child: ChildProcess): Promise<number | null> => new Promise((resolve) => child.once("close", (code) => resolve(code)));
 
 describe("a broker that asks for certificates, with nkeys in its file", () => {
   let port = 0;
@@ -174,7 +174,7 @@ describe("a broker that asks for certificates, with nkeys in its file", () => {
     const { TROUPE_NATS_TLS_CA: _, ...without } = env;
     const strange = run(["workers", "--json"], { ...without, TROUPE_NATS_TLS_CA: stranger.ca_file });
     const clear = run(["workers", "--json"], { TROUPE_NATS_URL: env.TROUPE_NATS_URL, TROUPE_NATS_CREDS: seed_file });
-    expect([await exitOf(known), await exitOf(strange), await exitOf(clear)], known.said()).toEqual([0, 3, 3]);
+    expect([await known.exit, await strange.exit, await clear.exit], known.said()).toEqual([0, 3, 3]);
     expect(JSON.parse(known.said())).toMatchObject({ workers: [] });
   }, 60_000);
 });
@@ -231,7 +231,7 @@ resolver_preload: { ${Object.entries(accounts)
   expect(await until(leads, 20_000, 100), supervisor.said()).toBe(true);
   expect(supervisor.said()).not.toContain("no login of the broker's system account");
   supervisor.kill("SIGTERM");
-  expect(await exitOf(supervisor)).toBe(0);
+  expect(await supervisor.exit).toBe(0);
 }, 60_000);
 
 describe("a database behind TLS", () => {
@@ -302,9 +302,9 @@ describe("a database behind TLS", () => {
     asked.searchParams.set("sslmode", "verify-full");
     asked.searchParams.set("sslrootcert", authority.ca_file);
     const migrated = run(["migrate", "--json"], { TROUPE_POSTGRES_URL: asked.href });
-    expect(await exitOf(migrated), migrated.said()).toBe(0);
+    expect(await migrated.exit, migrated.said()).toBe(0);
     expect(JSON.parse(migrated.said())).toMatchObject({ applied: expect.arrayContaining(["0001_projections"]) });
     asked.searchParams.set("sslrootcert", stranger.ca_file);
-    expect(await exitOf(run(["migrate", "--json"], { TROUPE_POSTGRES_URL: asked.href }))).toBe(3);
+    expect(await run(["migrate", "--json"], { TROUPE_POSTGRES_URL: asked.href }).exit).toBe(3);
   }, 60_000);
 });
