@@ -98,7 +98,7 @@ describe("what is planted is found", () => {
       },
       3,
     );
-    expect(found?.failures[0]).toMatch(/^(A1|A2|A3|A5|E1|H3|J1|M1|C5|liveness|log)/);
+    expect(found?.failures[0]).toMatch(/^(A1|A2|A3|A5|E1|H3|J1|M1|M2|C5|liveness|log)/);
   });
 
   test("acknowledgements before anything is decided, and the failing run becomes small", { timeout: 120_000 }, async () => {
