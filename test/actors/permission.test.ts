@@ -9,7 +9,7 @@ import { createDirectory } from "../../actors/directory.ts";
 import { frozenConfig, initSteps, type InitSteps, loadConfiguration } from "../../actors/effects/load-configuration.ts";
 import { EffectFailure, type EffectScope } from "../../actors/performer.ts";
 import { createPerformers } from "../../actors/performers.ts";
-import { EFFECT_DECLARATIONS, gated, watchPermissions } from "../../actors/permission.ts";
+import { createGate, EFFECT_DECLARATIONS, gated, watchPermissions } from "../../actors/permission.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost } from "../../actors/shard-host.ts";
 import { createMemoryBroker } from "../../bus/memory.ts";
@@ -38,6 +38,14 @@ describe("declarations", () => {
 
   test("G1: an effect that is not declared is not performed", () => {
     expect(() => gated({ pass: async () => undefined }, { call_home: async () => null })).toThrow(/the effect 'call_home' declares/);
+  });
+
+  test("G2: an effect of a session that froze no configuration is refused, whatever the tenant permits", async () => {
+    const record = { state: "active", policy: { default: "allow" }, grants: {} };
+    const gate = createGate({ directory: { tenant: async () => record } as never, world: new VirtualWorld(1) });
+    const scope = { actor: { tenant: "acme", kind: "session", id: "s1" }, signal: new AbortController().signal, entries: async () => new Map() } as never;
+    const passing = gate.pass({ kind: "actions", of: () => [], code: "forbidden" }, { config_seq: 0 }, scope);
+    await expect(passing).rejects.toThrow("the session has no configuration, so nothing is permitted");
   });
 
   test("a model call declares every model that it may come to ask", () => {

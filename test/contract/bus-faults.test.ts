@@ -270,6 +270,25 @@ test("what was settled and not confirmed is not called settled, whether the ackn
   }
 });
 
+test("what an earlier opening delivered is not settled by it once a later one has delivered it again", async () => {
+  const { world, bus, before } = stage();
+  const held: Delivery[] = [];
+  await bus.consume(
+    { stream: "COMMANDS", durable: "d", filters: ["shard.>"] },
+    { on_delivery: (delivery) => void held.push(delivery), on_reset: () => undefined },
+  );
+  await bus.publish(COMMAND, bytes("a"));
+  await world.advance(1);
+  before("deliver", { kind: "unavailable" });
+  await bus.publish(COMMAND, bytes("b"));
+  await world.advance(1_000);
+  expect(held.map(({ message }) => text(message.data))).toEqual(["a", "a", "b"]);
+  const settled: boolean[] = [];
+  void held[0]!.settle().then((outcome) => settled.push(outcome));
+  await world.advance(10);
+  expect(settled).toEqual([false]);
+});
+
 test("two runs from one seed are the same run", async () => {
   const run = async (seed: number): Promise<string[]> => {
     const world = new VirtualWorld(seed);

@@ -3,6 +3,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { createMemoryBroker } from "../../bus/memory.ts";
+import type { BucketChange, Bus } from "../../bus/port.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { shardOf } from "../../protocol/subjects.ts";
 import { createLocations } from "../../supervisors/locations.ts";
@@ -82,4 +83,20 @@ test("ten thousand questions are answered within a second, on a loaded machine t
   const began_ms = performance.now();
   for (let n = 0; n < 10_000; n++) expect(locations.locate({ tenant: "acme", kind: "session", id: `s${n}` })?.epoch === 3).toBe(true);
   expect(performance.now() - began_ms).toBeLessThan(1_000);
+});
+
+test("O1: of two entries of a shard the newer counts, in whatever order they are heard", async () => {
+  const listeners: ((change: BucketChange) => void)[] = [];
+  const bucket = { watch: async (listener: (change: BucketChange) => void) => (listeners.push(listener), { stop: async () => undefined }) };
+  const world = new VirtualWorld(1);
+  const locations = createLocations({ bus: { shards: 4, bucket: () => bucket } as unknown as Bus, world, log: silentLog });
+  await world.advance(1);
+  const entry = (worker: string, epoch: number) => encodeRecord({ worker, incarnation: `${worker}-1`, epoch, since: "2026-01-01T00:00:00.000Z" });
+  const hear = (change: BucketChange): void => listeners[0]!(change);
+  hear({ kind: "put", entry: { key: "2", value: entry("w2", 4), revision: 9 } });
+  hear({ kind: "put", entry: { key: "2", value: entry("w1", 3), revision: 7 } });
+  hear({ kind: "gone", key: "2", revision: 8 });
+  expect(locations.entry(2)).toMatchObject({ worker: "w2", epoch: 4 });
+  expect([...locations.counts()]).toEqual([["w2", 1]]);
+  await locations.stop();
 });
