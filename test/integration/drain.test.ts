@@ -4,6 +4,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test, vi } from "vitest";
 import { beganAt, sendSignal, until } from "../../deploy/local/server-process.ts";
+import { shardOf } from "../../protocol/subjects.ts";
+import { askHost } from "../../supervisors/host-service.ts";
 import { collect, hear } from "../harness/event-stream.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
 
@@ -123,6 +125,10 @@ test("troupe drain empties a worker whose calls run to their end, keeps it empty
   await Promise.all(ids.slice(0, 4).map((id) => collect(troupe.sse(`/v1/sessions/${id}/messages`, { json: { content: JSON.stringify([{ say: "there" }]) } }))));
   const where = await Promise.all(ids.slice(0, 4).map(async (id) => (await troupe.json<{ worker: string }>(200, `/v1/sessions/${id}`)).worker));
   expect(where).toEqual(["w1", "w1", "w1", "w1"]);
+  // It reads beforehand what it will be given again, as the leader asks before each planned move, and has nothing of it.
+  const bus = await troupe.bus();
+  const prepared = await askHost(bus, "w2", "prepare", { shard: shardOf({ tenant: "demo", kind: "session", id: ids[0]! }, bus.shards) });
+  expect(prepared).toMatchObject({ ok: true, result: { actors: expect.toSatisfy((actors: number) => actors > 0) } });
   expect(await owns("w2")).toBe(0);
   expect(troupe.processOf("worker", "w2")).toBe(pid);
 
