@@ -129,7 +129,7 @@ export function keepOutWhoMayNotStay(deps: {
   readonly metrics: Metrics;
   readonly log: Log;
 }): Subscription & {
-  /** Ends the connections of a tenant once: they come again, and may do what they may then. */
+  /** Ends the connections of a tenant: they come again, and may do what they may then. */
   admitAnew(tenant: string): Promise<void>;
 } {
   const { bus, tenantOf, accounts, warden, world, metrics, log } = deps;
@@ -174,9 +174,12 @@ export function keepOutWhoMayNotStay(deps: {
     async admitAnew(tenant) {
       try {
         const account = stopped ? undefined : await accounts.givenAccountOf(tenant);
-        const leaving = account === undefined ? [] : await warden.connections(account);
-        await Promise.all(leaving.map((connection) => warden.kick(connection)));
-        metrics.add("troupe_nats_connections_ended_total", {}, leaving.length);
+        // Twice: who was admitted before the change may have connected after the first look.
+        for (let round = 0; account !== undefined && round < ROUNDS_MIN && !stopped; round += 1) {
+          const leaving = await warden.connections(account);
+          await Promise.all(leaving.map((connection) => warden.kick(connection)));
+          metrics.add("troupe_nats_connections_ended_total", {}, leaving.length);
+        }
       } catch (error) {
         log.warn("the connections of a tenant cannot be ended now", { tenant, ...errorFields(error) });
       }
