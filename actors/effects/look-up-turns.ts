@@ -1,4 +1,5 @@
 // look-up-turns: what became of the turns that a message comes after, all of its own tenant.
+import { BusUnavailable } from "../../bus/fence.ts";
 import type { Json } from "../../protocol/json.ts";
 import { actorPath } from "../../protocol/ids.ts";
 import type { LookInput, LookOutput, ParentFound } from "../../state-machines/dependency.ts";
@@ -11,7 +12,9 @@ export function lookUpTurns(turns: TurnFinder | undefined): Performer {
     if (turns === undefined) throw new EffectFailure("unavailable", "this process cannot read other sessions");
     const found = await Promise.all(
       parents.map(async ({ session, message }): Promise<ParentFound> => {
-        const turn = await turns.find({ tenant: actor.tenant, kind: "session", id: session }, message);
+        const turn = await turns.find({ tenant: actor.tenant, kind: "session", id: session }, message).catch((error: unknown) => {
+          throw error instanceof BusUnavailable ? new EffectFailure("unavailable", "other sessions cannot be read now") : error;
+        });
         return { session, message, end: turn.kind === "found" ? turn.end : "gone" };
       }),
     );
