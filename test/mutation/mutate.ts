@@ -94,7 +94,7 @@ const MUTATIONS: readonly Mutation[] = [
   {
     name: "W1: a late no of the fast lane counts",
     file: "actors/client.ts",
-    from: "(lane === FAST && asked.durable && !reply.ok)",
+    from: "(fast && asked.durable && !reply.ok)",
     to: "false",
     tests: [LOST_ANSWERS],
   },
@@ -115,8 +115,8 @@ const MUTATIONS: readonly Mutation[] = [
   {
     name: "H2: marked actors are not restored",
     file: "actors/shard-host.ts",
-    from: "        const loaded = resident?.cell.load();",
-    to: "        const loaded = undefined as Promise<void> | undefined;",
+    from: "        if (resident !== undefined) await Promise.race([resident.cell.read(), pause(world, RESTORE_PATIENCE_MS)]);\n",
+    to: "",
     tests: [CRASHES],
   },
   {
