@@ -1,8 +1,9 @@
-// vitest.config: two groups of tests. Those of the rooms run side by side; those that kill processes and watch the clock run after
-// them, one file at a time, so that neither disturbs the other.
+// vitest.config: three groups of tests, one after another. Those of the rooms run side by side; those that start a whole Troupe run two at a
+// time, for they mostly wait; those that kill and pause processes and watch the clock run last, one file at a time, so that none disturbs them.
 import { defineConfig } from "vitest/config";
 
 const setupFiles = ["test/harness/setup.ts"];
+const WATCH_THE_CLOCK = ["test/chaos/**/*.test.ts", "test/integration/takeover.test.ts", "test/integration/drain.test.ts", "test/integration/autonomy.test.ts"];
 
 export default defineConfig({
   test: {
@@ -25,13 +26,26 @@ export default defineConfig({
       {
         test: {
           name: "processes",
-          include: ["test/integration/**/*.test.ts", "test/security/**/*.test.ts", "test/chaos/**/*.test.ts"],
+          include: ["test/integration/**/*.test.ts", "test/security/**/*.test.ts"],
+          exclude: WATCH_THE_CLOCK,
+          maxWorkers: 2,
+          setupFiles,
+          pool: "forks",
+          testTimeout: 120_000,
+          hookTimeout: 90_000,
+          sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        test: {
+          name: "chaos",
+          include: WATCH_THE_CLOCK,
           fileParallelism: false,
           setupFiles,
           pool: "forks",
           testTimeout: 120_000,
           hookTimeout: 60_000,
-          sequence: { groupOrder: 1 },
+          sequence: { groupOrder: 2 },
         },
       },
     ],

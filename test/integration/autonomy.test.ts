@@ -57,7 +57,12 @@ test(`of ${SESSIONS} sessions that call a tool at once, ${TOOLS_MAX} do, though 
   const attempts = (await events("demo/budget/main")).filter(({ type }) => type === "budget.action");
   expect(attempts).toHaveLength(TOOLS_MAX);
   expect(ran.length).toBeLessThanOrEqual(TOOLS_MAX);
-  expect(ran.length).toBeGreaterThanOrEqual(TOOLS_MAX - SESSIONS / 4);
+  // Nobody was denied a permit it had: whose attempt was not lost with the worker did run.
+  for (const [n, story] of stories.entries()) {
+    const permits = attempts.filter(({ action }) => String(action).startsWith(`demo/session/${ids[n]}/`)).length;
+    const lost = story.some(({ type }) => type === "session.claimed");
+    if (permits > 0 && !lost) expect(story.filter(({ type }) => type === "tool.completed")).toHaveLength(1);
+  }
   expect(ran.length + denied.length).toBe(SESSIONS);
   for (const one of denied)
     expect(one).toMatchObject({ name: "now", code: "autonomy_exceeded", message: expect.stringContaining("limits.actions.tool_calls") });
