@@ -1,9 +1,21 @@
 // vitest.config: three groups of tests, one after another. Those of the rooms run side by side; those that start a whole Troupe run two at a
-// time, for they mostly wait; those that kill and pause processes and watch the clock run last, one file at a time, so that none disturbs them.
+// time, for they mostly wait; those that kill and pause processes or watch the clock run last, one file at a time, so that none disturbs them.
 import { defineConfig } from "vitest/config";
 
 const setupFiles = ["test/harness/setup.ts"];
-const WATCH_THE_CLOCK = ["test/chaos/**/*.test.ts", "test/integration/takeover.test.ts", "test/integration/drain.test.ts", "test/integration/autonomy.test.ts"];
+const WATCH_THE_CLOCK = [
+  "test/chaos/**/*.test.ts",
+  "test/integration/takeover.test.ts",
+  "test/integration/drain.test.ts",
+  "test/integration/autonomy.test.ts",
+  "test/integration/fair-dispatch.test.ts",
+  "test/integration/call-timeout.test.ts",
+  "test/integration/waits.test.ts",
+  "test/integration/rates.test.ts",
+  "test/integration/crowded-tenant.test.ts",
+  "test/integration/budget-provider.test.ts",
+  "test/integration/breakers.test.ts",
+];
 
 export default defineConfig({
   test: {
