@@ -47,8 +47,8 @@ const { settings } = read;
 /** A person who typed a command is told that the broker is away, before the hand goes to Ctrl-C; long enough for one that is being restarted. */
 const COMMAND_LINE_PATIENCE_MS = 3_000;
 
-/** Its last words are said by then, and its last spans sent. */
-const FAILED_START_PATIENCE_MS = 3_000;
+/** A role that has ended ends its process: its last words are said by then. */
+const LAST_WORDS_MS = 500;
 
 /** Ctrl-C reaches a process twice when its parent passes on what the terminal told them both: within this it is one wish. */
 const SAME_SIGNAL_MS = 2_000;
@@ -84,12 +84,11 @@ async function runRole(role: Role, id: string, run: (runtime: Runtime) => Promis
   const tracing = await startTracing({ endpoint: settings.OTEL_EXPORTER_OTLP_ENDPOINT, service_name: `troupe-${role}`, instance: id, log });
   try {
     return await run(runtimeOf(role, id, tracing));
-  } catch (error) {
-    // What it had opened by then must not keep a process that does nothing: whoever started it starts it again.
-    setTimeout(() => process.exit(), FAILED_START_PATIENCE_MS).unref();
-    throw error;
   } finally {
     await tracing.stop();
+    // What is still open by then (a timer of a call that was given up, a socket) must not keep a process that does nothing: whoever waits for its
+    // end, or starts it again, would wait for that.
+    setTimeout(() => process.exit(), LAST_WORDS_MS).unref();
   }
 }
 
