@@ -638,6 +638,7 @@ export function createShardHost(deps: ShardHostDeps): ShardHost {
 
     async stop() {
       stopped = true;
+      warm.stop();
       await Promise.all([...shards.values()].map(end));
     },
   };

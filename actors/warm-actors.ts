@@ -2,7 +2,7 @@
 // what was appended since.
 //
 //   prepare(shard) ──marks, snapshots, journals──▶ warm ──take(actor), by its new owner──▶ gone
-//                                                   └──KEPT_MS──▶ gone
+//                                                   └──KEPT_MS, or stop()──▶ gone
 //
 // Read-only: nothing is claimed, marked or appended; another process owns these actors and goes on with them. What is kept is a prefix of the
 // journal, and a prefix stays one: who takes it reads on from there, and has what a restore from nothing would have given (R1).
@@ -27,6 +27,8 @@ export interface WarmActors {
   prepare(shard: number): Promise<number>;
   /** What is known of the actor, once. */
   take(actor: ActorAddress): Restored | undefined;
+  /** Keeps nothing any more, so that no timer of it outlives its host. */
+  stop(): void;
 }
 
 export interface WarmActorsDeps {
@@ -43,6 +45,7 @@ export interface WarmActorsDeps {
 export function createWarmActors({ bus, world, log, restorer, heard, forgot }: WarmActorsDeps): WarmActors {
   const warm = new Map<string, { readonly restored: Restored; readonly cancel: () => void }>();
   let reading = 0;
+  let stopped = false;
   const waiting: (() => void)[] = [];
 
   function keep(actor: ActorAddress, restored: Restored): void {
@@ -61,7 +64,7 @@ export function createWarmActors({ bus, world, log, restorer, heard, forgot }: W
     try {
       if (warm.size >= WARM_MAX && !warm.has(actorPath(actor))) return;
       const restored = await restorer.restore(actor, (message) => heard(actor, message), warm.get(actorPath(actor))?.restored);
-      if (restored !== undefined) keep(actor, restored);
+      if (restored !== undefined && !stopped) keep(actor, restored);
     } catch (error) {
       // It is restored when the shard comes, or told of then.
       log.debug("an actor cannot be prepared", { actor: actorPath(actor), ...errorFields(error) });
@@ -89,6 +92,11 @@ export function createWarmActors({ bus, world, log, restorer, heard, forgot }: W
       warm.delete(path);
       one?.cancel();
       return one?.restored;
+    },
+    stop() {
+      stopped = true;
+      for (const { cancel } of warm.values()) cancel();
+      warm.clear();
     },
   };
 }

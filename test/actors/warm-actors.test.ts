@@ -104,6 +104,16 @@ test("what is not taken in time is forgotten, and restored from its snapshot whe
   expect(replies.at(-1)).toMatchObject({ ok: true, state: "paused" });
 });
 
+test("a host that stopped keeps nothing of what it prepared: no timer holds its process", async () => {
+  const { world, hostOn, finish } = await ground();
+  const second = hostOn("w2");
+  const before = world.pending;
+  expect(await finish(second.prepare(0))).toBe(1);
+  expect(world.pending).toBeGreaterThan(before);
+  await second.stop();
+  expect(world.pending).toBeLessThanOrEqual(before);
+});
+
 test("an owner prepares nothing of what it has", async () => {
   const { first, finish } = await ground();
   expect(await finish(first.prepare(0))).toBe(0);

@@ -58,6 +58,11 @@ export class VirtualWorld implements World {
     };
   }
 
+  /** How many callbacks wait for their time, at whatever distance. */
+  get pending(): number {
+    return this.#alarms.length;
+  }
+
   /** Lets everything that needs no time happen: a tick comes when no promise has anything left to do. The loop itself does not turn. */
   async settle(): Promise<void> {
     await new Promise<void>((resolve) => process.nextTick(resolve));
