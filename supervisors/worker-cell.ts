@@ -11,6 +11,7 @@ import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
 import { type ActorState, type Core, type Outcome, outerState, viewOf } from "../state-machines/step.ts";
 import { workerContextOf } from "../state-machines/worker.ts";
+import type { Term } from "./term.ts";
 
 /** What a worker's journal says of it, as far as the leader decides by it. */
 export interface WorkerRecord {
@@ -40,15 +41,8 @@ export interface WorkerCell {
   stop(): void;
 }
 
-/** The right under which a cell acts: one term of one leader. */
-export interface Term {
-  readonly epoch: number;
-  may_act(): boolean;
-  /** A fence refused us: do we still lead, as the leader's key says? */
-  conflict(): Promise<"mine" | "lost">;
-}
-
-export type OpenWorkerCell = (worker: string, term: Term) => WorkerCell;
+/** Opens a worker's cell; it acts under that term alone. */
+export type OpenWorkerCell = (worker: string, term: Pick<Term, "epoch" | "may_act" | "conflict">) => WorkerCell;
 
 export const workerActor = (id: string): ActorAddress => ({ tenant: SYSTEM_TENANT, kind: "worker", id });
 

@@ -21,6 +21,7 @@ const CRASHES = "test/actors/host-crashes.test.ts";
 const SESSION = "test/state-machines/session.test.ts";
 const LOST_ANSWERS = "test/actors/lost-answers.test.ts";
 const SUPERVISION = "test/supervisors/supervision.test.ts";
+const PLACEMENT_TABLE = "test/supervisors/placement-table.test.ts";
 const CONNECTIONS = "test/supervisors/connections.test.ts";
 const LEASE = "test/supervisors/lease.test.ts";
 const FENCES = "test/actors/fences.test.ts";
@@ -100,8 +101,8 @@ const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: "D3: leases that could not be renewed are judged",
-    file: "supervisors/leader.ts",
-    from: "now_ms - this.#leases_calm_since_ms >= this.#ttl_ms",
+    file: "supervisors/calm.ts",
+    from: "now_ms - this.#leases_since_ms >= this.#options.ttl_ms",
     to: "true",
     tests: [SUPERVISION],
   },
@@ -310,56 +311,63 @@ const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: "D1: the table changes without the journal",
-    file: "supervisors/leader.ts",
-    from: 'const outcome = await this.#say(leadership, worker, "shard.assign", { shard, epoch, from, reason });\n      if (outcome?.ok !== true) return;\n',
-    to: 'await this.#say(leadership, worker, "shard.assign", { shard, epoch, from, reason });\n',
+    file: "supervisors/assignments.ts",
+    from: 'const outcome = await journals.say(worker, "shard.assign", { shard, epoch, from, reason }); // D1\n      if (outcome?.ok !== true) return;\n',
+    to: 'await journals.say(worker, "shard.assign", { shard, epoch, from, reason });\n',
     tests: [SUPERVISION],
   },
   {
     name: "D2: a table write over another's",
-    file: "supervisors/leader.ts",
-    from: "await this.#placement.update(key, value, placed.revision);",
-    to: "await this.#placement.update(key, value, (await this.#placement.get(key))?.revision ?? 0);",
+    file: "supervisors/placement-table.ts",
+    from: "await this.#bucket.update(key, value, over.revision);",
+    to: "await this.#bucket.update(key, value, (await this.#bucket.get(key))?.revision ?? 0);",
     tests: [SUPERVISION],
   },
   {
+    name: "D2: a table write that nobody answered counts as one that did not happen",
+    file: "supervisors/placement-table.ts",
+    from: "      this.#doubtful.add(shard);\n",
+    to: "",
+    tests: [PLACEMENT_TABLE, SUPERVISION],
+  },
+  {
     name: "D3: a worker that answers is judged by its connections",
-    file: "supervisors/leader.ts",
-    from: "if (answer.ok || !this.#mayJudge()",
-    to: "if (!this.#mayJudge()",
+    file: "supervisors/verdicts.ts",
+    from: "if (answer.ok || !calm.may_judge()",
+    to: "if (!calm.may_judge()",
     tests: [CONNECTIONS],
   },
   {
     name: "D3: the watch is believed, and the lease not read",
-    file: "supervisors/leader.ts",
-    from: "    if (read.entry !== undefined) {\n      this.#heard(leadership, read.entry);",
-    to: '    if (read.entry !== undefined && read.entry.key === "") {\n      this.#heard(leadership, read.entry);',
+    file: "supervisors/verdicts.ts",
+    from: "    if (read.entry !== undefined) {\n      this.#heard(read.entry);",
+    to: '    if (read.entry !== undefined && read.entry.key === "") {\n      this.#heard(read.entry);',
     tests: [SUPERVISION],
   },
   {
     name: "D3: an outage of our own is not counted",
     file: "supervisors/leader.ts",
-    from: '    if (event.kind === "reset") this.#outage(); // D3\n',
+    from: '    if (event.kind === "reset") this.#calm.outage(); // D3\n',
     to: "",
     tests: [CONNECTIONS],
   },
   {
     name: "D4: a leader decides after its lease",
-    file: "supervisors/leader.ts",
-    from: "return !leadership.over && this.#lease.is_valid(); // D4",
-    to: "return !leadership.over;",
+    file: "supervisors/term.ts",
+    from: "return !this.#over && this.#options.lease.is_valid(); // D4",
+    to: "return !this.#over;",
     tests: [SUPERVISION],
   },
   {
     name: "D5: a pass that hangs keeps the lead",
-    file: "supervisors/leader.ts",
-    from: "now_ms - this.#leadership.passing_since_ms >= PASS_PATIENCE_MS",
+    file: "supervisors/leadership.ts",
+    from: "now_ms - this.#passing_since_ms >= PASS_PATIENCE_MS",
     to: "now_ms < 0",
     tests: [SUPERVISION],
   },
   {
     name: "W3: a life that is over is told to join again",
-    file: "supervisors/leader.ts",
+    file: "supervisors/verdicts.ts",
     from: "record !== undefined && !isAlive(record.state) && record.incarnation === lease.incarnation",
     to: 'record?.state === "dead" && record.incarnation === lease.incarnation',
     tests: [SUPERVISION],
@@ -492,8 +500,8 @@ const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: "a planned move does not wait until its target is prepared",
-    file: "supervisors/leader.ts",
-    from: "if (target === undefined || !leadership.preparations.ready(shard, decision.to, target.incarnation)) return;",
+    file: "supervisors/assignments.ts",
+    from: "if (target === undefined || !this.#preparations.ready(shard, to, target.incarnation)) return;",
     to: "",
     tests: [SUPERVISION],
   },

@@ -380,6 +380,32 @@ describe("leading", () => {
     sleeper.deaf = false;
   });
 
+  test("a write of the table that nobody answered is no reason to release the shard: nothing is said of it before the table was read", async () => {
+    let lost = 0;
+    let unread = 2;
+    const cluster: Cluster = new Cluster({
+      faults: {
+        before: ({ kind, subject }) =>
+          lost > 0 && unread > 0 && kind === "bucket_read" && subject === "$KV.PLACEMENT.3" && unread-- > 0 ? { kind: "unavailable" } : undefined,
+        after: ({ kind, connection, subject }) => {
+          if (lost > 0 || kind !== "bucket_write" || !connection.startsWith("supervisor-s1") || subject !== "$KV.PLACEMENT.3") return undefined;
+          lost++;
+          sleeper.deaf = true; // nor does its watch tell it what was stored
+          return { kind: "lose_answer" };
+        },
+      },
+    });
+    const { sleeper } = cluster.supervisor("s1");
+    cluster.worker("w1");
+    await cluster.until("the read of what stands there failed, and came again", () => unread === 0, 15_000);
+    await cluster.world.advance(500);
+    sleeper.deaf = false;
+    expect((await cluster.table()).get(3)).toMatchObject({ worker: "w1", epoch: 1 });
+    expect(cluster.placed()).toBe(true);
+    expect((await cluster.events("w1")).filter((type) => type.startsWith("shard"))).toEqual(Array.from({ length: 8 }, () => "shard.assigned"));
+    expect([lost, unread]).toEqual([1, 0]);
+  });
+
   test("a leader whose lease was taken while it still trusts it is fenced by the journal's append and steps down", async () => {
     const { cluster, supervisor } = await running(["w1"]);
     const leaders = cluster.observer.bucket("LEADER");
