@@ -5,7 +5,9 @@
 //   const postgres = await freshPostgres();    // own Postgres, to be killed and restarted, about 0.7 s
 import { randomBytes } from "node:crypto";
 import { chmodSync, mkdtempSync } from "node:fs";
+import { execFile } from "node:child_process";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import pg from "pg";
 import { inject } from "vitest";
 import { startLocalNats } from "../../deploy/local/nats.ts";
@@ -13,6 +15,8 @@ import type { LocalNats } from "../../deploy/local/nats.ts";
 import { startLocalPostgres } from "../../deploy/local/postgres.ts";
 import type { LocalPostgres } from "../../deploy/local/postgres.ts";
 import { atEndOfFile } from "./endings.ts";
+
+const run = promisify(execFile);
 
 export interface FreshNats extends LocalNats {
   /** Of the operator, who may do everything in the runtime's account. */
@@ -51,9 +55,17 @@ export async function freshDatabase(): Promise<FreshDatabase> {
 
 /** A Postgres of one's own. */
 export async function freshPostgres(): Promise<LocalPostgres> {
-  const postgres = await startLocalPostgres({ home: freshFolder("postgres"), say: () => undefined });
+  const postgres = await startLocalPostgres({ home: await freshHome("postgres"), say: () => undefined });
   atEndOfFile(() => postgres.stop());
   return postgres;
+}
+
+/** A folder of one's own in which a database was made already, so that nobody waits for that. */
+export async function freshHome(name: string): Promise<string> {
+  const home = freshFolder(name);
+  const empty = await ask("/empty-home");
+  for (const part of ["secrets.json", "postgres"]) await run("cp", ["-a", join(empty, part), home]); // the data's owner is another user
+  return home;
 }
 
 /** A folder of one's own under the run's; removed with it. */

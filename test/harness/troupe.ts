@@ -22,7 +22,7 @@ import { actorSubject } from "../../protocol/subjects.ts";
 import type { DevFile, DevProcess } from "../../roles/dev-home.ts";
 import { realWorld } from "../../roles/real-world.ts";
 import { atEndOfFile } from "./endings.ts";
-import { freshFolder } from "./servers.ts";
+import { freshHome } from "./servers.ts";
 import { readEventStream, type StreamMessage } from "./event-stream.ts";
 
 const ROOT = join(import.meta.dirname, "..", "..");
@@ -98,7 +98,7 @@ function plainEnv(): Record<string, string> {
 }
 
 export async function startTroupe({ env = {}, workers = 2 }: { env?: Readonly<Record<string, string>>; workers?: number } = {}): Promise<Troupe> {
-  const home = freshFolder("troupe");
+  const home = await freshHome("troupe");
   // What one start compiled the next need not: the runs share it.
   mkdirSync(join(inject("run_directory"), "compiled"), { recursive: true });
   mkdirSync(join(home, "cache"));
