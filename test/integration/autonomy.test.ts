@@ -5,6 +5,7 @@
 import { beforeAll, expect, test, vi } from "vitest";
 import type { JsonObject } from "../../protocol/json.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -15,7 +16,7 @@ let troupe: Troupe;
 let other_key: string;
 
 async function cli(args: readonly string[], stdin?: string): Promise<string> {
-  const ran = await troupe.cli(args, stdin === undefined ? {} : { stdin });
+  const ran = await typed(troupe, args, stdin === undefined ? {} : { stdin });
   expect(ran, args.join(" ")).toMatchObject({ code: 0 });
   return ran.stdout;
 }
@@ -44,7 +45,7 @@ test(`of ${SESSIONS} sessions that call a tool at once, ${TOOLS_MAX} do, though 
   const ids = Array.from({ length: SESSIONS }, (_, n) => `s${n}`);
   const started = Promise.all(ids.map((id) => turn(id, calling)));
   let owner = "";
-  for (const give_up_ms = performance.now() + 20_000; owner === "" && performance.now() < give_up_ms; await later(5, undefined))
+  for (const give_up_ms = performance.now() + 60_000; owner === "" && performance.now() < give_up_ms; await later(5, undefined))
     owner = (await troupe.journal("demo/budget/main")).find((message) => message.events.some(({ type }) => type === "budget.action"))?.worker ?? "";
   const killed = await troupe.kill9("worker", owner);
   await started;
@@ -97,7 +98,7 @@ test("beyond its model calls a turn ends with the same code and the rule's numbe
   await turn("m3", "[]", other_key);
   expect((await ended("other/session/m3")).some(({ type }) => type === "turn.completed")).toBe(true);
   expect(await cli(["verify", "--json"])).toContain('"violations":0');
-  const wrong = await troupe.cli(["agents", "put", "--tenant", "other", "-"], { stdin: agent({ actions: { tool_calls: -1 } }) });
+  const wrong = await typed(troupe, ["agents", "put", "--tenant", "other", "-"], { stdin: agent({ actions: { tool_calls: -1 } }) });
   expect(wrong).toMatchObject({ code: 1 });
   expect(wrong.stderr + wrong.stdout).toMatch(/invalid/);
 });
