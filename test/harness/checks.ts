@@ -1,4 +1,4 @@
-// checks: everything `npm test` checks, in one list. The quick ones first; the tests, which watch the clock, last and alone.
+// checks: everything `npm test` checks, in one list. The quick ones first, side by side; the tests, which watch the clock, last and alone.
 //
 //   npm test                    all of it
 //   npm test -- lint types      only these
@@ -24,6 +24,8 @@ interface CheckResult extends Tally {
 interface Check {
   readonly name: string;
   readonly question: string;
+  /** Watches the clock: nothing runs beside it. */
+  readonly alone?: boolean;
   readonly run: () => Promise<CheckResult>;
 }
 
@@ -33,15 +35,15 @@ const CHECKS: readonly Check[] = [
   { name: "types", question: "do the types hold?", run: () => tool("typescript/bin/tsc", ["-p", "."]) },
   { name: "layers", question: "do imports point downward only?", run: layers },
   { name: "dead", question: "is every file, export and dependency used?", run: () => tool("knip/bin/knip.js", ["--no-progress"]) },
-  { name: "tests", question: "do the tests pass?", run: tests },
+  { name: "tests", question: "do the tests pass?", alone: true, run: tests },
 ];
 
-let running: ChildProcess | undefined;
+const running = new Set<ChildProcess>();
 let interrupted = false;
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
   process.on(signal, () => {
     interrupted = true;
-    running?.kill(signal);
+    for (const child of running) child.kill(signal);
   });
 }
 
@@ -57,20 +59,24 @@ async function checkAll(names: readonly string[]): Promise<number> {
   let passed = 0;
   let failed = 0;
   const failures: string[] = [];
-  for (const check of wanted) {
+  const runOne = async (check: Check): Promise<void> => {
+    if (interrupted) return;
     const began_ms = performance.now();
     console.log(`▸ ${check.name}: ${check.question}`);
     const result = await check.run();
-    if (interrupted) {
-      console.log("interrupted");
-      return 130;
-    }
+    if (interrupted) return;
     passed += result.passed;
     failed += result.failed;
     const seconds = ((performance.now() - began_ms) / 1000).toFixed(1);
     if (result.failed > 0) failures.push(check.name);
     if (result.failed > 0 && result.output !== "") console.log(indented(result.output));
     console.log(`  ${result.failed === 0 ? "✓" : "✗"} ${check.name} (${seconds} s)`);
+  };
+  await Promise.all(wanted.filter(({ alone }) => alone !== true).map(runOne));
+  for (const check of wanted.filter(({ alone }) => alone === true)) await runOne(check);
+  if (interrupted) {
+    console.log("interrupted");
+    return 130;
   }
   console.log(failures.length === 0 ? "\nEverything passed." : `\nFailed: ${failures.join(", ")}`);
   console.log(`${passed} passed, ${failed} failed`);
@@ -139,11 +145,14 @@ function runScript(script: string, args: readonly string[], output: "collect" | 
       stdio: output === "show" ? ["ignore", "inherit", "inherit"] : ["ignore", "pipe", "pipe"],
       env: { ...process.env, NODE_ENV: "test" },
     });
-    running = child;
+    running.add(child);
     let text = "";
     for (const stream of [child.stdout, child.stderr]) stream?.on("data", (data: Buffer) => (text += data.toString()));
     child.once("error", (error) => resolve({ code: 1, output: error.message }));
-    child.once("close", (code) => resolve({ code: code ?? 1, output: text }));
+    child.once("close", (code) => {
+      running.delete(child);
+      resolve({ code: code ?? 1, output: text });
+    });
   });
 }
 
