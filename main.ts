@@ -86,10 +86,16 @@ async function runRole(role: Role, id: string, run: (runtime: Runtime) => Promis
     return await run(runtimeOf(role, id, tracing));
   } finally {
     await tracing.stop();
-    // What is still open by then (a timer of a call that was given up, a socket) must not keep a process that does nothing: whoever waits for its
-    // end, or starts it again, would wait for that.
-    setTimeout(() => process.exit(), LAST_WORDS_MS).unref();
+    endSoon();
   }
+}
+
+/**
+ * What is still open by then (a timer of a call that was given up, a socket) must not keep a process that does nothing: whoever waits for its end, or
+ * starts it again, would wait for that.
+ */
+function endSoon(): void {
+  setTimeout(() => process.exit(), LAST_WORDS_MS).unref();
 }
 
 const fresh = (): string => world.id().slice(0, 8);
@@ -186,7 +192,7 @@ const ports: CliPorts = {
       return runUp(
         { ...runtimeOf("all", "up"), log },
         { port, workers, shards, program: process.execPath, main: fileURLToPath(import.meta.url), env: process.env, say },
-      );
+      ).finally(endSoon);
     },
     async worker({ id = `w-${fresh()}`, http_port }) {
       const { runWorker } = await import("./roles/worker.ts");

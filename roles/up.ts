@@ -8,6 +8,7 @@ import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
 import { createRestorer } from "../actors/restore.ts";
 import { auditSubstrate } from "../bus/jetstream.ts";
+import type { Bus } from "../bus/port.ts";
 import { type AuthKeys, createAuthKeys, publicAuthKeys } from "../bus/jetstream-auth.ts";
 import { ensureNatsServer } from "../deploy/local/nats-server.ts";
 import { type LocalNats, startLocalNats } from "../deploy/local/nats.ts";
@@ -130,9 +131,10 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   const database = postgres;
   // Told to end at once, or broken: nothing of ours outlives us.
   let over = false;
+  let running: () => readonly { readonly pid: number }[] = () => [];
   process.once("exit", () => {
     if (over) return;
-    for (const { pid } of children.running()) endNow(pid, "SIGKILL");
+    for (const { pid } of running()) endNow(pid, "SIGKILL");
     for (const pid of [broker.pid(), database.pid()]) endNow(pid, "SIGTERM");
   });
 
@@ -151,7 +153,17 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     giveUp(`the database could not be prepared: ${errorFields(error).error}`);
     return undefined;
   });
-  const bus = await connect(runtime, "up");
+  let bus: Bus;
+  try {
+    bus = await connect(runtime, "up");
+  } catch (error) {
+    // Streams that another setting made, most of all.
+    await prepared;
+    await endServers();
+    over = true;
+    say(error instanceof Error ? error.message : String(error));
+    return 3;
+  }
   for (const finding of await auditSubstrate(bus, { monitor_url: broker.monitor_url }))
     if (finding.level === "refuse") giveUp(`the broker is not as it must be: ${finding.what} is ${finding.have}, wanted ${finding.want}`);
 
@@ -198,6 +210,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     on_change: tell,
     on_given_up: (spec) => giveUp(`${spec.role} ${spec.id} does not stay up`),
   });
+  running = () => children.running();
   const nothing = /^$/;
   children.start({
     role: "supervisor",

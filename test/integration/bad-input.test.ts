@@ -281,3 +281,9 @@ test("a process that is left behind would be seen", async () => {
     stray?.kill("SIGKILL");
   }
 });
+
+test("a start with other shards than the data was made with says so, ends, and leaves nothing running", async () => {
+  const tried = await troupe.cli(["up", "--shards", "32"]);
+  expect(tried).toMatchObject({ code: 3, stdout: expect.stringMatching(/shards .*have 16, want 32/) });
+  expect(await until(() => troupe.processes().length === 0, 5_000)).toBe(true);
+});
