@@ -96,7 +96,8 @@ async function run(seed: number): Promise<{ waits: number; skips: number; refuse
   };
   const until = async <T>(promise: Promise<T>): Promise<T> => {
     let over = false;
-    void promise.finally(() => (over = true)).catch(() => {});
+    const ended = (): void => void (over = true);
+    promise.then(ended, ended); // how it ended, also with an error, is what this answers
     if (!(await world.until(() => over, 600_000))) throw new Error(`seed ${seed}: nothing came`);
     return promise;
   };

@@ -11,7 +11,7 @@ import type { Bus } from "../../bus/port.ts";
 import { type NatsServer, startNatsServer } from "./nats-server.ts";
 
 export const SHARDS = 16;
-export const LEASE_TTL_MS = 1_000;
+export const LEASE_TTL_MS = 2_000;
 
 export interface Ground {
   readonly name: "memory" | "jetstream";

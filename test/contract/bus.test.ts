@@ -35,7 +35,7 @@ async function collect(messages: AsyncIterable<StoredMessage>): Promise<StoredMe
 }
 
 /** Waits until it holds, or fails with what was seen last. */
-async function eventually<T>(look: () => T | Promise<T>, holds: (seen: T) => boolean, patience_ms = 5_000): Promise<T> {
+async function eventually<T>(look: () => T | Promise<T>, holds: (seen: T) => boolean, patience_ms = 20_000): Promise<T> {
   const give_up_at = Date.now() + patience_ms;
   for (;;) {
     const seen = await look();
@@ -214,7 +214,7 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         expect([message?.stream, message?.subject, message?.sequence]).toEqual(["SNAPSHOTS", subject, outcome.kind === "stored" ? outcome.sequence : 0]);
         expect([...(message?.data ?? [])]).toEqual([0, 255, 13, 10]);
         expect(headerOf(message?.headers ?? {}, "troupe-test")).toBe("a: b");
-        expect(Math.abs((message?.stored_at_ms ?? 0) - before)).toBeLessThan(1_000);
+        expect(Math.abs((message?.stored_at_ms ?? 0) - before), "milliseconds, by a clock").toBeLessThan(20_000);
       }
     });
 
@@ -450,7 +450,7 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
           () => got.length,
           (length) => length >= 20,
         );
-        expect(Date.now() - begun).toBeLessThan(3_000);
+        expect(Date.now() - begun, "not the half minute after which the broker itself gives up what the dead one holds").toBeLessThan(15_000);
         expect(got).toEqual(Array.from({ length: 20 }, (_, index) => `c${index}`));
         await next.stop();
         ground.kill(name);
@@ -589,10 +589,10 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         on_reset: () => undefined,
       });
       const begun = Date.now();
-      const first = await bus.schedule(actor, begun + 200, bytes("first"), 0);
+      const first = await bus.schedule(actor, begun + 1_500, bytes("first"), 0);
       const first_sequence = first.kind === "stored" ? first.sequence : -1;
       expect((await bus.schedule(actor, begun + 100, bytes("by somebody who knew of none"), 0)).kind).toBe("conflict");
-      expect((await bus.schedule(actor, begun + 400, bytes("second"), first_sequence)).kind).toBe("stored");
+      expect((await bus.schedule(actor, begun + 1_800, bytes("second"), first_sequence)).kind).toBe("stored");
       expect((await bus.schedule(actor, begun + 100, bytes("by somebody who knew of the first"), first_sequence)).kind).toBe("conflict");
       await eventually(
         () => due.length,
@@ -600,8 +600,8 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       );
       await sleep(100);
       expect(due.map(({ data }) => data)).toEqual(["second"]);
-      expect((due[0]?.at_ms ?? 0) - begun).toBeGreaterThanOrEqual(399);
-      expect((due[0]?.at_ms ?? 0) - begun).toBeLessThan(700);
+      expect((due[0]?.at_ms ?? 0) - begun).toBeGreaterThanOrEqual(1_799);
+      expect((due[0]?.at_ms ?? 0) - begun).toBeLessThan(10_000);
       expect(await bus.last("TIMERS", timerSubject(actor))).toBeUndefined();
       // It fired and is gone: there is none to be replaced.
       expect((await bus.schedule(actor, Date.now() + 60_000, bytes("third"), 0)).kind).toBe("stored");
@@ -656,7 +656,7 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       });
       let lease = await bucket.create(key, bytes("0"));
       for (let index = 1; index <= 4; index += 1) {
-        await sleep(LEASE_TTL_MS / 3);
+        await sleep(LEASE_TTL_MS / 4);
         lease = await bucket.update(key, bytes(String(index)), lease.kind === "ok" ? lease.revision : -1);
         expect(lease.kind).toBe("ok");
       }
@@ -664,11 +664,11 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
       await eventually(
         () => changes.map(({ change }) => change.kind),
         (kinds) => kinds.includes("gone"),
-        3 * LEASE_TTL_MS,
+        10 * LEASE_TTL_MS,
       );
       const gone = changes.at(-1);
       expect((gone?.at_ms ?? 0) - renewed_at_ms).toBeGreaterThan(LEASE_TTL_MS - 50);
-      expect((gone?.at_ms ?? 0) - renewed_at_ms).toBeLessThan(LEASE_TTL_MS + 600);
+      expect((gone?.at_ms ?? 0) - renewed_at_ms).toBeLessThan(6 * LEASE_TTL_MS);
       expect(changes.map(({ change }) => change.kind)).toEqual(["put", "put", "put", "put", "put", "gone"]);
       expect(await bucket.get(key)).toBeUndefined();
       expect(await bucket.update(key, bytes("late"), lease.kind === "ok" ? lease.revision : -1)).toEqual({ kind: "conflict" });
@@ -740,8 +740,8 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
 
     test("a request nobody listens to is answered with nothing, long before its patience ends", async () => {
       const begun = Date.now();
-      expect(await bus.request(`system.${newTenant()}.nobody`, bytes(""), { patience_ms: 3_000 })).toBeUndefined();
-      expect(Date.now() - begun).toBeLessThan(1_000);
+      expect(await bus.request(`system.${newTenant()}.nobody`, bytes(""), { patience_ms: 30_000 })).toBeUndefined();
+      expect(Date.now() - begun).toBeLessThan(10_000);
     });
 
     test("a request that is heard and not answered ends with its patience", async () => {
@@ -843,7 +843,7 @@ describe.each(grounds)("the bus on %s", (_name, makeGround) => {
         );
         const begun = Date.now();
         expect((await bus.publish(actorSubject(session(tenant, "s1"), "command"), bytes("lost"), { patience_ms: 200 })).kind).toBe("unavailable");
-        expect(Date.now() - begun).toBeLessThan(1_000);
+        expect(Date.now() - begun, "its patience, not the client's own of five seconds").toBeLessThan(3_000);
         const reading = bus.last("EVENTS", journal(tenant)).then(
           () => "an answer",
           (error: Error) => error.name,

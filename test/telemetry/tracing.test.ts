@@ -63,9 +63,8 @@ test("spans arrive with attributes, parents and marks; errors by name only; noth
   const handed = await tracing.withSpan("turn", { trace: TRACE, attributes: { tenant: "acme", session: "s1", agent: "a1" } }, async (turn) => {
     turn.mark("first_token");
     turn.set("attempt", 2);
-    await tracing
-      .withSpan("model", { attributes: { tenant: "acme", session: "s1" } }, () => Promise.reject(new TypeError("CUSTOMER TEXT")))
-      .catch(() => undefined);
+    const failing = tracing.withSpan("model", { attributes: { tenant: "acme", session: "s1" } }, () => Promise.reject(new TypeError("CUSTOMER TEXT")));
+    await expect(failing).rejects.toThrow("CUSTOMER TEXT");
     return turn.trace;
   });
   await tracing.withSpan("elsewhere", { trace: handed, attributes: { tenant: "acme" } }, async () => undefined);
