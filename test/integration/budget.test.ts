@@ -4,6 +4,7 @@
 import { beforeAll, expect, test } from "vitest";
 import type { ActorEvent } from "../../protocol/journal.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
 let troupe: Troupe;
 let other_key: string;
@@ -23,7 +24,7 @@ interface Shown {
 }
 
 async function cli(args: readonly string[], code = 0): Promise<string> {
-  const ran = await troupe.cli(args);
+  const ran = await typed(troupe, args);
   expect(ran, args.join(" ")).toMatchObject({ code });
   return ran.stdout;
 }
@@ -35,7 +36,7 @@ async function usageOf(tenant: string): Promise<{ cost_usd_micros: number | null
 }
 const eventsOf = async (path: string): Promise<ActorEvent[]> => (await troupe.journal(path)).flatMap(({ events }) => events);
 
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 30_000): Promise<T> {
+async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
   for (const give_up_ms = performance.now() + patience_ms; ; await later(200, undefined)) {
     const value = await read();
     if (good(value) || performance.now() > give_up_ms) return value;
@@ -60,7 +61,7 @@ beforeAll(async () => {
   await cli(["tenants", "create", "other"]);
   other_key = (await cli(["keys", "create", "--tenant", "other"])).trim();
   const agent = JSON.stringify({ agent: "assistant", model: "simulated/script", max_output_tokens: 25 });
-  for (const tenant of ["demo", "other"]) expect(await troupe.cli(["agents", "put", "--tenant", tenant, "-"], { stdin: agent })).toMatchObject({ code: 0 });
+  for (const tenant of ["demo", "other"]) expect(await typed(troupe, ["agents", "put", "--tenant", tenant, "-"], { stdin: agent })).toMatchObject({ code: 0 });
 }, 120_000);
 
 test("64 turns of 16 sessions over a budget for some ten, workers killed at random: the ledger is the usage rows, and within the limit", async () => {
@@ -162,7 +163,11 @@ test("another tenant with the same ids of everything works on, and its books are
   const spent = await shown("demo");
   await cli(["budget", "set", "--tenant", "demo", "--limit-usd-micros", "0"]);
   await troupe.json(201, "/v1/sessions", { json: { id: "s0", agent: "assistant" }, key: other_key });
-  const ours = await troupe.api("/v1/sessions/s0/messages", { json: { content: script(1) } });
+  // The door knows as soon as it has heard.
+  const ours = await eventually(
+    () => troupe.api("/v1/sessions/s0/messages", { json: { content: script(1) } }),
+    ({ status }) => status === 402,
+  );
   expect(ours.status).toBe(402);
   expect(await ours.json()).toMatchObject({ code: "budget_exceeded", details: { limit_usd_micros: 0, settled_usd_micros: spent.settled_usd_micros } });
   await troupe.json(202, "/v1/sessions/s0/messages", { json: { content: script(1) }, key: other_key });
@@ -175,12 +180,12 @@ test("another tenant with the same ids of everything works on, and its books are
 });
 
 test("the same code over NATS, and a raised limit lets the session go on", async () => {
-  const refused = await troupe.cli(["send", "demo/session/s0", script(1), "--json"]);
+  const refused = await typed(troupe, ["send", "demo/session/s0", script(1), "--json"]);
   expect(refused.code).toBe(1);
   expect(refused.stdout).toContain('"budget_exceeded"');
   await cli(["budget", "set", "--tenant", "demo", "--limit-usd-micros", "none"]);
   const sent = await eventually(
-    () => troupe.cli(["send", "demo/session/s0", script(1), "--wait"]),
+    () => typed(troupe, ["send", "demo/session/s0", script(1), "--wait"]),
     ({ code }) => code === 0,
   );
   expect(sent).toMatchObject({ code: 0 });

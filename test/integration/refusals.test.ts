@@ -2,17 +2,19 @@
 //         details; over HTTP the status and the header that a client's own retries go by: 402 with `x-should-retry: false`, 429 and 503 with `retry-after`.
 // Method: the real `up` with one worker and small bounds; a tenant for each refusal, asked through both doors one after the other.
 import { beforeAll, expect, test, vi } from "vitest";
+import { until } from "../../deploy/local/server-process.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
-vi.setConfig({ testTimeout: 90_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 let troupe: Troupe;
 const keys: Record<string, string> = {};
 
 async function cli(args: readonly string[], stdin?: string): Promise<string> {
-  const ran = await troupe.cli(args, stdin === undefined ? {} : { stdin });
+  const ran = await typed(troupe, args, stdin === undefined ? {} : { stdin });
   expect(ran, args.join(" ")).toMatchObject({ code: 0 });
   return ran.stdout;
 }
@@ -27,7 +29,7 @@ async function overNats(tenant: string, id: string): Promise<Reply | undefined> 
   const inbox = bus.inbox();
   const reply = new Promise<Reply | undefined>((resolve) => {
     bus.subscribe(inbox, ({ data }) => resolve(decodeReply(data)));
-    setTimeout(() => resolve(undefined), 20_000);
+    setTimeout(() => resolve(undefined), 60_000);
   });
   await bus.flush();
   const data = new TextEncoder().encode(JSON.stringify({ type: "message.send", body: { content: answer(1) } }));
@@ -38,7 +40,7 @@ async function overNats(tenant: string, id: string): Promise<Reply | undefined> 
 /** Until the door knows: the answer, and what the same question hears over NATS. */
 async function refusedBoth(tenant: string, status: number, id: string): Promise<{ http: Response; problem: JsonObject; nats: JsonObject | undefined }> {
   let http = await send(tenant, id);
-  for (const give_up_ms = performance.now() + 40_000; http.status !== status && performance.now() < give_up_ms; http = await send(tenant, id))
+  for (const give_up_ms = performance.now() + 60_000; http.status !== status && performance.now() < give_up_ms; http = await send(tenant, id))
     await later(200, undefined);
   const nats = await overNats(tenant, id);
   return { http, problem: (await http.json()) as JsonObject, nats: nats?.ok === false ? (nats.error as unknown as JsonObject) : undefined };
@@ -83,11 +85,15 @@ test("429: the window's numbers, and when to come again", async () => {
 test("503: how much waits for what, and when to come again", async () => {
   await cli(["budget", "set", "--tenant", "busy", "--concurrency", "1"]);
   await create("busy", "first");
-  expect((await send("busy", "first", answer(2_000))).status).toBe(202);
-  await later(500, undefined); // it has the slot
-  for (let n = 0; n < 9; n++) {
+  expect((await send("busy", "first", answer(10_000))).status).toBe(202);
+  const calls = async (): Promise<{ running: number; waiting: number } | undefined> =>
+    (JSON.parse(await cli(["waits", "--json"])) as { workers: { calls: { running: number; waiting: number } }[] }).workers[0]?.calls;
+  // It has the slot, and each of the others stands in line before the next one comes.
+  expect(await until(async () => (await calls())?.running === 1, 60_000)).toBe(true);
+  for (let n = 0; n < 8; n++) {
     await create("busy", `line${n}`);
-    await send("busy", `line${n}`);
+    expect((await send("busy", `line${n}`)).status).toBe(202);
+    expect(await until(async () => (await calls())?.waiting === n + 1, 60_000)).toBe(true);
   }
   await create("busy", "s");
   const { http, problem, nats } = await refusedBoth("busy", 503, "s");
