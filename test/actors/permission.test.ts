@@ -124,7 +124,7 @@ async function house({ steps, world = realWorld() }: { steps?: (real: InitSteps)
     tenant,
     say: (session, type, body) => command({ tenant: "acme", kind: "session", id: session }, type, body),
     async told(session, type, fits = () => true) {
-      for (let tries = 0; tries < 500; tries += 1) {
+      for (let tries = 0; tries < 2_500; tries += 1) {
         const found = (await events(session)).find((event) => event.type === type && fits(event));
         if (found !== undefined) return found;
         await new Promise((resolve) => setTimeout(resolve, 10));

@@ -165,8 +165,7 @@ describe("chat from a pipe", () => {
     const chatting = chat(fetch, "hi\n", { on_interrupt: (listener: () => void) => ((interrupt = listener), () => {}) });
     await begun;
     interrupt();
-    await new Promise((resolve) => setTimeout(resolve, 10));
-    expect(cancelled).toEqual(["/v1/sessions/s1/cancel"]);
+    await expect.poll(() => cancelled, { timeout: 20_000 }).toEqual(["/v1/sessions/s1/cancel"]);
     interrupt();
     expect((await chatting).code).toBe(1);
     expect(cancelled).toHaveLength(1);

@@ -155,12 +155,15 @@ describe("show, tail, replay and verify", () => {
 
   test("a live tail tells what happens while it listens, until it is interrupted", async () => {
     let interrupt: () => void = () => {};
-    const tailing = ground.cli(["tail", "acme/session/s4"], { on_interrupt: (listener) => ((interrupt = listener), () => {}) });
+    let stdout = "";
+    const tailing = ground.cli(["tail", "acme/session/s4"], {
+      on_interrupt: (listener) => ((interrupt = listener), () => {}),
+      stdout: { write: (text) => void (stdout += text) },
+    });
     await ground.cli(["send", "acme/session/s4", "live text", "--agent", "echo", "--wait"]);
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    await expect.poll(() => stdout, { timeout: 20_000 }).toContain("turn.completed");
     interrupt();
-    const { code, stdout } = await tailing;
-    expect(code).toBe(0);
+    expect((await tailing).code).toBe(0);
     expect(stdout).toContain("live text\n");
     expect(stdout).toContain("turn.completed");
   });

@@ -127,7 +127,8 @@ describe("estimates", () => {
   test.each([["a"], ["あ"], [" "], ["🌍"], ["a b"]])("takes a time in proportion to the length, also for hostile %j", (unit) => {
     const began = performance.now();
     const tokens = estimateTokens(unit.repeat(2_000_000));
-    expect(performance.now() - began).toBeLessThan(500);
+    // A tenth of a second; what is not in proportion takes hours.
+    expect(performance.now() - began).toBeLessThan(10_000);
     expect(tokens).toBeGreaterThan(100_000);
   });
 

@@ -83,7 +83,7 @@ describe.each([
   });
 
   test("P2: a provider that falls silent in the middle is a timeout that keeps what was said and its usage", async () => {
-    const told = subject.tell({ text: "one two", hang: true }, { patience: { first_event_ms: 5_000, silence_ms: 60 } });
+    const told = subject.tell({ text: "one two", hang: true }, { patience: { first_event_ms: 20_000, silence_ms: 400 } });
     const { outcome, text } = await callOnce(told);
     assertWellFormed(outcome, text);
     expect(outcome).toMatchObject({ kind: "failed", text: "one two", error: { code: "timeout" } });
@@ -91,7 +91,7 @@ describe.each([
   });
 
   test("P2: a provider that is slow but not silent is heard to its end", async () => {
-    const told = subject.tell({ tokens: 30, token_ms: 25 }, { patience: { first_event_ms: 5_000, silence_ms: 500 } });
+    const told = subject.tell({ tokens: 60, token_ms: 25 }, { patience: { first_event_ms: 20_000, silence_ms: 1_200 } });
     const { outcome } = await callOnce(told);
     expect(outcome).toMatchObject({ kind: "completed" });
   });
@@ -114,7 +114,7 @@ describe.each([
     await pause(40);
     expect(deltas.length).toBe(heard);
     // The connection is given up too: nobody pays for words that nobody reads.
-    if (subject.server !== undefined) await expect.poll(() => subject.server?.open_streams).toBe(0);
+    if (subject.server !== undefined) await expect.poll(() => subject.server?.open_streams, { timeout: 20_000 }).toBe(0);
   });
 
   test("P3: an abort before the call makes no request and costs nothing", async () => {

@@ -138,7 +138,7 @@ test("the command ends in its own order when its launcher is killed", async () =
   expect(await hasBegun(one)).toBe(true);
   const pid = commandPid(one);
   one.child.kill("SIGKILL");
-  expect(await until(() => beganAt(pid) === undefined, 5_000)).toBe(true);
+  expect(await until(() => beganAt(pid) === undefined, 20_000)).toBe(true);
   await one.ended;
   expect(one.output()).toContain("asked to end");
 });

@@ -53,13 +53,13 @@ describe("a tenant's own key at a provider", () => {
       status: 201,
       body: { provider: "openai", last_four: "wxyz", label: "team", version: 1 },
     });
-    await expect.poll(() => listed()).toMatchObject([{ provider: "openai", label: "team", last_four: "wxyz", version: 1 }]);
+    await expect.poll(() => listed(), { timeout: 20_000 }).toMatchObject([{ provider: "openai", label: "team", last_four: "wxyz", version: 1 }]);
     expect((await ask("PUT", "/v1/provider-keys/openai", { body: { key: `${SECRET}-2` } })).status).toBe(200);
-    await expect.poll(() => listed()).toMatchObject([{ provider: "openai", label: "team", last_four: "yz-2", version: 2 }]);
+    await expect.poll(() => listed(), { timeout: 20_000 }).toMatchObject([{ provider: "openai", label: "team", last_four: "yz-2", version: 2 }]);
     const [first] = await listed();
     expect(Object.keys(first ?? {}).sort()).toEqual(["created_at", "label", "last_four", "master_key_id", "provider", "rotated_at", "version"]);
     expect((await ask("POST", "/v1/provider-keys/openai/remove", { body: { reason: "leaked" } })).status).toBe(200);
-    await expect.poll(() => listed()).toEqual([]);
+    await expect.poll(() => listed(), { timeout: 20_000 }).toEqual([]);
     expect((await ask("POST", "/v1/provider-keys/openai/remove", { body: {} })).status).toBe(404);
   });
 
