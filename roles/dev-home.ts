@@ -32,8 +32,12 @@ export function writeDevFile(home: string, dev: DevFile): void {
   writeSecret(join(home, "dev.json"), dev);
 }
 
-export function removeDevFile(home: string): void {
-  rmSync(join(home, "dev.json"), { force: true });
+/** Removes it if it tells of the `up` with this process id: another one may run on this home, and its file stays. */
+export function removeDevFile(home: string, pid: number): void {
+  const file = join(home, "dev.json");
+  if (!existsSync(file)) return;
+  const { processes } = JSON.parse(readFileSync(file, "utf8")) as DevFile;
+  if (processes.some((one) => one.role === "up" && one.pid === pid)) rmSync(file, { force: true });
 }
 
 /** tenant → key, for the tenants that `up` made itself. */

@@ -82,7 +82,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
   let postgres: LocalPostgres | undefined;
   let tell = (): void => undefined;
   const endServers = async (): Promise<void> => {
-    removeDevFile(home);
+    removeDevFile(home, process.pid);
     await Promise.all([nats?.stop(), postgres?.stop()]);
   };
   try {
@@ -104,7 +104,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
         .then(() => tell()) // it is another process now
         .catch((error: unknown) => giveUp(`${name} could not be started again: ${String(error)}`));
     };
-    [nats, postgres] = await Promise.all([
+    const [broker_start, database_start] = await Promise.allSettled([
       startLocalNats({
         home,
         binary: program.path,
@@ -122,6 +122,12 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
         ...(TROUPE_POSTGRES_PORT === undefined ? {} : { port: TROUPE_POSTGRES_PORT }),
       }),
     ]);
+    // The one that did start is known, so that it ends with the other's failure.
+    if (database_start.status === "fulfilled") postgres = database_start.value;
+    if (broker_start.status === "rejected") throw broker_start.reason;
+    nats = broker_start.value;
+    if (database_start.status === "rejected") throw database_start.reason;
+    postgres = database_start.value;
   } catch (error) {
     await endServers();
     say(error instanceof Error ? error.message : String(error));

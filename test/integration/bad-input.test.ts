@@ -2,6 +2,9 @@
 // Method: every kind of bad input over HTTP and over NATS against the real `up`; after each a good command to the same session, whose
 //         acknowledged messages are counted against its journal at the end.
 import { spawn } from "node:child_process";
+import { once } from "node:events";
+import type { AddressInfo } from "node:net";
+import { createServer } from "node:net";
 import { connect, headers, JSONCodec, type NatsConnection } from "nats";
 import { pack } from "msgpackr";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
@@ -270,6 +273,13 @@ test("no inbox holds anything back, and no process had to be started again", asy
   expect(verified).toMatchObject({ code: 0, stdout: expect.stringContaining('"violations":0') });
 });
 
+test("a second start on the same home is told who has it, and the first goes on as if nothing had been", async () => {
+  const before = troupe.dev();
+  const tried = await troupe.cli(["up"]);
+  expect(tried).toMatchObject({ code: 3, stdout: expect.stringContaining("already runs on this data") });
+  expect(troupe.dev()).toEqual(before);
+});
+
 test("a process that is left behind would be seen", async () => {
   // Only Linux says of any process where it works.
   const stray =
@@ -286,4 +296,16 @@ test("a start with other shards than the data was made with says so, ends, and l
   const tried = await troupe.cli(["up", "--shards", "32"]);
   expect(tried).toMatchObject({ code: 3, stdout: expect.stringMatching(/shards .*have 16, want 32/) });
   expect(await until(() => troupe.processes().length === 0, 5_000)).toBe(true);
+});
+
+test("a broker that cannot start takes the database with it that could", async () => {
+  const taken = createServer().listen(0, "127.0.0.1");
+  await once(taken, "listening");
+  const { port } = taken.address() as AddressInfo;
+  try {
+    expect(await troupe.cli(["up"], { env: { TROUPE_NATS_PORT: String(port) } })).toMatchObject({ code: 3, stdout: expect.stringContaining(String(port)) });
+    expect(await until(() => troupe.processes().length === 0, 5_000)).toBe(true);
+  } finally {
+    taken.close();
+  }
 });
