@@ -8,7 +8,7 @@ import { seqOfMessage, type SessionParent } from "../protocol/session-parent.ts"
 import type { Providers } from "../providers/registry.ts";
 import type { ActorView } from "../state-machines/definition.ts";
 import { allowed, permissionsOf } from "../state-machines/permission.ts";
-import { sessionContextOf } from "../state-machines/session.ts";
+import { sessionContextOf } from "../state-machines/session-context.ts";
 import { BUILT_IN_TOOLS, type ToolTable, unknownTools } from "../state-machines/tools.ts";
 import type { BudgetStanding } from "./budget-standing.ts";
 import type { CallPool } from "./call-pool.ts";

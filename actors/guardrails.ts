@@ -18,7 +18,7 @@ import type { BreakerBoard } from "../providers/breaker.ts";
 import type { Providers } from "../providers/registry.ts";
 import type { Priority } from "../protocol/priority.ts";
 import type { World } from "../protocol/world.ts";
-import type { ConfigurationOutput, ModelInput } from "../state-machines/session.ts";
+import type { ConfigurationOutput, ModelInput } from "../state-machines/session-effects.ts";
 import { type CallAccount, createCallAccount } from "./call-account.ts";
 import type { CallPool } from "./call-pool.ts";
 import { enterPool, type ModelCall, priorityOf } from "./effects/call-model.ts";

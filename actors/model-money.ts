@@ -27,7 +27,7 @@ import type { ModelRequest } from "../providers/provider.ts";
 import type { Providers } from "../providers/registry.ts";
 import { holdId } from "../state-machines/budget.ts";
 import type { ModelWaitFor } from "../state-machines/model-wait.ts";
-import { MODEL_PATIENCE_MS } from "../state-machines/session.ts";
+import { MODEL_PATIENCE_MS } from "../state-machines/session-model-calls.ts";
 import type { CallAccount } from "./call-account.ts";
 import type { CallPool } from "./call-pool.ts";
 import type { CommandClient } from "./client.ts";

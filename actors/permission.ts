@@ -17,7 +17,7 @@ import type { Entry } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { pause, type World } from "../protocol/world.ts";
 import { type Action, allowed, permissionsOf } from "../state-machines/permission.ts";
-import type { ConfigurationOutput } from "../state-machines/session.ts";
+import type { ConfigurationOutput } from "../state-machines/session-effects.ts";
 import type { Directory, TenantRecord } from "./directory.ts";
 import { EffectFailure, type EffectScope, type Performer, type Performers } from "./performer.ts";
 

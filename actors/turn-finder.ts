@@ -8,7 +8,7 @@ import { decodeJournal } from "../protocol/journal.ts";
 import { seqOfMessage } from "../protocol/session-parent.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import type { ParentEnd } from "../state-machines/dependency.ts";
-import { sessionContextOf } from "../state-machines/session.ts";
+import { sessionContextOf } from "../state-machines/session-context.ts";
 import { viewOf } from "../state-machines/step.ts";
 import type { Restorer } from "./restore.ts";
 

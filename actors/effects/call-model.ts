@@ -14,7 +14,7 @@ import type { World } from "../../protocol/world.ts";
 import type { BreakerBoard } from "../../providers/breaker.ts";
 import type { ChatMessage, ToolCall, ToolSpec } from "../../providers/provider.ts";
 import type { Providers } from "../../providers/registry.ts";
-import { MODEL_PATIENCE_MS } from "../../state-machines/session.ts";
+import { MODEL_PATIENCE_MS } from "../../state-machines/session-model-calls.ts";
 import { BUILT_IN_TOOLS, type ToolTable } from "../../state-machines/tools.ts";
 import type { ModelAttempt, SkippedModel } from "../model-attempt.ts";
 import { routeModelCall } from "../model-routing.ts";

@@ -14,7 +14,7 @@ import type { Json, JsonObject } from "../../protocol/json.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { createProviders } from "../../providers/registry.ts";
 import { realWorld } from "../../roles/real-world.ts";
-import type { TranscriptItem } from "../../state-machines/session.ts";
+import type { TranscriptItem } from "../../state-machines/session-transcript.ts";
 import { atEndOfFile } from "../harness/endings.ts";
 
 const world = realWorld();

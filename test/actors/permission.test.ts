@@ -22,7 +22,7 @@ import type { World } from "../../protocol/world.ts";
 import { createProviders } from "../../providers/registry.ts";
 import { realWorld } from "../../roles/real-world.ts";
 import { cores, definitions } from "../../state-machines/kinds.ts";
-import { INIT_STEPS, type InitStep } from "../../state-machines/session.ts";
+import { INIT_STEPS, type InitStep } from "../../state-machines/session-context.ts";
 import { atEndOfFile } from "../harness/endings.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 

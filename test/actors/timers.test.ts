@@ -9,7 +9,8 @@ import { createMemoryBroker } from "../../bus/memory.ts";
 import type { ActorAddress } from "../../protocol/ids.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { cores } from "../../state-machines/kinds.ts";
-import { IDLE_TTL_MS, MODEL_PATIENCE_MS } from "../../state-machines/session.ts";
+import { IDLE_TTL_MS } from "../../state-machines/session-configuration.ts";
+import { MODEL_PATIENCE_MS } from "../../state-machines/session-model-calls.ts";
 import { outerState } from "../../state-machines/step.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 

@@ -559,7 +559,7 @@ const MUTATIONS: readonly Mutation[] = [
     file: "state-machines/step.ts",
     from: 'if (lost) end(effect, { kind: "lost" });\n      else if (gone && entry.t === "done"',
     to: 'if (gone && entry.t === "done"',
-    tests: [STEP, SESSION],
+    tests: [STEP, "test/state-machines/session-model-calls.test.ts"],
   },
   {
     name: "M5: a shard that is lost while it is taken or left is not interrupted",
@@ -640,7 +640,7 @@ const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: "A6: a paused session waits for nothing",
-    file: "state-machines/session.ts",
+    file: "state-machines/session-waits.ts",
     from: "      return `paused${because}: waits for session.resume${halfway}${waiting(queue.length)}`;",
     to: "      return undefined;",
     tests: [SESSION],

@@ -4,15 +4,11 @@ import type { AgentConfig } from "../../protocol/commands.ts";
 import type { ActorEvent, EffectError } from "../../protocol/journal.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { SESSION_QUEUE_MAX } from "../../protocol/limits.ts";
-import {
-  type ConfigurationOutput,
-  type ModelOutput,
-  type SessionContext,
-  sessionContextOf,
-  sessionDefinitionOver,
-  TOOL_CALLS_MAX,
-  TRANSCRIPT_ITEMS_MAX,
-} from "../../state-machines/session.ts";
+import { type SessionContext, sessionContextOf } from "../../state-machines/session-context.ts";
+import type { ConfigurationOutput, ModelOutput } from "../../state-machines/session-effects.ts";
+import { TOOL_CALLS_MAX } from "../../state-machines/session-tool-calls.ts";
+import { TRANSCRIPT_ITEMS_MAX } from "../../state-machines/session-transcript.ts";
+import { sessionDefinitionOver } from "../../state-machines/session.ts";
 import type { LookOutput, ParentEnd } from "../../state-machines/dependency.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { BUILT_IN_TOOLS } from "../../state-machines/tools.ts";
