@@ -39,10 +39,11 @@ import {
 } from "../protocol/subjects.ts";
 import { pause, type World } from "../protocol/world.ts";
 import type { Outcome } from "../state-machines/step.ts";
-import { ActorCell, type CellDeps, type CellObserver, type Decide, type MailItem } from "./cell.ts";
+import { ActorCell, type CellDeps, type CellObserver } from "./cell.ts";
 import { createRefusedTwins } from "./refused-twins.ts";
 import { createEntryCache } from "./entry-cache.ts";
 import { createDispatch, type Dispatch, type Lane } from "./dispatch.ts";
+import type { Decide, MailItem } from "./mailbox.ts";
 import type { Performers } from "./performer.ts";
 import type { Cores, Restorer } from "./restore.ts";
 import { createWarmActors } from "./warm-actors.ts";

@@ -34,7 +34,7 @@ import { SYSTEM_TENANT } from "../protocol/ids.ts";
 import { decodeJournal } from "../protocol/journal.ts";
 import { LEASE_RENEW_MS, LEASE_TTL_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
-import { timestamp, type World } from "../protocol/world.ts";
+import { pause, timestamp, type World } from "../protocol/world.ts";
 import { Calm } from "./calm.ts";
 import { Connections, GRACE_MS, SETTLE_MS } from "./connections.ts";
 import { Leadership, type LeadershipObserver } from "./leadership.ts";
@@ -153,7 +153,7 @@ export class Leader {
     this.#cancelBeat?.();
     this.#endLeadership("this supervisor stops");
     await Promise.all(this.#subscriptions.splice(0).map((subscription) => subscription.stop()));
-    for (let waits = 0; this.#lease.busy && waits < 20; waits++) await new Promise<void>((resolve) => void this.#options.world.after(RETRY_MS, resolve));
+    for (let waits = 0; this.#lease.busy && waits < 20; waits++) await pause(this.#options.world, RETRY_MS);
     if (!this.#lease.busy) await this.#lease.release();
   }
 

@@ -5,7 +5,7 @@
 // Invariants (of leader.ts):
 //   D4. Nothing is decided unless the LEADER lease is valid by our own clock.
 import type { Bus } from "../bus/port.ts";
-import type { World } from "../protocol/world.ts";
+import { pause, type World } from "../protocol/world.ts";
 import type { Calm } from "./calm.ts";
 import type { Lease } from "./lease.ts";
 import { decodeLeaderLease, LEADER_KEY } from "./tables.ts";
@@ -62,7 +62,7 @@ export class Term {
         on_taken();
         return "lost";
       }
-      await new Promise<void>((resolve) => void world.after(RETRY_MS, resolve));
+      await pause(world, RETRY_MS);
     }
   }
 

@@ -87,9 +87,9 @@ const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: "C6: what cannot be judged is answered away",
-    file: "actors/cell.ts",
-    from: "      this.#mailbox.unshift(item);\n",
-    to: '      return no(errorBody("unavailable", "it cannot be judged"));\n',
+    file: "actors/judge.ts",
+    from: '{ kind: "unjudged", error, tries: this.#unjudged++ }',
+    to: 'no(errorBody("unavailable", "it cannot be judged"))',
     tests: [LOST_ANSWERS],
   },
   {
@@ -186,7 +186,7 @@ const MUTATIONS: readonly Mutation[] = [
   {
     name: "C4: what a fence refused is forgotten",
     file: "actors/cell.ts",
-    from: "      this.#mailbox.unshift(...taken); // C4: decided anew against the journal as it is\n",
+    from: "      this.#mailbox.put_back(...taken); // C4: decided anew against the journal as it is\n",
     to: "",
     tests: [FENCES],
   },
@@ -514,8 +514,8 @@ const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: "A3: an effect reaches out without looking again",
-    file: "actors/cell.ts",
-    from: "permitted: async () => (await this.#permitted()) && !signal.aborted,",
+    file: "actors/effect-scope.ts",
+    from: "permitted: async () => (await host.permitted()) && !signal.aborted,",
     to: "permitted: () => Promise.resolve(true),",
     tests: [LOST_ANSWERS],
   },
