@@ -7,6 +7,7 @@ import type { Bus } from "../bus/port.ts";
 import { budgetActor } from "../protocol/ids.ts";
 import { decodeJournal } from "../protocol/journal.ts";
 import { actorSubject } from "../protocol/subjects.ts";
+import type { UsageFilter } from "../protocol/usage-filter.ts";
 import { createLedger, type LedgerDay } from "./budget-ledger.ts";
 
 const DAY_MS = 24 * 60 * 60 * 1000;
@@ -15,16 +16,6 @@ const DAY_MS = 24 * 60 * 60 * 1000;
 export interface DailyRow {
   readonly day: string;
   readonly cost_usd_micros: number;
-}
-
-export interface ReportFilter {
-  readonly session?: string | undefined;
-  readonly agent?: string | undefined;
-  readonly user?: string | undefined;
-  readonly model?: string | undefined;
-  /** RFC 3339; `since` included, `until` not. */
-  readonly since?: string | undefined;
-  readonly until?: string | undefined;
 }
 
 export interface DayReport<Row extends DailyRow> {
@@ -38,7 +29,7 @@ export interface DayReport<Row extends DailyRow> {
 
 export interface DailyReports<Row extends DailyRow> {
   /** Oldest day first. Rejects when the bus or the database cannot answer. */
-  of(tenant: string, filter: ReportFilter): Promise<DayReport<Row>[]>;
+  of(tenant: string, filter: UsageFilter): Promise<DayReport<Row>[]>;
 }
 
 export function createDailyReports<Row extends DailyRow>({
@@ -46,7 +37,7 @@ export function createDailyReports<Row extends DailyRow>({
   usage_daily,
 }: {
   readonly bus: Pick<Bus, "read">;
-  usage_daily(tenant: string, filter: ReportFilter): Promise<readonly Row[]>;
+  usage_daily(tenant: string, filter: UsageFilter): Promise<readonly Row[]>;
 }): DailyReports<Row> {
   const folding = new Map<string, Promise<LedgerDay[]>>();
 

@@ -1,10 +1,11 @@
 // daily: a tenant's report day by day (actors/daily-report.ts), for people and as JSON lines.
 import type { LedgerDay } from "../actors/budget-ledger.ts";
 import { createDailyReports } from "../actors/daily-report.ts";
-import type { UsageDay, UsageFilter } from "../projections/queries.ts";
+import type { UsageDay } from "../projections/queries.ts";
 import type { Context } from "./context.ts";
 import { EXIT } from "./ports.ts";
 import { dollars } from "./printer.ts";
+import type { UsageFilter } from "../protocol/usage-filter.ts";
 
 const counts = (of: Readonly<Record<string, number>>): string =>
   Object.entries(of)

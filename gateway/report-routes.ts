@@ -6,11 +6,12 @@
 // Invariants:
 //   RR1. A tenant's credential sees its own days and nobody else's; what a query names narrows them and names no tenant.
 import type { FastifyRequest } from "fastify";
-import type { DailyReports, DailyRow, ReportFilter } from "../actors/daily-report.ts";
+import type { DailyReports, DailyRow } from "../actors/daily-report.ts";
 import type { Directory } from "../actors/directory.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { isId, SYSTEM_TENANT } from "../protocol/ids.ts";
 import type { Scope } from "../protocol/scopes.ts";
+import type { UsageFilter } from "../protocol/usage-filter.ts";
 import type { Handler, RouteInfo } from "./route.ts";
 
 interface ReportDeps {
@@ -28,7 +29,7 @@ const NARROWED_BY = ["session", "agent", "user", "model"] as const;
 
 const invalid = (message: string): TroupeError => new TroupeError(errorBody("invalid", message));
 
-function filterOf(query: Record<string, string | undefined>): ReportFilter {
+function filterOf(query: Record<string, string | undefined>): UsageFilter {
   for (const name of ["since", "until"] as const) {
     const text = query[name];
     if (text !== undefined && (!INSTANT.test(text) || Number.isNaN(Date.parse(text)))) throw invalid(`?${name}= is a time as 2026-11-21T00:00:00Z`);

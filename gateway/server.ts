@@ -19,7 +19,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { CommandClient } from "../actors/client.ts";
-import { createDailyReports, type DailyRow, type ReportFilter } from "../actors/daily-report.ts";
+import { createDailyReports, type DailyRow } from "../actors/daily-report.ts";
 import type { Directory } from "../actors/directory.ts";
 import type { Restorer } from "../actors/restore.ts";
 import { createWebhooks } from "../actors/webhooks.ts";
@@ -37,6 +37,7 @@ import { principalWord } from "../protocol/principal.ts";
 import type { Scope } from "../protocol/scopes.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
+import type { UsageFilter } from "../protocol/usage-filter.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
 import { type Attribution, withAttribution } from "../telemetry/log.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
@@ -78,7 +79,7 @@ export interface GatewayDeps {
   readonly client: Pick<CommandClient, "command">;
   readonly sessions: SessionLists;
   /** Sums of a tenant's calls by day. Rejects when the database cannot answer. */
-  readonly usage_daily: (tenant: string, filter: ReportFilter) => Promise<readonly DailyRow[]>;
+  readonly usage_daily: (tenant: string, filter: UsageFilter) => Promise<readonly DailyRow[]>;
   /** Says why a session waits. */
   readonly definition: Pick<ActorDefinition, "waits">;
   /** Absent: only API keys are taken. */

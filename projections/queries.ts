@@ -9,6 +9,7 @@ import { createHash } from "node:crypto";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import type { UsageFilter } from "../protocol/usage-filter.ts";
 import { type AuditRecord, PROJECTION_NAME } from "./rows.ts";
 import type { AuditHead, ChainedRow } from "./audit-chain.ts";
 import { type Database, faultOf, type Value } from "./database.ts";
@@ -86,16 +87,6 @@ export interface UsageRow {
   readonly latency_ms: number;
   readonly first_token_ms: number | null;
   readonly stream_sequence: number;
-}
-
-export interface UsageFilter {
-  readonly session?: string | undefined;
-  readonly agent?: string | undefined;
-  readonly user?: string | undefined;
-  readonly model?: string | undefined;
-  /** RFC 3339; by the end of the attempt, `since` included, `until` not. */
-  readonly since?: string | undefined;
-  readonly until?: string | undefined;
 }
 
 export interface UsageTotal {

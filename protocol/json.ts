@@ -4,6 +4,11 @@ import { hash } from "node:crypto";
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
 export type JsonObject = { readonly [key: string]: Json };
 
+/** The value where it is an object: what came from elsewhere may be anything. */
+export function asObject(value: unknown): JsonObject | undefined {
+  return value !== null && typeof value === "object" && !Array.isArray(value) ? (value as JsonObject) : undefined;
+}
+
 /**
  * JSON with object keys sorted at every depth, so that equal values have equal text.
  * Array order is kept: it bears meaning. Keys whose value is undefined are left out, as in JSON.stringify.

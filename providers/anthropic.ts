@@ -9,7 +9,7 @@
 // - `temperature` is no longer in the SDK's types, as the newest models refuse it. It is sent when an agent asks for it; a model that
 //   refuses it answers `invalid_request`, which is better than an agent that silently runs at another temperature.
 import type AnthropicSdk from "@anthropic-ai/sdk";
-import type { Json, JsonObject } from "../protocol/json.ts";
+import { asObject, type Json, type JsonObject } from "../protocol/json.ts";
 import { type Attempt, PATIENCE_DEFAULT, type Patience, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
 import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
@@ -177,10 +177,6 @@ function continued(message: Extract<ChatMessage, { role: "assistant" }>, model: 
     }
   }
   return characters === message.text.length && calls === message.tool_calls.length ? blocks : undefined;
-}
-
-function asObject(value: Json | undefined): JsonObject | undefined {
-  return value !== null && typeof value === "object" && !Array.isArray(value) ? (value as JsonObject) : undefined;
 }
 
 // --- the answer ---

@@ -12,7 +12,7 @@
 // - A prompt that is blocked is an answer without candidates (`promptFeedback.blockReason`): it is `content_policy`.
 // - An answer is complete when its finish reason has come. MALFORMED_FUNCTION_CALL and its like mean that the model's answer broke off.
 import type { Content, GenerateContentParameters, GenerateContentResponse, GoogleGenAI, Part } from "@google/genai";
-import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
+import { asObject, hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 import { type Attempt, PATIENCE_DEFAULT, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
 import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
@@ -249,10 +249,6 @@ function continued(message: Extract<ChatMessage, { role: "assistant" }>, model: 
     }
   }
   return characters === message.text.length && calls === message.tool_calls.length ? parts : undefined;
-}
-
-function asObject(value: unknown): JsonObject | undefined {
-  return value !== null && typeof value === "object" && !Array.isArray(value) ? (value as JsonObject) : undefined;
 }
 
 // --- the answer ---

@@ -8,11 +8,11 @@
 // - An answer is complete with `response.completed` or `response.incomplete`; `response.failed` is an error with a code of its own.
 // - Usage nests as in Chat Completions and comes with the end.
 import type OpenAiSdk from "openai";
-import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
+import { asObject, hashOf, type Json, type JsonObject } from "../protocol/json.ts";
 import { type Attempt, PATIENCE_DEFAULT, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
 import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
-import { clientOf, factsOf, OPENAI_BASE_URL, type Sdk } from "./openai-client.ts";
+import { clientLoader, factsOf, OPENAI_BASE_URL, usageOf } from "./openai-client.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
 import { wellFormed } from "./transcript.ts";
@@ -36,11 +36,7 @@ export function openaiResponsesProvider(settings: SdkProviderSettings): Provider
     patience: settings.patience ?? PATIENCE_DEFAULT,
     secrets: [settings.api_key],
   };
-  let loading: Promise<{ sdk: Sdk; client: OpenAiSdk }> | undefined;
-  const load = () => {
-    loading ??= import("openai").then((sdk) => ({ sdk, client: clientOf(sdk, settings.api_key, base_url, context.patience) }));
-    return loading;
-  };
+  const load = clientLoader(settings.api_key, base_url, context.patience);
   return {
     name: "openai-responses",
     call: (request, io) =>
@@ -147,10 +143,6 @@ function continued(message: Extract<ChatMessage, { role: "assistant" }>, model: 
     }
   }
   return characters === message.text.length && calls === message.tool_calls.length ? items : undefined;
-}
-
-function asObject(value: unknown): JsonObject | undefined {
-  return value !== null && typeof value === "object" && !Array.isArray(value) ? (value as JsonObject) : undefined;
 }
 
 // --- the answer ---
@@ -288,7 +280,7 @@ class Answer {
   #report(response: OpenAiSdk.Responses.Response): void {
     const usage = asObject(response.usage);
     if (usage === undefined) return;
-    this.#usage = usageOf(usage);
+    this.#usage = usageOf(usage, { input: "input_tokens", output: "output_tokens" });
     this.#attempt.report(this.#usage);
   }
 
@@ -328,24 +320,6 @@ class Answer {
     });
     return { provider: "openai-responses", model: this.#request.model, items: kept };
   }
-}
-
-/** P7: cached tokens are nested in the input, reasoning in the output. */
-function usageOf(usage: JsonObject): Usage {
-  const count = (value: Json | undefined) => (typeof value === "number" && value > 0 ? value : 0);
-  const input = count(usage["input_tokens"]);
-  const output = count(usage["output_tokens"]);
-  const input_details = asObject(usage["input_tokens_details"]);
-  const cache_read = Math.min(count(input_details?.["cached_tokens"]), input);
-  const cache_write = Math.min(count(input_details?.["cache_write_tokens"]), input - cache_read);
-  const reasoning = Math.min(count(asObject(usage["output_tokens_details"])?.["reasoning_tokens"]), output);
-  return {
-    input_tokens: input - cache_read - cache_write,
-    output_tokens: output - reasoning,
-    cache_read_tokens: cache_read,
-    cache_write_tokens: cache_write,
-    reasoning_tokens: reasoning,
-  };
 }
 
 function stopOf(end: { readonly reason: string | undefined }, has_calls: boolean): StopReason {

@@ -12,11 +12,11 @@
 // - Servers that show reasoning do so as `reasoning_content` (DeepSeek, vLLM) or `reasoning` (OpenRouter). The former must come back
 //   with an answer that called tools, and must not with others.
 import type OpenAiSdk from "openai";
-import { hashOf, type Json, type JsonObject } from "../protocol/json.ts";
+import { asObject, hashOf, type Json } from "../protocol/json.ts";
 import { type Attempt, PATIENCE_DEFAULT, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
 import { modelError, modelErrorOf } from "./model-error.ts";
-import { clientOf, factsOf, OPENAI_BASE_URL, type Sdk } from "./openai-client.ts";
+import { clientLoader, factsOf, OPENAI_BASE_URL, usageOf } from "./openai-client.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
 import { wellFormed } from "./transcript.ts";
@@ -36,12 +36,7 @@ export function openaiProvider(settings: SdkProviderSettings & { readonly name?:
     patience: settings.patience ?? PATIENCE_DEFAULT,
     secrets: [settings.api_key],
   };
-  // Loading the SDK takes 150 ms; a process that never calls it does not pay.
-  let loading: Promise<{ sdk: Sdk; client: OpenAiSdk }> | undefined;
-  const load = () => {
-    loading ??= import("openai").then((sdk) => ({ sdk, client: clientOf(sdk, settings.api_key, base_url, context.patience) }));
-    return loading;
-  };
+  const load = clientLoader(settings.api_key, base_url, context.patience);
   return {
     name,
     call: (request, io) =>
@@ -127,10 +122,6 @@ function reasoningOf(continuation: Json | undefined): { reasoning_content?: stri
   return kept?.["provider"] === "openai" && typeof kept["reasoning_content"] === "string" ? { reasoning_content: kept["reasoning_content"] } : {};
 }
 
-function asObject(value: unknown): JsonObject | undefined {
-  return value !== null && typeof value === "object" && !Array.isArray(value) ? (value as JsonObject) : undefined;
-}
-
 // --- the answer ---
 
 interface OpenCall {
@@ -173,7 +164,7 @@ class Answer {
   #take(chunk: Chunk): void {
     const usage = asObject(chunk.usage);
     if (usage !== undefined) {
-      this.#usage = usageOf(usage);
+      this.#usage = usageOf(usage, { input: "prompt_tokens", output: "completion_tokens" });
       this.#attempt.report(this.#usage);
     }
     // `choices` is empty in the usage chunk, and absent in keep-alives of some servers.
@@ -237,24 +228,6 @@ class Answer {
       ...(keeps_reasoning ? { continuation: { provider: "openai", reasoning_content: this.#reasoning_content } } : {}),
     };
   }
-}
-
-/** P7: the dialect nests cached tokens in `prompt_tokens` and reasoning in `completion_tokens`. */
-function usageOf(usage: JsonObject): Usage {
-  const count = (value: Json | undefined) => (typeof value === "number" && value > 0 ? value : 0);
-  const prompt = count(usage["prompt_tokens"]);
-  const completion = count(usage["completion_tokens"]);
-  const prompt_details = asObject(usage["prompt_tokens_details"]);
-  const cache_read = Math.min(count(prompt_details?.["cached_tokens"]), prompt);
-  const cache_write = Math.min(count(prompt_details?.["cache_write_tokens"]), prompt - cache_read);
-  const reasoning = Math.min(count(asObject(usage["completion_tokens_details"])?.["reasoning_tokens"]), completion);
-  return {
-    input_tokens: prompt - cache_read - cache_write,
-    output_tokens: completion - reasoning,
-    cache_read_tokens: cache_read,
-    cache_write_tokens: cache_write,
-    reasoning_tokens: reasoning,
-  };
 }
 
 function stopOf(finish: string, has_calls: boolean): StopReason {

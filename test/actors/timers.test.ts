@@ -4,7 +4,7 @@ import { expect, test } from "vitest";
 import { createCommandClient } from "../../actors/client.ts";
 import type { Performers } from "../../actors/performer.ts";
 import { createRestorer } from "../../actors/restore.ts";
-import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
+import type { ShardHost } from "../../actors/shard-host.ts";
 import { createMemoryBroker } from "../../bus/memory.ts";
 import type { ActorAddress } from "../../protocol/ids.ts";
 import { silentLog } from "../../protocol/log.ts";
@@ -12,6 +12,7 @@ import { cores } from "../../state-machines/kinds.ts";
 import { IDLE_TTL_MS } from "../../state-machines/session-configuration.ts";
 import { MODEL_PATIENCE_MS } from "../../state-machines/session-model-calls.ts";
 import { outerState } from "../../state-machines/step.ts";
+import { plainHost } from "../harness/plain-host.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
 
 const session: ActorAddress = { tenant: "acme", kind: "session", id: "s1" };
@@ -28,22 +29,7 @@ function ground() {
     })) as never,
     call_model: (() => new Promise(() => undefined)) as never,
   };
-  let commits = 0;
-  const hostOn = (name: string): ShardHost => {
-    const bus = broker.connect(name);
-    return createShardHost({
-      bus,
-      world,
-      log: silentLog,
-      cores,
-      restorer: createRestorer({ bus, cores, log: silentLog }),
-      performers,
-      worker: name,
-      next_commit_id: () => `${name}.${commits++}`,
-      may_act: () => true,
-      on_conflict: async () => "mine",
-    });
-  };
+  const hostOn = (name: string): ShardHost => plainHost({ bus: broker.connect(name), world, name, performers });
   const client = createCommandClient({ bus: observer, world });
   const say = async (type: string, body: object): Promise<void> => {
     let done = false;

@@ -2,9 +2,9 @@
 // can be silenced, frozen and cut. A test says what happens to the network; each ground makes it happen in its own way.
 import { connect as dial, createServer, type Server, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import { randomBytes } from "node:crypto";
 import type { Log, LogFields } from "../../protocol/log.ts";
 import type { World } from "../../protocol/world.ts";
+import { realWorld as createRealWorld } from "../../roles/real-world.ts";
 import { connectJetStream } from "../../bus/jetstream.ts";
 import { createMemoryBroker, type Faults } from "../../bus/memory.ts";
 import type { Bus } from "../../bus/port.ts";
@@ -30,16 +30,7 @@ export interface Ground {
   stop(): Promise<void>;
 }
 
-export const realWorld: World = {
-  now_ms: () => Date.now(),
-  monotonic_ms: () => performance.now(),
-  after(delay_ms, callback) {
-    const timer = setTimeout(callback, delay_ms);
-    return () => clearTimeout(timer);
-  },
-  random: Math.random,
-  id: () => randomBytes(12).toString("base64url"),
-};
+export const realWorld: World = createRealWorld();
 
 export function listeningLog(): { log: Log; complaints: string[] } {
   const complaints: string[] = [];

@@ -8,9 +8,7 @@ import { connect } from "@nats-io/transport-node";
 import { expect, test } from "vitest";
 import { createAuthKeys, publicAuthKeys } from "../../bus/jetstream-auth.ts";
 import { dedicatedCellAccount, natsConfig } from "../../deploy/local/nats.ts";
-import { freePort, startServer, until } from "../../deploy/local/server-process.ts";
-import { atEndOfFile } from "../harness/endings.ts";
-import { freshFolder, natsServerProgram } from "../harness/servers.ts";
+import { freshFolder, natsServerOf, natsServerProgram } from "../harness/servers.ts";
 
 const login = (user: string): { user: string; password: string } => ({ user, password: `password-of-${user}` });
 const base = (home: string, ports: { port: number; monitor_port: number }) => ({
@@ -47,9 +45,7 @@ test("with and without gateways that answer for logins, the broker takes what is
 });
 
 test("a tenant with a cell of its own has all of JetStream there but the journals' deletion, and nothing of the other cell", async () => {
-  const program = await natsServerProgram();
   const home = freshFolder("nats-cell");
-  const ports = { port: await freePort(), monitor_port: await freePort() };
   const cell = {
     name: "ACME",
     operator: login("acme-operator"),
@@ -58,24 +54,8 @@ test("a tenant with a cell of its own has all of JetStream there but the journal
     memory_bytes: 2 ** 24,
     file_bytes: 2 ** 26,
   };
-  const text = natsConfig(base(home, ports)).replace("\n  RT {", `\n${dedicatedCellAccount(cell)}  RT {`);
-  const server = startServer({
-    name: "nats-server",
-    file: program,
-    args: ["-c", written(home, text)],
-    cwd: home,
-    env: {},
-    log_file: join(home, "log"),
-    record_file: join(home, "server.json"),
-  });
-  atEndOfFile(() => server.stop("SIGKILL", 5_000));
-  const healthy = async (): Promise<boolean> =>
-    fetch(`http://127.0.0.1:${ports.monitor_port}/healthz`).then(
-      (answer) => answer.ok,
-      () => false,
-    );
-  expect(await until(healthy, 10_000, 20)).toBe(true);
-  const open = ({ user, password }: { user: string; password: string }) => connect({ servers: `127.0.0.1:${ports.port}`, user, pass: password });
+  const { port } = await natsServerOf(home, (ports) => natsConfig(base(home, ports)).replace("\n  RT {", `\n${dedicatedCellAccount(cell)}  RT {`));
+  const open = ({ user, password }: { user: string; password: string }) => connect({ servers: `127.0.0.1:${port}`, user, pass: password });
   const [shared, tenant] = await Promise.all([open(login("operator")), open(cell.tenant)]);
   await (await jetstreamManager(shared)).streams.add({ name: "EVENTS", subjects: ["tenant.*.*.*.event"] });
   const mine = await jetstreamManager(tenant);

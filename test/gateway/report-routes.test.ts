@@ -4,14 +4,14 @@
 import { createHash } from "node:crypto";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { createCommandClient } from "../../actors/client.ts";
-import type { ReportFilter } from "../../actors/daily-report.ts";
+import type { UsageFilter } from "../../protocol/usage-filter.ts";
 import { budgetActor } from "../../protocol/ids.ts";
 import { realWorld } from "../../roles/real-world.ts";
 import { bearer, keyOf, type SmallCell, startSmallCell } from "./small-cell.ts";
 
 let cell: SmallCell;
 let is_away = false;
-const asked: [string, ReportFilter][] = [];
+const asked: [string, UsageFilter][] = [];
 const hash = (tenant: string, key_id: string): string => createHash("sha256").update(keyOf(tenant, key_id)).digest("hex");
 
 beforeAll(async () => {

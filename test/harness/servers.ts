@@ -3,9 +3,9 @@
 //   const nats = await freshNats();            // own nats-server, about 50 ms
 //   const { url } = await freshDatabase();     // own empty database on the run's one Postgres, about 30 ms (the first asks for the server: 0.7 s)
 //   const postgres = await freshPostgres();    // own Postgres, to be killed and restarted, about 0.7 s
-import { randomBytes } from "node:crypto";
-import { chmodSync, mkdtempSync } from "node:fs";
 import { execFile } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import pg from "pg";
@@ -14,6 +14,7 @@ import { startLocalNats } from "../../deploy/local/nats.ts";
 import type { LocalNats } from "../../deploy/local/nats.ts";
 import { startLocalPostgres } from "../../deploy/local/postgres.ts";
 import type { LocalPostgres } from "../../deploy/local/postgres.ts";
+import { freePort, startServer, until } from "../../deploy/local/server-process.ts";
 import { atEndOfFile } from "./endings.ts";
 
 const run = promisify(execFile);
@@ -30,6 +31,36 @@ export async function freshNats(options: { tenants?: readonly string[] } = {}): 
   const nats = await startLocalNats({ home: freshFolder("nats"), binary, tenants: options.tenants ?? [], say: () => undefined });
   atEndOfFile(() => nats.stop());
   return { ...nats, user: nats.operator.user, password: nats.operator.password };
+}
+
+/** A nats-server that runs by this configuration, in its own folder `home`, once it is healthy; throws what it wrote when it will not be. */
+export async function natsServerOf(home: string, text: (ports: BrokerPorts) => string): Promise<BrokerPorts> {
+  const ports = { port: await freePort(), monitor_port: await freePort() };
+  const log_file = join(home, "log");
+  mkdirSync(home, { recursive: true });
+  writeFileSync(join(home, "nats.conf"), text(ports), { mode: 0o600 });
+  const server = startServer({
+    name: "nats-server",
+    file: await natsServerProgram(),
+    args: ["-c", join(home, "nats.conf")],
+    cwd: home,
+    env: {},
+    log_file,
+    record_file: join(home, "server.json"),
+  });
+  atEndOfFile(() => server.stop("SIGKILL", 5_000));
+  const healthy = async (): Promise<boolean> =>
+    fetch(`http://127.0.0.1:${ports.monitor_port}/healthz`).then(
+      (answer) => answer.ok,
+      () => false,
+    );
+  if (!(await until(healthy, 10_000, 20))) throw new Error(readFileSync(log_file, "utf8"));
+  return ports;
+}
+
+export interface BrokerPorts {
+  readonly port: number;
+  readonly monitor_port: number;
 }
 
 /** The program of the run. */

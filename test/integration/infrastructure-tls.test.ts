@@ -3,7 +3,7 @@
 // Method: an authority made here; a real nats-server with TLS for both ends, with nkeys in its file and with accounts as JWTs; Postgres behind a front
 //         that speaks its own way into TLS; our own command line and a supervisor as processes.
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { createServer, type AddressInfo, type Server, type Socket, connect as dial } from "node:net";
 import { join } from "node:path";
 import { TLSSocket } from "node:tls";
@@ -12,13 +12,13 @@ import { beforeAll, describe, expect, test } from "vitest";
 import { connectJetStream } from "../../bus/jetstream.ts";
 import type { LinkTls } from "../../bus/jetstream.ts";
 import { natsConfig } from "../../deploy/local/nats.ts";
-import { freePort, startServer, until } from "../../deploy/local/server-process.ts";
+import { until } from "../../deploy/local/server-process.ts";
 import { createDatabase } from "../../projections/database.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { realWorld } from "../../roles/real-world.ts";
 import { type Authority, type CertificateFiles, createAuthority } from "../harness/certificates.ts";
 import { atEndOfFile } from "../harness/endings.ts";
-import { freshDatabase, freshFolder, natsServerProgram } from "../harness/servers.ts";
+import { freshDatabase, freshFolder, natsServerOf } from "../harness/servers.ts";
 
 const MAIN = join(import.meta.dirname, "..", "..", "main.ts");
 const login = (user: string): { user: string; password: string } => ({ user, password: `password-of-${user}` });
@@ -41,26 +41,8 @@ beforeAll(() => {
 /** A broker with this configuration; the port is the client's. */
 async function serve(name: string, text: (ports: { port: number; monitor_port: number; home: string }) => string): Promise<number> {
   const home = join(folder, name);
-  mkdirSync(home, { recursive: true });
-  const ports = { port: await freePort(), monitor_port: await freePort() };
-  writeFileSync(join(home, "nats.conf"), text({ ...ports, home }), { mode: 0o600 });
-  const server = startServer({
-    name: "nats-server",
-    file: await natsServerProgram(),
-    args: ["-c", join(home, "nats.conf")],
-    cwd: home,
-    env: {},
-    log_file: join(home, "log"),
-    record_file: join(home, "server.json"),
-  });
-  atEndOfFile(() => server.stop("SIGKILL", 5_000));
-  const healthy = async (): Promise<boolean> =>
-    fetch(`http://127.0.0.1:${ports.monitor_port}/healthz`).then(
-      (answer) => answer.ok,
-      () => false,
-    );
-  if (!(await until(healthy, 10_000, 20))) throw new Error(readFileSync(join(home, "log"), "utf8"));
-  return ports.port;
+  const { port } = await natsServerOf(home, (ports) => text({ ...ports, home }));
+  return port;
 }
 
 const tlsFiles = (from: Authority, { cert_file, key_file }: Partial<CertificateFiles> = {}): LinkTls => ({

@@ -7,19 +7,11 @@ import { encodeJournal, type Entry, type JournalMessage } from "../../protocol/j
 import type { JsonObject } from "../../protocol/json.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
 import { timestamp, type World } from "../../protocol/world.ts";
+import { realWorld as createRealWorld } from "../../roles/real-world.ts";
 import { sessionDefinition } from "../../state-machines/session.ts";
 import { type ActorState, type Core, coreOf, outerState } from "../../state-machines/step.ts";
 
-export const realWorld: World = {
-  now_ms: () => Date.now(),
-  monotonic_ms: () => performance.now(),
-  after(delay_ms, callback) {
-    const timer = setTimeout(callback, delay_ms);
-    return () => clearTimeout(timer);
-  },
-  random: Math.random,
-  id: () => Math.random().toString(36).slice(2),
-};
+export const realWorld: World = createRealWorld();
 
 /** mulberry32: a small seeded generator. */
 export function seeded(seed: number): () => number {
