@@ -61,6 +61,12 @@ function evidenceWords(evidence: Json | undefined): string {
   }
 }
 
+/** `2:xstate.after.idle_ttl.idle` is the delay `idle_ttl` of the state `idle`; other timers have a name. */
+function timerWords(inst: string): string {
+  const [, delay, state] = /^\d+:xstate\.after\.([^.]+)\.(.+)$/.exec(inst) ?? [];
+  return delay === undefined ? inst.replace(/^\d+:/, "") : `${delay} of ${state}`;
+}
+
 /** An event of an actor in words; undefined for what says nothing to somebody who asks what happened. */
 function eventWords({ type, ...event }: ActorEvent): string | undefined {
   const step = `${String(event["turn"])}.${String(event["step"])}`;
@@ -178,7 +184,9 @@ async function storyOf(context: Context, actor: ActorAddress, shard: number): Pr
   const chapters: Chapter[] = [];
   let holder: string | undefined = actor.kind === "worker" ? actor.id : first.message.worker;
   let before: JournalMessage | undefined;
-  for (const told of [...own, ...decisions].sort((a, b) => a.sequence - b.sequence)) {
+  // A worker's own journal is where the supervisors' decisions about it stand.
+  const others = decisions.filter(({ message }) => actorPath(message.actor) !== actorPath(actor));
+  for (const told of [...own, ...others].sort((a, b) => a.sequence - b.sequence)) {
     if (actorPath(told.message.actor) === actorPath(actor)) {
       chapters.push(...ownChapters(told, before));
       before = told.message;
@@ -189,6 +197,17 @@ async function storyOf(context: Context, actor: ActorAddress, shard: number): Pr
     holder = decided.holder;
   }
   return chapters;
+}
+
+/** What happened several times at one moment is told once. */
+function folded(story: readonly Chapter[]): { at: string; text: string; times: number }[] {
+  const lines: { at: string; text: string; times: number }[] = [];
+  for (const { at, text } of story) {
+    const before = lines.at(-1);
+    if (before !== undefined && before.at === at && before.text === text) before.times += 1;
+    else lines.push({ at, text, times: 1 });
+  }
+  return lines;
 }
 
 async function placementOf(context: Context, shard: number): Promise<PlacementEntry | undefined> {
@@ -253,7 +272,7 @@ export async function explain(context: Context, { last }: { last: number }, acto
   printer.pairs([
     ["why", view.final ? "it is finished" : (wait_reason ?? (works === "" ? "it works" : `it works: ${works}`))],
     ...(wait_reason !== null && works !== "" ? [["in flight", works] as const] : []),
-    ...(next === undefined ? [] : [["timer", `${next.inst} ${next.due_ms <= now_ms ? "is due" : `in ${ago(next.due_ms - now_ms)}`}`] as const]),
+    ...(next === undefined ? [] : [["timer", `${timerWords(next.inst)} ${next.due_ms <= now_ms ? "is due" : `in ${ago(next.due_ms - now_ms)}`}`] as const]),
     ...(shard === null
       ? []
       : [
@@ -268,9 +287,9 @@ export async function explain(context: Context, { last }: { last: number }, acto
   const shown = story.slice(-last);
   if (shown.length < story.length) printer.note(`${story.length - shown.length} earlier happenings are left out; --last ${story.length} shows all`);
   let day = "";
-  for (const { at, text } of shown) {
+  for (const { at, text, times } of folded(shown)) {
     if (at.slice(0, 10) !== day) printer.line(`\n${printer.style("bold", (day = at.slice(0, 10)))}`);
-    printer.line(`${at.slice(11, 23)}  ${text}`);
+    printer.line(`${at.slice(11, 23)}  ${text}${times === 1 ? "" : ` (${times} times)`}`);
   }
   return EXIT.done;
 }

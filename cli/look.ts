@@ -7,6 +7,7 @@ import type { Json, JsonObject } from "../protocol/json.ts";
 import { actorSubject } from "../protocol/subjects.ts";
 import { timestamp } from "../protocol/world.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
+import { tableSize } from "../state-machines/budget-table.ts";
 import { cores } from "../state-machines/kinds.ts";
 import { type Core, viewOf } from "../state-machines/step.ts";
 import type { Context } from "./context.ts";
@@ -30,8 +31,10 @@ export function contextSummary(context: JsonObject): Readonly<Record<string, Jso
   const summary: Record<string, Json> = {};
   for (const [name, value] of Object.entries(context)) {
     if (name === "now" || value === null) continue;
-    if (Array.isArray(value)) summary[name] = `${value.length} items`;
-    else if (typeof value === "object") {
+    if (Array.isArray(value)) {
+      const rows = tableSize(value);
+      summary[name] = rows === undefined ? `${value.length} items` : `${rows} rows`;
+    } else if (typeof value === "object") {
       const fields = Object.entries(value as JsonObject);
       const flat =
         fields.length <= 12 && fields.every(([, field]) => field === null || typeof field !== "object" || (Array.isArray(field) && field.length <= 8));

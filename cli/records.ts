@@ -74,10 +74,11 @@ export async function usage(context: Context, { tenant, limit, daily, ...filter 
       ]),
     );
     const unpriced = sum((row) => row.attempts_unpriced);
+    const attempts = sum((row) => row.attempts);
     if (totals.length === 0) printer.note(`no model call of '${tenant}' fits`);
     else
       printer.line(
-        `\n${printer.style("bold", dollars(sum((row) => row.cost_usd_micros)))} for ${sum((row) => row.attempts)} attempts${unpriced === 0 ? "" : `, and ${unpriced} of unknown cost`}`,
+        `\n${printer.style("bold", dollars(sum((row) => row.cost_usd_micros)))} for ${attempts} attempt${attempts === 1 ? "" : "s"}${unpriced === 0 ? "" : `, and ${unpriced} of unknown cost`}`,
       );
     return EXIT.done;
   }

@@ -4,6 +4,7 @@
 // step; copying one of BUCKETS parts of it does not. Plain JSON, so that it rests in a snapshot as it is. Within a bucket the rows keep
 // the order in which they were put, which is how the oldest are found.
 import { assert } from "../protocol/assert.ts";
+import type { Json, JsonObject } from "../protocol/json.ts";
 
 const BUCKETS = 32;
 
@@ -55,4 +56,12 @@ export function tableRemember<T>(table: Table<T>, key: string, row: T, rows_max:
 
 export function* tableRows<T>(table: Table<T>): Generator<readonly [string, T]> {
   for (const bucket of table) for (const key in bucket) yield [key, bucket[key] as T];
+}
+
+/** How many rows, if the value is a table; else undefined. */
+export function tableSize(value: Json): number | undefined {
+  const isBucket = (bucket: Json): boolean =>
+    typeof bucket === "object" && bucket !== null && !Array.isArray(bucket) && Object.keys(bucket).every((key) => key.includes("/"));
+  if (!Array.isArray(value) || value.length !== BUCKETS || !value.every(isBucket)) return undefined;
+  return value.reduce((sum: number, bucket) => sum + Object.keys(bucket as JsonObject).length, 0);
 }

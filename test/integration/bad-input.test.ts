@@ -269,6 +269,9 @@ test("no inbox holds anything back, and no process had to be started again", asy
     const health = await troupe.cli(["show", `system/worker/${id}`, "--json"]);
     expect({ role, id, health: JSON.parse(health.stdout) as unknown }).toMatchObject({ health: { state: "ready" } });
   }
+  // A worker's journal holds what the supervisors decided about it, and its story tells that once.
+  const { story } = JSON.parse((await troupe.cli(["explain", "system/worker/w1", "--json"])).stdout) as { story: { what: string; text: string }[] };
+  expect(story.filter(({ text }) => text === "worker.state from joining to ready")).toHaveLength(1);
   const verified = await troupe.cli(["verify", "--json"]);
   expect(verified).toMatchObject({ code: 0, stdout: expect.stringContaining('"violations":0') });
 });
