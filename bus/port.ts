@@ -1,5 +1,5 @@
 // port: how messages rest and travel, as a list of promises. Two adapters keep it: jetstream.ts (the real one) and
-// memory.ts (the same semantics in one thread and in any World's time). test/contract/bus.test.ts runs on both.
+// memory.ts (the same semantics in one thread and in any World's time). test/contract/bus-*.test.ts run on both.
 //
 // Promises that hold for every call:
 //   B1. What a publish answered as `stored` or `committed` survives the death of the client and of the broker process.

@@ -41,7 +41,7 @@ const MUTATIONS: readonly Mutation[] = [
     file: "bus/memory.ts",
     from: "append.expected_last_sequence",
     to: "undefined as unknown as number",
-    tests: [CRASHES, "test/contract/bus.test.ts"],
+    tests: [CRASHES, "test/contract/bus-journals.test.ts"],
   },
   {
     name: "A3: a result stays in the ledger",
