@@ -10,9 +10,8 @@
 import { decode, encodeAuthorizationResponse, encodeUser, type User } from "@nats-io/jwt";
 import { createAccount, createCurve, fromPublic, fromSeed, type KeyPair } from "@nats-io/nkeys";
 import { z } from "zod";
-import { errorFields, type Log } from "../protocol/log.ts";
-import type { World } from "../protocol/world.ts";
-import { guarded, type LinkTls, openLink } from "./jetstream-link.ts";
+import { errorFields } from "../protocol/log.ts";
+import { guarded, type LinkOptions, openLink } from "./jetstream-link.ts";
 
 const AUTH_SUBJECT = "$SYS.REQ.USER.AUTH";
 const AUTH_QUEUE = "auth";
@@ -53,14 +52,9 @@ export interface AuthKeys {
   readonly exchange_seed: string;
 }
 
-export interface AuthOptions extends AuthKeys {
-  readonly servers: string | readonly string[];
+export interface AuthOptions extends AuthKeys, LinkOptions {
+  /** Who answers for logins. */
   readonly user: string;
-  readonly password?: string;
-  readonly tls?: LinkTls;
-  readonly name: string;
-  readonly log: Log;
-  readonly world: World;
 }
 
 const encoder = new TextEncoder();

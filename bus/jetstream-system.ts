@@ -3,21 +3,8 @@
 // A process that is killed loses its sockets with it: the broker says so about 4 ms later. A process that is stopped or stuck keeps
 // them, and only its lease tells.
 import { z } from "zod";
-import type { Log } from "../protocol/log.ts";
-import type { World } from "../protocol/world.ts";
 import type { ConnectionEvent, ConnectionWatch, EndedBy } from "./connection-watch.ts";
-import { guarded, type LinkTls, openLink, parseJson } from "./jetstream-link.ts";
-
-export interface SystemLogin {
-  readonly servers: string | readonly string[];
-  readonly user?: string;
-  readonly password?: string;
-  readonly creds_file?: string;
-  readonly tls?: LinkTls;
-  readonly name: string;
-  readonly log: Log;
-  readonly world: World;
-}
+import { guarded, type LinkOptions, openLink, parseJson } from "./jetstream-link.ts";
 
 const notice = z.object({
   server: z.object({ id: z.string().default("") }).default({ id: "" }),
@@ -29,7 +16,7 @@ const notice = z.object({
 const ENDED_BY_CLIENT: ReadonlySet<string> = new Set(["Client Closed", "Read Error", "Write Error"]);
 
 /** Listens to the connections of one account. `user` must be one of the system account. Rejects when it cannot connect. */
-export async function watchConnections(options: SystemLogin & { readonly account: string }): Promise<ConnectionWatch> {
+export async function watchConnections(options: LinkOptions & { readonly account: string }): Promise<ConnectionWatch> {
   const { log, account } = options;
   const link = await openLink(options);
   const listeners = new Set<(event: ConnectionEvent) => void>();
@@ -61,7 +48,7 @@ export async function watchConnections(options: SystemLogin & { readonly account
 }
 
 /** An idle connection that stands for as long as this process does. */
-export async function holdLifeline(options: SystemLogin): Promise<{ close(): Promise<void> }> {
+export async function holdLifeline(options: LinkOptions): Promise<{ close(): Promise<void> }> {
   const link = await openLink(options);
   return { close: () => link.close() };
 }

@@ -1,8 +1,7 @@
 // warden: who is connected in an account of the broker, and the way to end such a connection. Speaks with the broker's system account.
 import { z } from "zod";
-import type { Log } from "../protocol/log.ts";
-import { pause, type World } from "../protocol/world.ts";
-import { type LinkTls, openLink, parseJson } from "./jetstream-link.ts";
+import { pause } from "../protocol/world.ts";
+import { type LinkOptions, openLink, parseJson } from "./jetstream-link.ts";
 
 export interface Warden {
   /** Who is connected in an account, on every server that answers in time. Pages of CONNECTIONS_MAX a server: kick and ask again. */
@@ -30,15 +29,7 @@ const listing = z.object({
 });
 
 /** `user` is one of the system account. Rejects when it cannot connect. */
-export async function openWarden(options: {
-  readonly servers: string | readonly string[];
-  readonly user: string;
-  readonly password?: string;
-  readonly tls?: LinkTls;
-  readonly name: string;
-  readonly log: Log;
-  readonly world: World;
-}): Promise<Warden> {
+export async function openWarden(options: LinkOptions & { readonly user: string }): Promise<Warden> {
   const link = await openLink({ ...options, inbox_prefix: "_INBOX_warden" });
   let calls = 0;
   const bytes = (value: object): Uint8Array => new TextEncoder().encode(JSON.stringify(value));

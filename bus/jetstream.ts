@@ -9,16 +9,15 @@
 //   J1. A memory stream that a broker restart took is made again by whoever is told to ensure; until then its publishes are `unavailable`.
 import { createInbox } from "@nats-io/transport-node";
 import { assert } from "../protocol/assert.ts";
-import type { Log } from "../protocol/log.ts";
 import { dueSubject, timerSubject } from "../protocol/subjects.ts";
-import { pause, timestamp, type World } from "../protocol/world.ts";
+import { pause, timestamp } from "../protocol/world.ts";
 import { Appender } from "./jetstream-append.ts";
 import { auditLink, type Finding } from "./jetstream-audit.ts";
 import { openBucket } from "./jetstream-bucket.ts";
 import { consumeInbox } from "./jetstream-consume.ts";
 import { type Difference, ensureStream, ensureStreams as ensureOn } from "./jetstream-ensure.ts";
 import { followStream } from "./jetstream-follow.ts";
-import { type Answer, type ApiError, fromWire, type Link, type LinkTls, openLink, parseJson, REQUEST_PATIENCE_MS, toWire } from "./jetstream-link.ts";
+import { type Answer, type ApiError, fromWire, type Link, type LinkOptions, openLink, parseJson, REQUEST_PATIENCE_MS, toWire } from "./jetstream-link.ts";
 import { countsOf, lastOfEach, leaderGet, onlyReplicaLast, readRange, streamInfo } from "./jetstream-reads.ts";
 import {
   BUCKETS,
@@ -38,28 +37,14 @@ import { allDeclarations, type Declarations, declareStreams } from "./streams.ts
 export type { Finding } from "./jetstream-audit.ts";
 export type { LinkTls } from "./jetstream-link.ts";
 
-export interface JetStreamOptions {
-  /** One URL, several with commas, or a list. */
-  readonly servers: string | readonly string[];
-  readonly user?: string;
-  readonly password?: string;
-  readonly token?: string;
-  readonly creds_file?: string;
-  readonly tls?: LinkTls;
-  /** The connection's name in the broker's events and monitoring. */
-  readonly name: string;
-  /** Default `_INBOX`. */
-  readonly inbox_prefix?: string;
+export interface JetStreamOptions extends LinkOptions {
   readonly shards: number;
   readonly replicas: number;
   readonly commands_bytes_max?: number;
   readonly tokens_bytes_max?: number;
   readonly lease_ttl_ms?: number;
-  readonly log: Log;
-  readonly world: World;
   /** Creates and updates the streams before it answers, and makes memory streams again. Default true. */
   readonly ensure?: boolean;
-  readonly first_connection_patience_ms?: number;
   /** Told with each commit how many appends travelled in it. */
   readonly on_commit?: (appends: number) => void;
 }
