@@ -14,6 +14,8 @@ import { errorFields } from "../protocol/log.ts";
 import { PRIORITIES } from "../protocol/priority.ts";
 import { RATE_TIER_NAMES, RATE_TIERS } from "../protocol/rate-tiers.ts";
 import { ROLES } from "../providers/models.ts";
+import { cores } from "../state-machines/kinds.ts";
+import { outerStates } from "../state-machines/step.ts";
 import { actorArgument, collected, filterArgument, idArgument, instantArgument, parentArgument, sessionArgument, wholeNumber } from "./arguments.ts";
 import { setBudget, showBudget } from "./budget.ts";
 import { machines, replayCommand, verifyCommand } from "./checks.ts";
@@ -188,7 +190,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     work: sessions,
   })
     .addOption(tenantOption())
-    .option("--state <state>", "only those in this state")
+    .addOption(new Option("--state <state>", "only those in this state").choices([...outerStates(cores.session.definition)]))
     .option("--agent <id>", "only those of this agent")
     .addOption(limitOption("at most so many (default 50, at most 500)"))
     .option("--after <cursor>", "go on after an earlier page");

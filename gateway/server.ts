@@ -39,6 +39,8 @@ import { actorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
 import type { UsageFilter } from "../protocol/usage-filter.ts";
 import type { ActorDefinition } from "../state-machines/definition.ts";
+import { cores } from "../state-machines/kinds.ts";
+import { outerStates } from "../state-machines/step.ts";
 import { type Attribution, withAttribution } from "../telemetry/log.ts";
 import type { Metrics } from "../telemetry/metrics.ts";
 import { declareAdminRoutes } from "./admin-routes.ts";
@@ -118,6 +120,7 @@ export interface Gateway {
 const STREAMS_MAX = 10_000;
 const LIST_LIMIT_DEFAULT = 50;
 const LIST_LIMIT_MAX = 100;
+const SESSION_STATES = outerStates(cores.session.definition);
 const EVENTS_LIMIT_DEFAULT = 100;
 const EVENTS_LIMIT_MAX = 1000;
 const AFTER_CHARACTERS_MAX = 1024;
@@ -489,7 +492,7 @@ export async function startGateway(deps: GatewayDeps): Promise<Gateway> {
 
   route("GET", "/v1/sessions", "sessions:read", async (request, _reply, { principal }) => {
     const { state, agent, limit, after } = queryOf(request);
-    if (state !== undefined && !isId(state)) throw invalid("?state= is the name of a state");
+    if (state !== undefined && !SESSION_STATES.includes(state)) throw invalid(`?state= is one of ${SESSION_STATES.join(", ")}`);
     if (agent !== undefined && !isId(agent)) throw invalid("?agent= is the id of an agent");
     if (after !== undefined && (after.length > AFTER_CHARACTERS_MAX || after.includes("\u0000"))) throw invalid("?after= is the `next` of a page");
     const question = {

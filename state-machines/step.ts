@@ -14,7 +14,7 @@
 //   S5. Each attempt ends once (done, failed, stopped, lost), and in the step that ends it its kind says what that owes to others.
 //   S6. What an effect says while it runs (`progress`) changes neither its input nor who runs it, and is forgotten with its attempt; but the next
 //       attempt knows what the lost one waited for (`wait`), since the actor's state still says so.
-import { type AnyActorScope, type AnyMachineSnapshot, createActor, type ExecutableActionObject } from "xstate";
+import { type AnyActorScope, type AnyMachineSnapshot, type AnyStateMachine, createActor, type ExecutableActionObject } from "xstate";
 import { assert, unreachable } from "../protocol/assert.ts";
 import { type ErrorBody, ERRORS, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
@@ -164,6 +164,13 @@ export function outerState(snapshot: AnyMachineSnapshot): string {
   const [outer] = Object.keys(value as object);
   assert(outer !== undefined, "a state value names a state");
   return outer;
+}
+
+/** The states that an actor of the kind can rest in, as the wire names them. */
+export function outerStates({ machine }: ActorDefinition): readonly string[] {
+  const nodes = Object.values((machine as AnyStateMachine).root.states);
+  // One that is left by an eventless transition without a condition is never rested in.
+  return nodes.filter(({ always }) => !always?.some(({ guard }) => guard === undefined)).map(({ key }) => key);
 }
 
 export function viewOf(state: ActorState): ActorView {

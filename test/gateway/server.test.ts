@@ -264,7 +264,9 @@ describe("sessions", () => {
     const page = await ask("GET", "/v1/sessions?state=idle&agent=assistant&limit=7&after=abc", {}, listing);
     expect(page.body).toEqual({ items: [{ session: "s1" }], next: "more" });
     expect(asked).toEqual([["acme", { state: "idle", agent: "assistant", limit: 7, after: "abc" }]]);
-    for (const query of ["limit=0", "limit=101", "limit=x", "limit=1&limit=2", "state=%00", "agent=a%20b"])
+    for (const state of ["initializing", "thinking", "acting", "parked", "terminated"])
+      expect((await ask("GET", `/v1/sessions?state=${state}`, {}, listing)).status, state).toBe(200);
+    for (const query of ["limit=0", "limit=101", "limit=x", "limit=1&limit=2", "state=%00", "state=bogus", "state=choosing", "agent=a%20b"])
       expectProblem(await ask("GET", `/v1/sessions?${query}`, {}, listing), 422, "invalid");
     const away = await cell.another({ sessions: { list: () => Promise.reject(new Error("connection refused at 10.0.0.1")) } });
     const refused = await ask("GET", "/v1/sessions", {}, away);
