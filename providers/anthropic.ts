@@ -10,13 +10,14 @@
 //   refuses it answers `invalid_request`, which is better than an agent that silently runs at another temperature.
 import type AnthropicSdk from "@anthropic-ai/sdk";
 import { asObject, type Json, type JsonObject } from "../protocol/json.ts";
-import { type Attempt, PATIENCE_DEFAULT, type Patience, runAttempt } from "./attempt.ts";
+import { type Attempt, type Patience, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
-import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
+import { type FailureFacts, modelError } from "./model-error.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
+import { streamAnswer } from "./stream-answer.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
 import { wellFormed } from "./transcript.ts";
-import { AnswerMistake, factsOfTransport, type SdkProviderSettings, sdkPatience, withRequestId } from "./transport.ts";
+import { contextOf, factsOfTransport, sdkPatience, type SdkProviderSettings, withRequestId } from "./transport.ts";
 
 type Sdk = typeof import("@anthropic-ai/sdk");
 type StreamEvent = AnthropicSdk.Messages.RawMessageStreamEvent;
@@ -24,13 +25,7 @@ type StreamEvent = AnthropicSdk.Messages.RawMessageStreamEvent;
 const ANTHROPIC_BASE_URL = "https://api.anthropic.com";
 
 export function anthropicProvider(settings: SdkProviderSettings): Provider {
-  const context = {
-    provider: "anthropic",
-    world: settings.world,
-    log: settings.log,
-    patience: settings.patience ?? PATIENCE_DEFAULT,
-    secrets: [settings.api_key],
-  };
+  const context = contextOf("anthropic", settings);
   // Loading the SDK takes a quarter of a second; a process that never calls Claude does not pay it.
   let loading: Promise<{ sdk: Sdk; client: AnthropicSdk }> | undefined;
   const load = () => {
@@ -42,26 +37,11 @@ export function anthropicProvider(settings: SdkProviderSettings): Provider {
     call: (request, io) =>
       runAttempt(context, request, io, async (attempt) => {
         const { sdk, client } = await load();
-        const answer = new Answer(attempt, request.model);
-        let has_head = false;
-        try {
-          const stream = await client.messages.create(bodyOf(request), { signal: attempt.signal });
-          has_head = true;
-          for await (const event of stream) {
-            attempt.heard();
-            answer.take(event);
-          }
-        } catch (error) {
-          if (error instanceof AnswerMistake) throw error.cause;
-          if (!answer.is_complete) {
-            const facts = factsOf(sdk, error, has_head);
-            // A connection that broke under an answer may have cost something, even before its first event.
-            if (has_head && facts.transport !== undefined) attempt.heard();
-            return attempt.failed(modelErrorOf(facts, context.secrets, settings.world.now_ms()));
-          }
-          // The provider had said how it ends; what broke afterwards is only the connection.
-        }
-        return answer.outcome();
+        return streamAnswer(context, attempt, {
+          answer: new Answer(attempt, request.model),
+          open: () => client.messages.create(bodyOf(request), { signal: attempt.signal }),
+          facts_of: (error, has_head) => factsOf(sdk, error, has_head),
+        });
       }),
   };
 }
@@ -208,14 +188,6 @@ class Answer {
   }
 
   take(event: StreamEvent): void {
-    try {
-      this.#take(event);
-    } catch (error) {
-      throw new AnswerMistake("an event of the stream was not understood", { cause: error });
-    }
-  }
-
-  #take(event: StreamEvent): void {
     switch (event.type) {
       case "message_start":
         this.#report(event.message.usage);

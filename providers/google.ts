@@ -13,13 +13,14 @@
 // - An answer is complete when its finish reason has come. MALFORMED_FUNCTION_CALL and its like mean that the model's answer broke off.
 import type { Content, GenerateContentParameters, GenerateContentResponse, GoogleGenAI, Part } from "@google/genai";
 import { asObject, hashOf, type Json, type JsonObject } from "../protocol/json.ts";
-import { type Attempt, PATIENCE_DEFAULT, runAttempt } from "./attempt.ts";
+import { type Attempt, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
-import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
+import { type FailureFacts, modelError } from "./model-error.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
+import { streamAnswer } from "./stream-answer.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
 import { wellFormed } from "./transcript.ts";
-import { AnswerMistake, factsOfTransport, type SdkProviderSettings } from "./transport.ts";
+import { contextOf, factsOfTransport, type SdkProviderSettings } from "./transport.ts";
 
 type Sdk = typeof import("@google/genai");
 
@@ -32,13 +33,7 @@ const MODEL_PATTERN = /^(tunedModels\/)?[A-Za-z0-9][A-Za-z0-9._-]*$/;
 const SIGNATURE_OF_ANOTHER = "skip_thought_signature_validator";
 
 export function googleProvider(settings: SdkProviderSettings): Provider {
-  const context = {
-    provider: "google",
-    world: settings.world,
-    log: settings.log,
-    patience: settings.patience ?? PATIENCE_DEFAULT,
-    secrets: [settings.api_key],
-  };
+  const context = contextOf("google", settings);
   // Loading the SDK takes a tenth of a second; a process that never calls Gemini does not pay.
   let loading: Promise<{ sdk: Sdk; client: GoogleGenAI }> | undefined;
   const load = () => {
@@ -52,27 +47,12 @@ export function googleProvider(settings: SdkProviderSettings): Provider {
         if (!MODEL_PATTERN.test(request.model))
           return attempt.failed(modelError("model_unknown", `a Gemini model is not named ${JSON.stringify(request.model)}`));
         const { sdk, client } = await load();
-        const answer = new Answer(attempt, request);
         const head: Head = { status: undefined, headers: undefined, unreachable: false };
-        let has_head = false;
-        try {
-          const stream = await client.models.generateContentStream(bodyOf(request, attempt.signal, head));
-          has_head = true;
-          for await (const chunk of stream) {
-            attempt.heard();
-            answer.take(chunk);
-          }
-        } catch (error) {
-          if (error instanceof AnswerMistake) throw error.cause;
-          if (!answer.is_complete) {
-            const facts = factsOf(sdk, error, head, has_head);
-            // A connection that broke under an answer may have cost something, even before its first event.
-            if (has_head && facts.transport !== undefined) attempt.heard();
-            return attempt.failed(modelErrorOf(facts, context.secrets, settings.world.now_ms()));
-          }
-          // The provider had said how it ends; what broke afterwards is only the connection.
-        }
-        return answer.outcome();
+        return streamAnswer(context, attempt, {
+          answer: new Answer(attempt, request),
+          open: () => client.models.generateContentStream(bodyOf(request, attempt.signal, head)),
+          facts_of: (error, has_head) => factsOf(sdk, error, head, has_head),
+        });
       }),
   };
 }
@@ -279,14 +259,6 @@ class Answer {
   }
 
   take(chunk: GenerateContentResponse): void {
-    try {
-      this.#take(chunk);
-    } catch (error) {
-      throw new AnswerMistake("a chunk of the stream was not understood", { cause: error });
-    }
-  }
-
-  #take(chunk: GenerateContentResponse): void {
     const block_reason = chunk.promptFeedback?.blockReason;
     if (typeof block_reason === "string" && block_reason !== "BLOCKED_REASON_UNSPECIFIED") this.#blocked = block_reason;
     const candidate = chunk.candidates?.[0];

@@ -9,14 +9,15 @@
 // - Usage nests as in Chat Completions and comes with the end.
 import type OpenAiSdk from "openai";
 import { asObject, hashOf, type Json, type JsonObject } from "../protocol/json.ts";
-import { type Attempt, PATIENCE_DEFAULT, runAttempt } from "./attempt.ts";
+import { type Attempt, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
-import { type FailureFacts, modelError, modelErrorOf } from "./model-error.ts";
+import { type FailureFacts, modelError } from "./model-error.ts";
 import { clientLoader, factsOf, OPENAI_BASE_URL, usageOf } from "./openai-client.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
+import { streamAnswer } from "./stream-answer.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
 import { wellFormed } from "./transcript.ts";
-import { AnswerMistake, type SdkProviderSettings } from "./transport.ts";
+import { contextOf, type SdkProviderSettings } from "./transport.ts";
 
 type Responses = typeof OpenAiSdk.Responses;
 type StreamEvent = OpenAiSdk.Responses.ResponseStreamEvent;
@@ -29,42 +30,20 @@ export function onlyInResponses(model: string): boolean {
 
 export function openaiResponsesProvider(settings: SdkProviderSettings): Provider {
   const base_url = settings.base_url ?? OPENAI_BASE_URL;
-  const context = {
-    provider: "openai-responses",
-    world: settings.world,
-    log: settings.log,
-    patience: settings.patience ?? PATIENCE_DEFAULT,
-    secrets: [settings.api_key],
-  };
+  const context = contextOf("openai-responses", settings);
   const load = clientLoader(settings.api_key, base_url, context.patience);
   return {
     name: "openai-responses",
     call: (request, io) =>
       runAttempt(context, request, io, async (attempt) => {
         const { sdk, client } = await load();
-        const answer = new Answer(attempt, request);
-        const failed = (facts: FailureFacts) => attempt.failed(modelErrorOf(facts, context.secrets, settings.world.now_ms()));
-        let has_head = false;
-        try {
-          const stream = await client.responses.create(bodyOf(request), { signal: attempt.signal });
-          has_head = true;
-          for await (const event of stream) {
-            // An error as the very first event was never billed.
-            if (event.type !== "error") attempt.heard();
-            answer.take(event);
-            if (answer.failure !== undefined) return failed(answer.failure);
-          }
-        } catch (error) {
-          if (error instanceof AnswerMistake) throw error.cause;
-          if (!answer.is_complete) {
-            const facts = factsOf(sdk, error, has_head);
-            // A connection that broke under an answer may have cost something, even before its first event.
-            if (has_head && facts.transport !== undefined) attempt.heard();
-            return failed(facts);
-          }
-          // The provider had said how it ends; what broke afterwards is only the connection.
-        }
-        return answer.outcome();
+        return streamAnswer(context, attempt, {
+          answer: new Answer(attempt, request),
+          open: () => client.responses.create(bodyOf(request), { signal: attempt.signal }),
+          facts_of: (error, has_head) => factsOf(sdk, error, has_head),
+          // An error as the very first event was never billed.
+          is_heard: (event) => event.type !== "error",
+        });
       }),
   };
 }
@@ -179,14 +158,6 @@ class Answer {
   }
 
   take(event: StreamEvent): void {
-    try {
-      this.#take(event);
-    } catch (error) {
-      throw new AnswerMistake("an event of the stream was not understood", { cause: error });
-    }
-  }
-
-  #take(event: StreamEvent): void {
     switch (event.type) {
       case "response.output_item.added":
         this.#begin(event.output_index, event.item);

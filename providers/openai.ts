@@ -13,14 +13,15 @@
 //   with an answer that called tools, and must not with others.
 import type OpenAiSdk from "openai";
 import { asObject, hashOf, type Json } from "../protocol/json.ts";
-import { type Attempt, PATIENCE_DEFAULT, runAttempt } from "./attempt.ts";
+import { type Attempt, runAttempt } from "./attempt.ts";
 import { estimateCallHeadTokens } from "./estimate.ts";
-import { modelError, modelErrorOf } from "./model-error.ts";
+import { modelError } from "./model-error.ts";
 import { clientLoader, factsOf, OPENAI_BASE_URL, usageOf } from "./openai-client.ts";
 import type { ChatMessage, ModelOutcome, ModelRequest, Provider, StopReason, ToolCall, Usage } from "./provider.ts";
+import { streamAnswer } from "./stream-answer.ts";
 import { toolCall, withOwnIds } from "./tool-args.ts";
 import { wellFormed } from "./transcript.ts";
-import { AnswerMistake, type SdkProviderSettings } from "./transport.ts";
+import { contextOf, type SdkProviderSettings } from "./transport.ts";
 
 type Chunk = OpenAiSdk.Chat.Completions.ChatCompletionChunk;
 type MessageParam = OpenAiSdk.Chat.Completions.ChatCompletionMessageParam;
@@ -29,39 +30,18 @@ type MessageParam = OpenAiSdk.Chat.Completions.ChatCompletionMessageParam;
 export function openaiProvider(settings: SdkProviderSettings & { readonly name?: string }): Provider {
   const base_url = settings.base_url ?? OPENAI_BASE_URL;
   const name = settings.name ?? "openai";
-  const context = {
-    provider: name,
-    world: settings.world,
-    log: settings.log,
-    patience: settings.patience ?? PATIENCE_DEFAULT,
-    secrets: [settings.api_key],
-  };
+  const context = contextOf(name, settings);
   const load = clientLoader(settings.api_key, base_url, context.patience);
   return {
     name,
     call: (request, io) =>
       runAttempt(context, request, io, async (attempt) => {
         const { sdk, client } = await load();
-        const answer = new Answer(attempt, request);
-        let has_head = false;
-        try {
-          const stream = await client.chat.completions.create(bodyOf(request, base_url), { signal: attempt.signal });
-          has_head = true;
-          for await (const chunk of stream) {
-            attempt.heard();
-            answer.take(chunk);
-          }
-        } catch (error) {
-          if (error instanceof AnswerMistake) throw error.cause;
-          if (!answer.is_complete) {
-            const facts = factsOf(sdk, error, has_head);
-            // A connection that broke under an answer may have cost something, even before its first event.
-            if (has_head && facts.transport !== undefined) attempt.heard();
-            return attempt.failed(modelErrorOf(facts, context.secrets, settings.world.now_ms()));
-          }
-          // The provider had said how it ends; what broke afterwards is only the connection.
-        }
-        return answer.outcome();
+        return streamAnswer(context, attempt, {
+          answer: new Answer(attempt, request),
+          open: () => client.chat.completions.create(bodyOf(request, base_url), { signal: attempt.signal }),
+          facts_of: (error, has_head) => factsOf(sdk, error, has_head),
+        });
       }),
   };
 }
@@ -154,14 +134,6 @@ class Answer {
   }
 
   take(chunk: Chunk): void {
-    try {
-      this.#take(chunk);
-    } catch (error) {
-      throw new AnswerMistake("a chunk of the stream was not understood", { cause: error });
-    }
-  }
-
-  #take(chunk: Chunk): void {
     const usage = asObject(chunk.usage);
     if (usage !== undefined) {
       this.#usage = usageOf(usage, { input: "prompt_tokens", output: "completion_tokens" });

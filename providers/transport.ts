@@ -1,7 +1,7 @@
-// transport: what both adapters over an SDK share: their settings, and what the connection under the SDK does to a call.
+// transport: what the adapters over an SDK share: their settings, and what the connection under the SDK does to a call.
 import type { Log } from "../protocol/log.ts";
 import type { World } from "../protocol/world.ts";
-import type { Patience } from "./attempt.ts";
+import { type AttemptContext, type Patience, PATIENCE_DEFAULT } from "./attempt.ts";
 import type { FailureFacts } from "./model-error.ts";
 
 export interface SdkProviderSettings {
@@ -13,14 +13,14 @@ export interface SdkProviderSettings {
   readonly patience?: Patience;
 }
 
+/** What every attempt of a provider has around it. */
+export function contextOf(provider: string, { api_key, world, log, patience = PATIENCE_DEFAULT }: SdkProviderSettings): AttemptContext {
+  return { provider, world, log, patience, secrets: [api_key] };
+}
+
 /** The SDK's own time-out must never be the one that ends a call: ours knows what was delivered until then. */
 export function sdkPatience(patience: Patience): number {
   return patience.first_event_ms + 60_000;
-}
-
-/** Wraps a mistake of ours within the loop over a stream, so that it is not taken for a broken stream. */
-export class AnswerMistake extends Error {
-  override readonly name = "AnswerMistake";
 }
 
 export function withRequestId(message: string, request_id: string | null | undefined): string {
