@@ -20,7 +20,7 @@ import type { TurnFinder } from "./turn-finder.ts";
 export type Admit = (actor: ActorAddress, command: Command, view?: ActorView) => Promise<ErrorBody | undefined>;
 
 /** What ends or sets something is never turned away at the door: a settlement that is refused is money that nobody counted. */
-const ALWAYS_OF_BUDGETS = ["budget.settle", "budget.release", "slot.release"];
+const ALWAYS_OF_BUDGETS = ["budget.settle", "budget.release", "slot.release", "session.release"];
 
 /** A budget tells its alerts to webhooks of its own tenant (A4). */
 function refuseForeign(actor: ActorAddress, { body }: Command): ErrorBody | undefined {

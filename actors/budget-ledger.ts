@@ -2,15 +2,18 @@
 // time, and a closed day never changes.
 //
 // Calibration: a projection says what a level comes to when the call and those that run beside it have ended. It is held against what the level
-// had come to when exactly those had ended. Kept apart by the confidence that was given to it, so that the confidence can be judged too.
+// had come to when exactly those had ended. Kept apart by its rule, and by the confidence that was given to it, so that both can be judged.
 //
 // Invariants:
 //   BL1. The categories of a day sum to its settled money; the days sum to everything ever settled.
 //   BL2. Each projection is judged at most once, and only after all that it was made about has ended.
+import { COST_PROJECTION_DEFAULT, type CostProjection } from "../protocol/cost-projection.ts";
 import type { ActorEvent, JournalMessage } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 
 export interface Calibration {
+  /** By which it was foreseen (state-machines/budget-projection.ts). */
+  readonly rule: CostProjection;
   readonly confidence: number;
   readonly projections: number;
   /** Those that were not exceeded. */
@@ -52,7 +55,7 @@ type Day = Mutable<Omit<LedgerDay, "by_category" | "refused" | "degraded" | "ale
   degraded: Record<string, number>;
   alerts: Record<string, number>;
   periods_closed: JsonObject[];
-  calibration: Map<number, Mutable<Calibration>>;
+  calibration: Map<string, Mutable<Calibration>>;
 };
 
 /** A projection whose calls still run. */
@@ -64,6 +67,7 @@ interface Sample {
   readonly counted_usd_micros: number;
   readonly projected_usd_micros: number;
   readonly confidence: number;
+  readonly rule: CostProjection;
   waits_for: number;
 }
 
@@ -125,6 +129,7 @@ export function createLedger(): Ledger {
       counted_usd_micros: counted.get(key) ?? 0,
       projected_usd_micros: Number(projection["usd_micros"]),
       confidence: Number(projection["confidence"]),
+      rule: (projection["rule"] as CostProjection | undefined) ?? COST_PROJECTION_DEFAULT,
       waits_for: open.size,
     };
     for (const samples of open.values()) samples.push(sample);
@@ -137,14 +142,15 @@ export function createLedger(): Ledger {
     for (const sample of samples) {
       sample.waits_for -= 1;
       if (sample.waits_for > 0) continue;
-      const { day, confidence, projected_usd_micros } = sample;
+      const { day, confidence, rule, projected_usd_micros } = sample;
       const actual_usd_micros = sample.settled_usd_micros + (counted.get(sample.key) ?? 0) - sample.counted_usd_micros;
-      const row = day.calibration.get(confidence) ?? { confidence, projections: 0, held: 0, projected_usd_micros: 0, actual_usd_micros: 0 };
+      const name = `${rule} ${confidence}`;
+      const row = day.calibration.get(name) ?? { rule, confidence, projections: 0, held: 0, projected_usd_micros: 0, actual_usd_micros: 0 };
       row.projections += 1;
       row.held += actual_usd_micros <= projected_usd_micros ? 1 : 0;
       row.projected_usd_micros += projected_usd_micros;
       row.actual_usd_micros += actual_usd_micros;
-      day.calibration.set(confidence, row);
+      day.calibration.set(name, row);
     }
   }
 
@@ -157,7 +163,8 @@ export function createLedger(): Ledger {
         day.settled += 1;
         day.settled_usd_micros += cost;
         if (event["assumed"] === true) day.assumed_usd_micros += cost;
-        count(day.by_category, textOf(event, "category"), cost); // BL1
+        const by = (event["by_category"] as Readonly<Record<string, number>> | undefined) ?? { [textOf(event, "category")]: cost };
+        for (const [category, part] of Object.entries(by)) count(day.by_category, category, part); // BL1
         const keys = ["tenant", `agent/${textOf(event, "agent")}`, `user/${textOf(event, "user")}`, `session/${textOf(event, "session")}`];
         for (const key of keys) counted.set(key, (counted.get(key) ?? 0) + cost);
         return ended(textOf(event, "hold"));
@@ -198,7 +205,9 @@ export function createLedger(): Ledger {
     days() {
       return [...days.values()].map((day) => ({
         ...day,
-        calibration: [...day.calibration.values()].sort((a, b) => a.confidence - b.confidence).map((row) => ({ ...row })),
+        calibration: [...day.calibration.values()]
+          .sort((a, b) => (a.rule === b.rule ? a.confidence - b.confidence : a.rule < b.rule ? -1 : 1))
+          .map((row) => ({ ...row })),
       }));
     },
   };

@@ -1,6 +1,7 @@
 // budget-view: a tenant's budget as people and programs read it: every level with what is left and what the period may come to, and every rate
 // with what its window has left. Pure: out of the budget's own state and a clock.
 import type { JsonObject } from "../protocol/json.ts";
+import { COST_PROJECTION_DEFAULT } from "../protocol/cost-projection.ts";
 import { timestamp } from "../protocol/world.ts";
 import { type ActionCounts, actionsIn } from "../state-machines/budget-actions.ts";
 import { type BudgetContext, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget.ts";
@@ -95,6 +96,9 @@ export function budgetView(found: BudgetContext | undefined, now_ms: number): Js
       .map(({ row }) => row),
     calls_in_flight: found?.holds_open ?? 0,
     concurrency_max: found?.concurrency_max ?? null,
+    sessions: found?.session_places?.taken ?? null,
+    sessions_max: found?.session_places?.max ?? null,
+    projection: found?.projection ?? COST_PROJECTION_DEFAULT,
     tier: (found?.tier ?? null) as JsonObject | null,
     rates: found === undefined ? [] : ratesShown(found, now_ms),
     actions: found === undefined ? [] : actionsShown(found, now_ms),

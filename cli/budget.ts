@@ -52,17 +52,19 @@ export interface BudgetSetOptions {
   readonly concurrency?: number | "none";
   readonly rate?: readonly string[];
   readonly tier?: string;
+  readonly sessions?: number | "none";
+  readonly projection?: string;
 }
 
 export async function setBudget(context: Context, options: BudgetSetOptions): Promise<number> {
-  const { tenant, agent, user, session, limitUsdMicros, period, concurrency, rate = [], tier } = options;
+  const { tenant, agent, user, session, limitUsdMicros, period, concurrency, rate = [], tier, sessions, projection } = options;
   const { printer } = context;
   const named = Object.entries({ agent, user, session }).filter((entry): entry is [BudgetLevelKind, string] => entry[1] !== undefined);
   if (named.length > 1)
     throw new TroupeError(errorBody("invalid", "a budget is of one agent, one user or one session: give at most one of --agent, --user, --session"));
   const [level, id] = named[0] ?? (["tenant"] as const);
-  if ([limitUsdMicros, period, concurrency, tier].every((one) => one === undefined) && rate.length === 0)
-    throw new TroupeError(errorBody("invalid", "nothing to set: give --limit-usd-micros, --period, --concurrency, --rate or --tier"));
+  if ([limitUsdMicros, period, concurrency, tier, sessions, projection].every((one) => one === undefined) && rate.length === 0)
+    throw new TroupeError(errorBody("invalid", "nothing to set: give --limit-usd-micros, --period, --concurrency, --sessions, --rate, --tier or --projection"));
   const rates = Object.fromEntries(rate.map(readRate));
   const reply = await tell(context, tenant, "budget.configure", {
     level,
@@ -71,6 +73,8 @@ export async function setBudget(context: Context, options: BudgetSetOptions): Pr
     ...(period === undefined ? {} : { period }),
     ...(concurrency === undefined ? {} : { concurrency_max: concurrency === "none" ? null : concurrency }),
     ...(rate.length === 0 ? {} : { rates: rates as unknown as JsonObject }),
+    ...(sessions === undefined ? {} : { sessions_max: sessions === "none" ? null : sessions }),
+    ...(projection === undefined ? {} : { projection }),
     ...(tier === undefined ? {} : { tier: (rateTier(tier) ?? null) as unknown as JsonObject }),
   });
   const { limit_usd_micros, settled_usd_micros } = reply.result;
@@ -115,6 +119,9 @@ export async function showBudget(context: Context, { tenant }: { tenant: string 
   );
   const max = own["concurrency_max"] as number | null;
   printer.note(`micro-dollars; ${String(own["calls_in_flight"])} calls in flight${max === null ? "" : ` of at most ${max}`}`);
+  const sessions_max = own["sessions_max"] as number | null;
+  if (sessions_max !== null) printer.note(`${String(own["sessions"])} sessions of at most ${sessions_max}`);
+  printer.note(`what a level comes to is foreseen by ${String(own["projection"])}`);
   if (rates.length > 0)
     printer.table(
       ["provider", "requests", "of", "tokens", "of", "in", "tier"],

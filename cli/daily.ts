@@ -30,9 +30,9 @@ function tellDay({ printer }: Context, day: string, rows: readonly UsageDay[], l
     printer.line(
       `closed: ${String(closed["level"])} ${String(closed["id"] ?? "")} ${String(closed["period"])} from ${String(closed["from"])}: ${dollars(Number(closed["settled_usd_micros"]))}`,
     );
-  for (const { confidence, projections, held, projected_usd_micros, actual_usd_micros } of ledger.calibration)
+  for (const { rule, confidence, projections, held, projected_usd_micros, actual_usd_micros } of ledger.calibration)
     printer.line(
-      `projections of confidence ${confidence}: ${held} of ${projections} held; ${dollars(projected_usd_micros)} projected, ${dollars(actual_usd_micros)} came`,
+      `projections by ${rule} of confidence ${confidence}: ${held} of ${projections} held; ${dollars(projected_usd_micros)} projected, ${dollars(actual_usd_micros)} came`,
     );
 }
 

@@ -12,6 +12,8 @@ import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { CALLS_MAX_MAX } from "../protocol/limits.ts";
 import { errorFields } from "../protocol/log.ts";
 import { PRIORITIES } from "../protocol/priority.ts";
+import { COST_PROJECTIONS } from "../protocol/cost-projection.ts";
+import { SESSIONS_COUNTED_MAX } from "../protocol/limits.ts";
 import { RATE_TIER_NAMES, RATE_TIERS } from "../protocol/rate-tiers.ts";
 import { ROLES } from "../providers/models.ts";
 import { cores } from "../state-machines/kinds.ts";
@@ -530,12 +532,16 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
       "A limit of a user or session counts from when it is first set. What is not given stays as it is.\n" +
       `A rate is of one provider, over a sliding window. A tier is the rate of every provider without one of its own: ${RATE_TIERS.map(
         ({ name, requests_max, tokens_max }) => `${name} (${requests_max} requests, ${tokens_max} tokens a minute)`,
-      ).join(", ")}.`,
+      ).join(", ")}.\n` +
+      "Sessions count from their creation to their end; those that are older than the bound with their next call of a model, and none is ever stopped for it.\n" +
+      "A projection says what a level comes to: beside_twice (what is settled and held, and what others hold once more), held (what is settled and held),\n" +
+      "run_rate (what the period comes to if it goes on as it began). The daily report tells how well each did.",
     json: "document",
     examples: [
       "troupe budget set --tenant acme --limit-usd-micros 5000000 --period day",
       "troupe budget set --tenant acme --agent helper --limit-usd-micros 0",
       "troupe budget set --tenant acme --tier standard --rate anthropic=1000/2000000/60 --rate openai=none",
+      "troupe budget set --tenant acme --sessions 200 --projection run_rate",
     ],
     work: setBudget,
   })
@@ -546,6 +552,8 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
     .addOption(new Option("--limit-usd-micros <n>", "the limit in micro-dollars, or none").argParser(orNone(Number.MAX_SAFE_INTEGER)))
     .addOption(new Option("--period <period>", "what the limit is for").choices(["day", "week", "month", "none"]))
     .addOption(new Option("--concurrency <n>", "how many calls of the tenant may run at once, or none").argParser(orNone(1_000_000)))
+    .addOption(new Option("--sessions <n>", "how many sessions that have not ended the tenant may have, or none").argParser(orNone(SESSIONS_COUNTED_MAX)))
+    .addOption(new Option("--projection <rule>", "how it is foreseen what a level comes to").choices([...COST_PROJECTIONS]))
     .addOption(new Option("--rate <rate...>", "PROVIDER=REQUESTS/TOKENS/SECONDS, - for what is not limited; or PROVIDER=none").argParser(collected))
     .addOption(new Option("--tier <tier>", "the rate at every other provider").choices([...RATE_TIER_NAMES, "none"]));
   add(budget, {

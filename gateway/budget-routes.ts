@@ -2,7 +2,8 @@
 //
 //   GET /v1/budget                         admin            levels, rates and what their windows have left
 //   GET /v1/operator/tenants/{id}/budget   operator:read    the same of any tenant
-//   PUT /v1/operator/tenants/{id}/budget   operator:write   {level?, id?, limit_usd_micros?, period?, concurrency_max?, rates?, tier?}
+//   PUT /v1/operator/tenants/{id}/budget   operator:write   {level?, id?, limit_usd_micros?, period?, concurrency_max?, rates?, tier?,
+//                                                          sessions_max?, projection?}
 //
 // Invariants:
 //   BR1. What limits a tenant is set by operators alone; no tenant's credential reaches a route that writes.

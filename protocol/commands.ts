@@ -4,11 +4,12 @@
 // nothing in it can make decoding throw.
 import { unpack } from "msgpackr";
 import { z } from "zod";
+import { COST_PROJECTIONS } from "./cost-projection.ts";
 import { type ErrorBody, errorBody } from "./errors.ts";
 import { type ActorKind, ID_PATTERN } from "./ids.ts";
 import type { Json } from "./json.ts";
 import { CIPHERTEXT_CHARACTERS_MAX } from "./key-ring.ts";
-import { CALL_TIMEOUT_MS_MAX, COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX } from "./limits.ts";
+import { CALL_TIMEOUT_MS_MAX, COMMAND_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, LOOPS_MAX, METADATA_KEYS_MAX, SESSIONS_COUNTED_MAX } from "./limits.ts";
 import { isPrincipal } from "./principal.ts";
 import { PRIORITIES } from "./priority.ts";
 import { AFTER_MAX, MESSAGE_ID_PATTERN } from "./session-parent.ts";
@@ -166,6 +167,9 @@ const rateBounds = {
   window_ms: z.int().min(1000).max(86_400_000),
 };
 
+/** A kind of cost, as reports tell them apart. */
+const categoryName = z.string().regex(/^[a-z][a-z_]{0,31}$/, "lower-case letters and _");
+
 /** Actors `{tenant}/webhook/{id}` that hear a tenant's alerts. */
 const webhookPath = z.string().regex(/^[A-Za-z0-9_-]{1,64}\/webhook\/[A-Za-z0-9_-]{1,64}$/, "{tenant}/webhook/{id}");
 /** Where it may be called is judged by who calls it (protocol/public-address.ts). */
@@ -313,6 +317,10 @@ export const COMMANDS = {
           .optional(),
         /** Webhooks of the same tenant that are to hear its alerts, and that are no longer to. */
         alerts_to: z.object({ add: z.array(webhookPath).max(16).optional(), remove: z.array(webhookPath).max(16).optional() }).optional(),
+        /** By which rule it is foreseen what a level comes to. */
+        projection: z.enum(COST_PROJECTIONS).optional(),
+        /** How many sessions that have not ended it may have; null takes the bound away. */
+        sessions_max: z.int().min(0).max(SESSIONS_COUNTED_MAX).nullable().optional(),
       }),
     },
     "budget.reserve": {
@@ -323,10 +331,7 @@ export const COMMANDS = {
           session: id,
           agent: id,
           user: userName.optional(),
-          category: z
-            .string()
-            .regex(/^[a-z][a-z_]{0,31}$/)
-            .optional(),
+          category: categoryName.optional(),
           part: z.int().min(1).max(1000).optional(),
           ...ask,
           degraded: z.object({ ...ask, rate: rateOfCall.optional() }).optional(),
@@ -347,11 +352,15 @@ export const COMMANDS = {
         spent_usd_micros: money.optional(),
         model: modelName.optional(),
         used: z.array(rateUse).max(64).optional(),
+        /** Parts of the cost that are of another category than the hold. */
+        by_category: z.record(categoryName, money).optional(),
       }),
     },
     "budget.release": { channels: ["control"], body: z.object({ hold }) },
     "slot.acquire": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
     "slot.release": { channels: ["control"], body: z.object({ slot: z.string().min(1).max(256) }) },
+    "session.acquire": { channels: ["control"], body: z.object({ session: id }) },
+    "session.release": { channels: ["control"], body: z.object({ session: id }) },
     "action.acquire": {
       channels: ["control"],
       body: z.object({ action: hold, agent: id, kind: z.enum(["model_calls", "tool_calls"]), limits: actionLimits }),

@@ -20,6 +20,7 @@ export const ERRORS = {
   model_unknown: { status: 422, title: "There is no such model", transient: false },
   price_unknown: { status: 422, title: "The model has no known price", transient: false },
   rate_limited: { status: 429, title: "Too many requests", transient: true },
+  sessions_exceeded: { status: 429, title: "The tenant has as many sessions as it may have", transient: true },
   overloaded: { status: 503, title: "Too much is waiting", transient: true },
   unavailable: { status: 503, title: "It cannot be taken now", transient: true },
   internal: { status: 500, title: "Something broke on our side", transient: true },

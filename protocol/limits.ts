@@ -83,3 +83,6 @@ export const EDGE_ACCOUNTS_DEFAULT = 256;
 
 /** Requests of one tenant in a second at one gateway. As many as one process serves of small requests; a deployment of many tenants sets less. */
 export const GATEWAY_REQUESTS_PER_S = 2_000;
+
+/** Sessions of one tenant that its budget counts one by one, where it may have only so many. A tenant that needs more has no bound. */
+export const SESSIONS_COUNTED_MAX = 10_000;

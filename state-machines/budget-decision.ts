@@ -10,6 +10,7 @@
 //   D1. `terminate` only when the call does not fit: a call that its own reservation covers is never ended here, however bleak the projection.
 //   D2. No limit, no reason: without one only concurrency can degrade.
 import { assert } from "../protocol/assert.ts";
+import type { Projection } from "./budget-projection.ts";
 
 export const STATUSES = ["healthy", "warning", "critical", "exceeded"] as const;
 export type BudgetStatus = (typeof STATUSES)[number];
@@ -45,26 +46,6 @@ export function statusOf(spending: Spending): BudgetStatus {
 /** What the limit has left. Below zero after an overrun, or when the limit was lowered. */
 export function headroom({ settled_usd_micros, reserved_usd_micros, limit_usd_micros }: Spending): number {
   return limit_usd_micros === null ? Number.POSITIVE_INFINITY : limit_usd_micros - settled_usd_micros - reserved_usd_micros;
-}
-
-export interface Projection {
-  readonly usd_micros: number;
-  /** Between 0 and 1. */
-  readonly confidence: number;
-}
-
-/**
- * What the period may come to when this call and those that run beside it have ended: what is settled, this call, and twice what the others
- * hold, because whoever runs now goes on running. The more run, the less is known.
- */
-export function project(call: {
-  readonly settled_usd_micros: number;
-  readonly others_usd_micros: number;
-  readonly amount_usd_micros: number;
-  readonly others: number;
-}): Projection {
-  const usd_micros = Math.min(Number.MAX_SAFE_INTEGER, call.settled_usd_micros + call.amount_usd_micros + 2 * call.others_usd_micros);
-  return { usd_micros, confidence: Math.max(30, 95 - Math.min(30, 10 * call.others)) / 100 };
 }
 
 export interface DecisionInputs extends Spending {

@@ -22,6 +22,7 @@
 //   B6. Nothing here is a fraction: money is whole micro-dollars, and no sum leaves the safe integers.
 //   B7. A settlement above the hold is counted in full and told as `budget.overrun`: it is never cut down to what was reserved.
 //   B8. Everything kept has a bound: LEVELS_MAX, HOLDS_MAX, CLOSED_MAX, SLOTS_MAX, RATES_MAX, LINE_MAX.
+//   B11. Parts of a cost by category are kept apart only where they are within it: categories sum to what is settled.
 //   B10. An agent begins no more actions in a period than the limit that it is asked with (budget-actions.ts).
 //   B9. A slot goes to whose turn it is (protocol/priority.ts): nobody is granted one while more stand before him than are free.
 import { enqueueActions, setup } from "xstate";
@@ -30,13 +31,16 @@ import { type Priority, PRIORITY_DEFAULT, turnAt } from "../protocol/priority.ts
 import { type BudgetLevelKind, HOLD_PATTERN, MONEY_USD_MICROS_MAX } from "../protocol/commands.ts";
 import { type ErrorBody, type ErrorCode, errorBody } from "../protocol/errors.ts";
 import { actorPath } from "../protocol/ids.ts";
+import type { CostProjection } from "../protocol/cost-projection.ts";
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import type { RateTier } from "../protocol/rate-tiers.ts";
 import { type ActionCounts, actionCounted, type ActionKind, type ActionLimits, actionsIn } from "./budget-actions.ts";
-import { type BudgetStatus, decide, type Decision, type DecisionInputs, headroom, project, STATUSES, statusOf, utilisation } from "./budget-decision.ts";
+import { type BudgetStatus, decide, type Decision, type DecisionInputs, headroom, STATUSES, statusOf, utilisation } from "./budget-decision.ts";
 import { type BudgetPeriod, periodEnd, periodStart } from "./budget-period.ts";
+import { project } from "./budget-projection.ts";
 import { type RateLimit, rateRelaid, rateSlice, type RateWindow, rateTaken, rateUsed, rateWait } from "./budget-rate.ts";
+import { placeHeard, placeLeft, placesWith, placeTaken, type SessionPlaces } from "./budget-sessions.ts";
 import { emptyTable, type Table, tableDrop, tableGet, tablePut, tableRemember, tableRows } from "./budget-table.ts";
 import { givenBack, type HoldUse, type RateUse, type Taken, takenWith } from "./budget-windows.ts";
 import type { ActorDefinition, ActorView, BaseContext, CommandEvent, CreationInput, Emitted } from "./definition.ts";
@@ -66,6 +70,8 @@ export const RATES_MAX = 64;
 export const CATEGORIES_MAX = 32;
 /** Webhooks that hear a budget's alerts. */
 export const ALERTS_TO_MAX = 16;
+/** What a refusal for want of a session's place says when to come again: sessions last long. */
+const SESSION_RETRY_MS = 30_000;
 /** What a refusal for want of a slot says when to ask again. */
 const SLOT_RETRY_MS = 250;
 /** Calls that wait in line for a slot. More are refused without a place in it, and may come again. */
@@ -150,6 +156,10 @@ export interface BudgetContext extends BaseContext {
   readonly actions?: Table<ActionCounts>;
   /** Webhooks that hear each alert; absent where none was ever named. */
   readonly alerts_to?: readonly string[];
+  /** By which rule a period's end is foreseen; absent where none was ever named. */
+  readonly projection?: CostProjection;
+  /** Its sessions, where it may have only so many; absent where that was never said, null where it is said no longer. */
+  readonly session_places?: SessionPlaces | null;
   /** Of the tenant's running period. */
   readonly categories: Readonly<Record<string, number>>;
   /** Everything ever settled. */
@@ -170,6 +180,8 @@ export interface ConfigureBody {
   readonly rates?: Readonly<Record<string, RateLimit | null>>;
   readonly tier?: RateTier | null;
   readonly alerts_to?: { readonly add?: readonly string[]; readonly remove?: readonly string[] };
+  readonly projection?: CostProjection;
+  readonly sessions_max?: number | null;
 }
 
 interface Ask {
@@ -213,6 +225,8 @@ export interface SettleBody {
   readonly model?: string;
   /** What its calls used in windows; absent where nobody knows, or nothing was called. */
   readonly used?: readonly RateUse[];
+  /** Parts of the cost that are of another category than the hold. */
+  readonly by_category?: Readonly<Record<string, number>>;
 }
 
 interface RateBody {
@@ -237,6 +251,7 @@ type BudgetEvent =
   | CommandEvent<"budget.settle", SettleBody>
   | CommandEvent<"budget.release", { readonly hold: string }>
   | CommandEvent<"slot.acquire" | "slot.release", { readonly slot: string }>
+  | CommandEvent<"session.acquire" | "session.release", { readonly session: string }>
   | CommandEvent<"rate.acquire", RateBody>
   | CommandEvent<"action.acquire", ActionBody>
   | { readonly type: "budget.alarm" };
@@ -410,7 +425,7 @@ class Books {
     this.#put(key, { ...level, settled_usd_micros: 0, period_started_at_ms: next_started_at_ms, alerted_percent: 0 });
   }
 
-  configure({ level: kind, id, limit_usd_micros, period, concurrency_max, rates, tier, alerts_to }: ConfigureBody): void {
+  configure({ level: kind, id, limit_usd_micros, period, concurrency_max, rates, tier, alerts_to, projection, sessions_max }: ConfigureBody): void {
     const key = levelKey(kind, id);
     const { at_ms } = this.#now.now;
     const known = this.#level(key);
@@ -437,6 +452,8 @@ class Books {
     if (tier !== undefined) this.#setTier(tier);
     if (rates !== undefined || tier !== undefined) this.#forgetTaken();
     if (alerts_to !== undefined) this.#set({ alerts_to: heardBy(this.#now, alerts_to) });
+    if (projection !== undefined) this.#set({ projection });
+    if (sessions_max !== undefined) this.#set({ session_places: placesWith(this.#now.session_places ?? undefined, sessions_max) ?? null });
     const now = this.#level(key) as Level;
     const told = {
       limit_usd_micros: now.limit_usd_micros,
@@ -445,6 +462,8 @@ class Books {
       ...(rates === undefined ? {} : { rates: rates as unknown as JsonObject }),
       ...(tier === undefined ? {} : { tier: tier as unknown as JsonObject }),
       ...(alerts_to === undefined ? {} : { alerts_to: this.#now.alerts_to ?? [] }),
+      ...(projection === undefined ? {} : { projection }),
+      ...(sessions_max === undefined ? {} : { sessions_max }),
     };
     this.told.push({ type: "budget.configured", ...levelName(key), ...told });
     if (concurrency_max !== undefined) this.#callNext();
@@ -491,13 +510,16 @@ class Books {
     for (const key of keys) {
       const level = this.#level(key);
       assert(level !== undefined, "only levels that are there are judged");
-      const { settled_usd_micros, reserved_usd_micros, limit_usd_micros } = level;
+      const { settled_usd_micros, reserved_usd_micros, limit_usd_micros, period, period_started_at_ms } = level;
       const concurrency = this.#concurrency;
-      const projection = project({
+      const projection = project(this.#now.projection, {
         settled_usd_micros,
         others_usd_micros: reserved_usd_micros,
         amount_usd_micros: amount_usd_micros ?? 0,
         others: this.#now.holds_open,
+        period,
+        period_started_at_ms,
+        at_ms: this.#now.now.at_ms,
       });
       const inputs = { settled_usd_micros, reserved_usd_micros, limit_usd_micros, minimum_usd_micros, concurrency, concurrency_max, projection };
       const decision = decide(inputs);
@@ -575,6 +597,8 @@ class Books {
       ...(open?.acts === undefined && acts === undefined ? {} : { acts: true as const }),
     };
     if (acts !== undefined) this.#countAction(agent, "model_calls");
+    const places = placeHeard(this.#now.session_places ?? undefined, session, this.#now.now.at_ms);
+    if (places !== undefined && places !== this.#now.session_places) this.#set({ session_places: places });
     this.#set({ holds: tablePut(this.#now.holds, hold, next), holds_open: this.#now.holds_open + (open === undefined ? 1 : 0) });
     const returns = counts?.returns === true;
     if (taken !== undefined && returns) this.#remember(hold, taken);
@@ -628,7 +652,22 @@ class Books {
     });
   }
 
-  settle({ hold, cost_usd_micros, spent_usd_micros = 0, model, used }: SettleBody, why?: "expired"): void {
+  /** B11 */
+  #countCosts(cost_usd_micros: number, category: string, parts: Readonly<Record<string, number>>): { readonly by_category?: JsonObject } {
+    const apart = Object.values(parts).reduce((sum, part) => sum + part, 0);
+    const by = apart === 0 || apart > cost_usd_micros ? {} : parts;
+    const rest = cost_usd_micros - (by === parts ? apart : 0);
+    const all: Readonly<Record<string, number>> = by === parts ? { ...by, [category]: (by[category] ?? 0) + rest } : { [category]: rest };
+    let { categories } = this.#now;
+    for (const [wanted, part] of Object.entries(all)) {
+      const name = Object.hasOwn(categories, wanted) || Object.keys(categories).length < CATEGORIES_MAX - 1 ? wanted : "other";
+      categories = { ...categories, [name]: (categories[name] ?? 0) + part };
+    }
+    this.#set({ categories });
+    return by === parts ? { by_category: all } : {};
+  }
+
+  settle({ hold, cost_usd_micros, spent_usd_micros = 0, model, used, by_category = {} }: SettleBody, why?: "expired"): void {
     const open = tableGet(this.#now.holds, hold);
     if (open === undefined) {
       const was_closed = this.#isClosed(hold);
@@ -646,11 +685,8 @@ class Books {
     this.#close(hold);
     // What cost nothing, and names no calls, called nobody.
     const back = this.#giveBack(open, used !== undefined ? { kind: "known", by: used } : { kind: cost_usd_micros === 0 ? "nothing" : "unknown" });
-    const name = Object.hasOwn(this.#now.categories, category) || Object.keys(this.#now.categories).length < CATEGORIES_MAX - 1 ? category : "other";
-    this.#set({
-      categories: { ...this.#now.categories, [name]: (this.#now.categories[name] ?? 0) + cost },
-      settled_ever_usd_micros: this.#now.settled_ever_usd_micros + cost,
-    });
+    const parts = this.#countCosts(cost, category, by_category);
+    this.#set({ settled_ever_usd_micros: this.#now.settled_ever_usd_micros + cost });
     this.told.push({
       type: "budget.settled",
       hold,
@@ -659,6 +695,7 @@ class Books {
       user,
       model: model ?? open.model,
       category,
+      ...parts,
       cost_usd_micros: cost,
       reserved_usd_micros: amount_usd_micros,
       assumed,
@@ -832,6 +869,32 @@ class Books {
     this.answer = { released: true };
   }
 
+  /** SP1 of budget-sessions.ts. Without a bound there is nothing to count. */
+  acquireSession(session: string): void {
+    const places = this.#now.session_places ?? null;
+    if (places === null) {
+      this.answer = { granted: true };
+      return;
+    }
+    const { max, taken } = places;
+    const place = placeTaken(places, session, this.#now.now.at_ms);
+    if (place.kind === "full") {
+      const details = { sessions: taken, sessions_max: max, retry_after_ms: SESSION_RETRY_MS };
+      this.#refuse(`session/${session}`, "sessions_exceeded", `the tenant has ${taken} sessions, and may have ${max}`, details);
+      this.answer = { ...this.answer, doubted: place.doubted };
+      return;
+    }
+    this.#set({ session_places: place.places });
+    this.answer = { granted: true, sessions: place.places.taken, sessions_max: max, ...(place.repeated ? { repeated: true } : {}) };
+  }
+
+  releaseSession(session: string): void {
+    const places = this.#now.session_places ?? null;
+    const left = places === null ? undefined : placeLeft(places, session);
+    if (left !== undefined) this.#set({ session_places: left });
+    this.answer = { released: left !== undefined };
+  }
+
   #setTier(tier: RateTier | null): void {
     const { tier: before, tier_windows = {} } = this.#now;
     const relaid = (window: RateWindow): RateWindow => (before && tier ? rateRelaid(before, tier, window) : []);
@@ -984,6 +1047,8 @@ export const budgetMachine = setup({
     release: enqueueActions((args, { hold }: { hold: string }) => keep(args, (books) => books.release(hold))),
     acquire_slot: enqueueActions((args, { slot }: { slot: string }) => keep(args, (books) => books.acquireSlot(slot))),
     release_slot: enqueueActions((args, { slot }: { slot: string }) => keep(args, (books) => books.releaseSlot(slot))),
+    acquire_session: enqueueActions((args, { session }: { session: string }) => keep(args, (books) => books.acquireSession(session))),
+    release_session: enqueueActions((args, { session }: { session: string }) => keep(args, (books) => books.releaseSession(session))),
     acquire_action: enqueueActions((args, body: ActionBody) => keep(args, (books) => books.acquireAction(body))),
     acquire_rate: enqueueActions((args, body: RateBody) => keep(args, (books) => books.acquireRate(body))),
     // What is due is done by opening the books at all.
@@ -1002,6 +1067,8 @@ export const budgetMachine = setup({
     "budget.release": { actions: { type: "release", params: ({ event }) => event.body } },
     "slot.acquire": { actions: { type: "acquire_slot", params: ({ event }) => event.body } },
     "slot.release": { actions: { type: "release_slot", params: ({ event }) => event.body } },
+    "session.acquire": { actions: { type: "acquire_session", params: ({ event }) => event.body } },
+    "session.release": { actions: { type: "release_session", params: ({ event }) => event.body } },
     "rate.acquire": { actions: { type: "acquire_rate", params: ({ event }) => event.body } },
     "action.acquire": { actions: { type: "acquire_action", params: ({ event }) => event.body } },
     "budget.alarm": { actions: "look" },
@@ -1022,11 +1089,11 @@ export function budgetContextOf(view: Pick<ActorView, "context">): BudgetContext
 
 /** B6 and B8 for what a command would add; a period that ends meanwhile only makes more room. */
 function refuseConfigure(context: BudgetContext, body: ConfigureBody): ErrorBody | undefined {
-  const { level, id, rates, tier, concurrency_max, alerts_to } = body;
+  const { level, id, rates, tier, concurrency_max, alerts_to, projection, sessions_max } = body;
   if ((level === "tenant") !== (id === undefined))
     return errorBody("invalid", level === "tenant" ? "the tenant's level has no id" : `a level of a ${level} has its id`, { level });
-  if (level !== "tenant" && (rates !== undefined || tier !== undefined || concurrency_max !== undefined || alerts_to !== undefined))
-    return errorBody("invalid", "rates, concurrency and who hears alerts are the tenant's", { level });
+  if (level !== "tenant" && [rates, tier, concurrency_max, alerts_to, projection, sessions_max].some((one) => one !== undefined))
+    return errorBody("invalid", "rates, concurrency, sessions, the projection and who hears alerts are the tenant's", { level });
   if (alerts_to !== undefined && heardBy(context, alerts_to).length > ALERTS_TO_MAX)
     return errorBody("invalid", `a budget's alerts are heard by at most ${ALERTS_TO_MAX} webhooks`, { alerts_to_max: ALERTS_TO_MAX });
   const known = tableGet(context.levels, levelKey(level, id)) !== undefined;

@@ -44,8 +44,8 @@ test("BL2: a projection is held against what its level had when the calls that i
   tell("budget.settle", { hold: hold(2), cost_usd_micros: 40 });
   const [day] = ledger.days();
   expect(day?.calibration).toEqual([
-    { confidence: 0.85, projections: 1, held: 1, projected_usd_micros: 250, actual_usd_micros: 170 },
-    { confidence: 0.95, projections: 1, held: 0, projected_usd_micros: 100, actual_usd_micros: 130 },
+    { rule: "beside_twice", confidence: 0.85, projections: 1, held: 1, projected_usd_micros: 250, actual_usd_micros: 170 },
+    { rule: "beside_twice", confidence: 0.95, projections: 1, held: 0, projected_usd_micros: 100, actual_usd_micros: 130 },
   ]);
   expect(day).toMatchObject({ settled: 2, settled_usd_micros: 170, overruns: 1, overrun_usd_micros: 30 });
   tell("budget.release", { hold: hold(3) });
@@ -82,6 +82,17 @@ test("refusals by code, degraded calls by reason, alerts by percent and closed p
   });
 });
 
+test("B11: what of a call's cost was spent on something else stands in its category, and more than the cost is no part of it", () => {
+  const { tell, ledger } = fresh();
+  tell("budget.configure", { level: "tenant", limit_usd_micros: 10_000, period: "day" });
+  for (const n of [1, 2, 3, 4]) tell("budget.reserve", reserve(n, 100));
+  tell("budget.settle", { hold: hold(1), cost_usd_micros: 90, by_category: { guardrail: 30 } });
+  tell("budget.settle", { hold: hold(2), cost_usd_micros: 10, by_category: { guardrail: 10 } });
+  tell("budget.settle", { hold: hold(3), cost_usd_micros: 10, by_category: { guardrail: 11 } });
+  tell("budget.settle", { hold: hold(4), cost_usd_micros: null, by_category: { guardrail: 0 } });
+  expect(ledger.days()).toMatchObject([{ settled_usd_micros: 210, by_category: { llm: 170, guardrail: 40 } }]);
+});
+
 test("BL1: over drawn lives the categories sum to the day, the days to everything ever settled, and each projection is judged once", () => {
   for (let seed = 1; seed <= 20; seed++) {
     const draw = seededRandom(seed);
@@ -100,7 +111,12 @@ test("BL1: over drawn lives the categories sum to the day, the days to everythin
       } else if (open.length > 0) {
         const [one] = open.splice(Math.floor(draw() * open.length), 1) as [number];
         if (draw() < 0.2) tell("budget.release", { hold: hold(one) });
-        else tell("budget.settle", { hold: hold(one), cost_usd_micros: draw() < 0.2 ? null : Math.floor(draw() * 320) });
+        else {
+          const cost_usd_micros = draw() < 0.2 ? null : Math.floor(draw() * 320);
+          // What is more than the cost is no part of it.
+          const by_category = draw() < 0.3 ? { by_category: { guardrail: Math.floor(draw() * 200), llm: Math.floor(draw() * 10) } } : {};
+          tell("budget.settle", { hold: hold(one), cost_usd_micros, ...by_category });
+        }
       }
     }
     for (const one of open) tell("budget.settle", { hold: hold(one), cost_usd_micros: null });

@@ -1,7 +1,7 @@
 // Goal: the decision before a call turns exactly at its edges, and never ends a call that fits.
 // Method: a table around each edge; then every small combination of numbers against D1.
 import { describe, expect, test } from "vitest";
-import { decide, type DecisionInputs, project, statusOf } from "../../state-machines/budget-decision.ts";
+import { decide, type DecisionInputs, statusOf } from "../../state-machines/budget-decision.ts";
 import { periodEnd, periodStart } from "../../state-machines/budget-period.ts";
 
 const inputs = (more: Partial<DecisionInputs>): DecisionInputs => ({
@@ -79,13 +79,6 @@ test.each([
   [5, 5, null, "healthy"],
 ])("%d settled and %d reserved of %s is %s", (settled_usd_micros, reserved_usd_micros, limit_usd_micros, status) => {
   expect(statusOf({ settled_usd_micros, reserved_usd_micros, limit_usd_micros })).toBe(status);
-});
-
-test("the projection doubles what others hold, and is believed less the more of them there are", () => {
-  expect(project({ settled_usd_micros: 100, others_usd_micros: 30, amount_usd_micros: 7, others: 2 })).toEqual({ usd_micros: 167, confidence: 0.75 });
-  expect(project({ settled_usd_micros: 0, others_usd_micros: 0, amount_usd_micros: 7, others: 0 })).toEqual({ usd_micros: 7, confidence: 0.95 });
-  const confidences = [0, 1, 2, 3, 4, 100].map((others) => project({ settled_usd_micros: 0, others_usd_micros: 0, amount_usd_micros: 0, others }).confidence);
-  expect(confidences).toEqual([0.95, 0.85, 0.75, 0.65, 0.65, 0.65]);
 });
 
 test.each([
