@@ -1,5 +1,5 @@
-// admission: what an actor's own state cannot judge of a command: is its tenant active, does the agent exist, can the model be had, is there
-// money left at all?
+// admission: what an actor's own state cannot judge of a command: is its tenant active, does the agent exist, can the model be had, may
+// there be one more session, is there money left at all?
 import type { AgentConfig, Command } from "../protocol/commands.ts";
 import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import type { ActorAddress } from "../protocol/ids.ts";
@@ -13,6 +13,7 @@ import { BUILT_IN_TOOLS, type ToolTable, unknownTools } from "../state-machines/
 import type { BudgetStanding } from "./budget-standing.ts";
 import type { CallPool } from "./call-pool.ts";
 import type { Directory, TenantRecord } from "./directory.ts";
+import type { SessionPlaces } from "./session-places.ts";
 import { refusalOfModel } from "./tenant-models.ts";
 import type { TurnFinder } from "./turn-finder.ts";
 
@@ -89,6 +90,7 @@ export function createAdmission({
   standing,
   pool,
   turns,
+  places,
   tools = BUILT_IN_TOOLS,
 }: {
   directory: Directory;
@@ -98,9 +100,19 @@ export function createAdmission({
   pool?: Pick<CallPool, "refusal">;
   /** Looks for the messages that others come after. Absent: none may. */
   turns?: TurnFinder;
+  /** Asks for a place where a tenant may have only so many sessions. Absent: nobody counts them. */
+  places?: SessionPlaces;
   /** The tools there are. */
   tools?: ToolTable;
 }): Admit {
+  function refuseSessionsModel(tenant: TenantRecord, agent: string, { body }: Command, view: ActorView | undefined): ErrorBody | undefined {
+    const model = (body["overrides"] as JsonObject | undefined)?.["model"];
+    if (typeof model !== "string") return view === undefined ? refuseAgentsModels(providers, tenant, agent) : undefined;
+    const refused = refusalOfModel(providers, tenant, model);
+    if (refused !== undefined) return errorBody("model_unknown", refused.message, { model });
+    return refuseModel(tenant, tenant.agents[agent]?.config.roles ?? [], model);
+  }
+
   return async (actor, command, view) => {
     if (command.type === "provider_key.put") return refuseProvider(providers, command);
     if (command.type === "agent.put") return refuseTools(command, tools);
@@ -126,10 +138,8 @@ export function createAdmission({
     if (command.type !== "session.create") return undefined;
     const agent = String(command.body["agent"]);
     if (!Object.hasOwn(tenant.agents, agent)) return errorBody("agent_unknown", `the tenant has no agent '${agent}'`, { agent });
-    const model = (command.body["overrides"] as JsonObject | undefined)?.["model"];
-    if (typeof model !== "string") return view === undefined ? refuseAgentsModels(providers, tenant, agent) : undefined;
-    const refused = refusalOfModel(providers, tenant, model);
-    if (refused !== undefined) return errorBody("model_unknown", refused.message, { model });
-    return refuseModel(tenant, tenant.agents[agent]?.config.roles ?? [], model);
+    const refused = refuseSessionsModel(tenant, agent, command, view);
+    // Last: who is refused for anything else takes no place. A session that is there has one, or is older than the bound.
+    return refused ?? (view === undefined ? places?.refusal(actor.tenant, actor.id) : undefined);
   };
 }

@@ -30,6 +30,8 @@ export interface Spender {
 }
 
 export interface BudgetStanding {
+  /** May the tenant have only so many sessions? Rejects when that cannot be read. */
+  counts_sessions(tenant: string): Promise<boolean>;
   /** The refusal, with the numbers, when a level that applies is spent, or the window of the model's provider is full for long. */
   refusal(tenant: string, spender: Spender): Promise<ErrorBody | undefined>;
   stop(): Promise<void>;
@@ -40,6 +42,12 @@ const MAX_AGE_MS = 10_000;
 const TENANTS_MAX = 10_000;
 /** Events after which another level may be spent, or one no longer. */
 const TURNING = new Set(["budget.status", "budget.configured", "budget.period_closed", "budget.created"]);
+
+/** What is kept of a budget. */
+interface Standing {
+  readonly spent: ReadonlyMap<string, Level>;
+  readonly counts_sessions: boolean;
+}
 
 interface FullWindow {
   /** Of the monotonic clock. */
@@ -57,7 +65,7 @@ function isFull({ requests, requests_max, tokens, tokens_max }: ActorEvent): boo
 const isSpent = ({ limit_usd_micros, settled_usd_micros }: Level): boolean => limit_usd_micros !== null && settled_usd_micros >= limit_usd_micros;
 
 export function createBudgetStanding({ bus, restorer, world, log }: { bus: Bus; restorer: Restorer; world: World; log: Log }): BudgetStanding {
-  const known = new Map<string, { readonly spent: Promise<ReadonlyMap<string, Level>>; readonly until_ms: number }>();
+  const known = new Map<string, { readonly standing: Promise<Standing>; readonly until_ms: number }>();
   /** tenant → provider → until when. As many tenants as are known; a tenant has some providers. */
   const full = new Map<string, Map<string, FullWindow>>();
 
@@ -105,30 +113,32 @@ export function createBudgetStanding({ bus, restorer, world, log }: { bus: Bus; 
     }),
   ];
 
-  async function load(tenant: string): Promise<ReadonlyMap<string, Level>> {
+  async function load(tenant: string): Promise<Standing> {
     const restored = await restorer.restore(budgetActor(tenant));
-    if (restored === undefined) return new Map();
-    return new Map([...tableRows(budgetContextOf(viewOf(restored.state)).levels)].filter(([, level]) => isSpent(level)));
+    if (restored === undefined) return { spent: new Map(), counts_sessions: false };
+    const { levels, session_places = null } = budgetContextOf(viewOf(restored.state));
+    return { spent: new Map([...tableRows(levels)].filter(([, level]) => isSpent(level))), counts_sessions: session_places !== null };
   }
 
-  function spentOf(tenant: string): Promise<ReadonlyMap<string, Level>> {
+  function standingOf(tenant: string): Promise<Standing> {
     const cached = known.get(tenant);
-    if (cached !== undefined && cached.until_ms > world.monotonic_ms()) return cached.spent;
-    const spent = load(tenant);
-    const mine = { spent, until_ms: world.monotonic_ms() + MAX_AGE_MS };
+    if (cached !== undefined && cached.until_ms > world.monotonic_ms()) return cached.standing;
+    const standing = load(tenant);
+    const mine = { standing, until_ms: world.monotonic_ms() + MAX_AGE_MS };
     known.set(tenant, mine);
     if (known.size > TENANTS_MAX) known.delete(known.keys().next().value!);
-    spent.catch(() => {
+    standing.catch(() => {
       if (known.get(tenant) === mine) known.delete(tenant);
     });
-    return spent;
+    return standing;
   }
 
   return {
+    counts_sessions: async (tenant) => (await standingOf(tenant)).counts_sessions,
     async refusal(tenant, { session, agent, user, model }) {
-      let spent;
+      let spent: Standing["spent"];
       try {
-        spent = await spentOf(tenant);
+        ({ spent } = await standingOf(tenant));
       } catch (error) {
         log.debug("a budget cannot be read at the door; the reservation decides", { tenant, ...errorFields(error) });
         return undefined;

@@ -83,10 +83,18 @@ export interface CallPoolOptions {
   readonly world: Pick<World, "monotonic_ms">;
   readonly calls_max?: number;
   readonly tenant_waiting_max?: number;
+  /** actors/pressure.ts */
+  readonly refuse_percent?: number;
   on_waited?(reason: WaitsFor, ms: number): void;
 }
 
-export function createCallPool({ world, calls_max = CALLS_MAX, tenant_waiting_max = TENANT_CALLS_WAITING_MAX, on_waited }: CallPoolOptions): CallPool {
+export function createCallPool({
+  world,
+  calls_max = CALLS_MAX,
+  tenant_waiting_max = TENANT_CALLS_WAITING_MAX,
+  refuse_percent,
+  on_waited,
+}: CallPoolOptions): CallPool {
   assert(Number.isInteger(calls_max) && calls_max > 0, "a pool has at least one place");
   const tenants = new Map<string, Tenant>();
   let max = calls_max;
@@ -95,7 +103,7 @@ export function createCallPool({ world, calls_max = CALLS_MAX, tenant_waiting_ma
   function tenantOf(name: string): Tenant {
     let tenant = tenants.get(name);
     if (tenant === undefined) {
-      tenant = { running: 0, pool: [], slot: new Set(), pressure: new Pressure(tenant_waiting_max) };
+      tenant = { running: 0, pool: [], slot: new Set(), pressure: new Pressure(tenant_waiting_max, refuse_percent) };
       tenants.set(name, tenant);
     }
     return tenant;

@@ -111,11 +111,13 @@ export interface Dispatch {
 export interface DispatchOptions {
   readonly world: Pick<World, "monotonic_ms" | "after">;
   readonly tenant_waiting_max?: number;
+  /** actors/pressure.ts */
+  readonly refuse_percent?: number;
   /** Of each work that begins: how long it waited for its turn. */
   on_begin?(waited_ms: number): void;
 }
 
-export function createDispatch({ world, tenant_waiting_max = TENANT_COMMANDS_WAITING_MAX, on_begin }: DispatchOptions): Dispatch {
+export function createDispatch({ world, tenant_waiting_max = TENANT_COMMANDS_WAITING_MAX, refuse_percent, on_begin }: DispatchOptions): Dispatch {
   const flows = new Map<string, Flow>();
   /** Flows with somebody ready and a place to give, in turn. */
   const ring = new Set<Flow>();
@@ -128,8 +130,8 @@ export function createDispatch({ world, tenant_waiting_max = TENANT_COMMANDS_WAI
   function waiterOf(name: string, path: string): Waiter {
     let flow = flows.get(name);
     if (flow === undefined) {
-      const stored = new Pressure(tenant_waiting_max);
-      const hurried = new Pressure(Math.max(1, Math.floor(tenant_waiting_max * HURRIED_SHARE)));
+      const stored = new Pressure(tenant_waiting_max, refuse_percent);
+      const hurried = new Pressure(Math.max(1, Math.floor(tenant_waiting_max * HURRIED_SHARE)), refuse_percent);
       flow = { name, waiters: new Map(), ready: new Set(), held: 0, deciding: 0, stored, hurried };
       flows.set(name, flow);
     }

@@ -10,7 +10,8 @@
 //   MR3. A model is tried at most TRIES_MAX times per place in a chain, a chain has at most FALLBACKS_MAX places beside the first, and chains are changed at most
 //        once for each cause: the number of calls is bounded. No wait and no further call begins after ROUTE_PATIENCE_MS.
 //   MR4. A provider's wish to stay away is honoured: never asked before it is over. If the wish is long and another model is there, that is asked instead.
-//   MR5. An open breaker is not a call: the model is passed over (or waited for, when it is the last), and that is said in `skipped`.
+//   MR5. An open breaker is not a call, and no try: the model is passed over, or waited for when it is the last: until it is asked or the patience is over
+//        (ROUTE_PATIENCE_MS, the call's own time), however often the breaker is looked at. That is said once, in `skipped`.
 //   MR6. When more than one model could have answered and none did, the error is `models_exhausted` and lists the causes; otherwise it is the model's own.
 //   MR7. Whoever stops a call hears what it has used so far, the call in flight included; and the journal hears of every failure before the next try.
 //   MR8. A call whose time was over is told as `timeout`, as its provider's failure; it is not asked again, nor is another model.
@@ -86,6 +87,8 @@ export interface RouteOrder {
   readonly request: Omit<ModelRequest, "model">;
 }
 
+const providerOf = (model: string): string => model.slice(0, Math.max(0, model.indexOf("/")));
+
 /** How long to wait before try number `tries + 1` of a model that failed `tries` times. */
 export function backoffMs(tries: number, random: number): number {
   return Math.round(Math.min(BACKOFF_MS_MIN * 2 ** (tries - 1), BACKOFF_MS_MAX) * (1 - JITTER_SHARE * random));
@@ -141,6 +144,8 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
   const alternatives = chain.length > 1 || other_chains.size > 0;
   let at = 0;
   let tries = 0;
+  /** How often the breaker was found open since something was called, or the place was changed. */
+  let looks = 0;
 
   const skip = (model: string, code: string, message: string): void => {
     const one: SkippedModel = { model, code, message, purpose };
@@ -166,7 +171,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
     const admission = await breakers.admit({ provider: resolved.provider.name, owner: resolved.owner });
     if (admission.kind === "refused") {
       const message = `the circuit breaker of ${resolved.provider.name} is open`;
-      skip(model, "circuit_open", message);
+      if (looks === 0) skip(model, "circuit_open", message);
       return { code: "provider_unavailable", message, transient: true, retry_after_ms: admission.retry_after_ms, skipped: true, is_open: true };
     }
     const started_ms = world.now_ms();
@@ -218,7 +223,9 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
     const model = chain[at];
     assert(model !== undefined, "a chain is left before its end is passed");
     const asked = await ask(model);
-    tries += 1;
+    const is_open = !("outcome" in asked) && asked.is_open === true;
+    looks = is_open ? looks + 1 : 0;
+    tries += is_open ? 0 : 1;
     let trouble: Trouble & { readonly message: string };
     if ("outcome" in asked) {
       const { outcome, delivered } = asked;
@@ -242,12 +249,15 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
     };
     switch (next.kind) {
       case "again":
-        heard(model, next.wait_ms);
+        // A breaker that is looked at again is a wait that goes on: told once, or the journal would grow by it.
+        if (looks > 1) account.waits({ for: "breaker", provider: providerOf(model), until_ms: world.now_ms() + left_ms, message: trouble.message });
+        else heard(model, next.wait_ms);
         if (await waited(next.wait_ms)) break;
         return failedRoute({ ...stoppedBy(io.signal), transient: false }, model);
       case "next":
         at += 1;
         tries = 0;
+        looks = 0;
         heard(chain[at] ?? model, 0);
         break;
       case "other_chain":
@@ -255,6 +265,7 @@ export async function routeModelCall(deps: RouteDeps, order: RouteOrder, io: Cal
         other_chains.delete(next.chain); // MR3
         at = 0;
         tries = 0;
+        looks = 0;
         heard(chain[at] ?? model, 0);
         break;
       case "give_up":

@@ -7,7 +7,7 @@ import type { Directory } from "./directory.ts";
 import { callModel, type CallModelDeps } from "./effects/call-model.ts";
 import { callTool } from "./effects/call-tool.ts";
 import { type DeliveryDeps, deliverWebhook } from "./effects/deliver-webhook.ts";
-import { loadConfiguration } from "./effects/load-configuration.ts";
+import { type CountsSessions, initSteps, loadConfiguration } from "./effects/load-configuration.ts";
 import { lookUpTurns } from "./effects/look-up-turns.ts";
 import { withGuardrails } from "./guardrails.ts";
 import { createPatternMatcher, type PatternMatcher } from "./pattern-matcher.ts";
@@ -24,17 +24,19 @@ export interface PerformersDeps extends Omit<CallModelDeps, "breakers"> {
   readonly patterns?: PatternMatcher;
   /** Absent: what comes after other turns waits until a worker can look them up. */
   readonly turns?: TurnFinder;
+  /** Absent: sessions do not say when they end. */
+  readonly counts_sessions?: CountsSessions;
   /** Counts the calls of tools. Absent: nobody looks. */
   readonly tool_calls?: Pick<TimedCalls, "run">;
   /** Absent: events are kept and tried again until a worker can sign them. */
   readonly webhooks?: DeliveryDeps;
 }
 
-export function createPerformers({ directory, breakers, patterns, webhooks, tool_calls, turns, ...rest }: PerformersDeps): Performers {
+export function createPerformers({ directory, breakers, patterns, webhooks, tool_calls, turns, counts_sessions, ...rest }: PerformersDeps): Performers {
   const model = { ...rest, breakers: breakers ?? createBreakerBoard({ world: rest.world, log: silentLog, worker: "alone" }) };
   const { world } = rest;
   return gated(createGate({ directory, world }), {
-    load_configuration: loadConfiguration(directory, world),
+    load_configuration: loadConfiguration(directory, world, initSteps(directory, world, undefined, counts_sessions)),
     call_model: withGuardrails({ ...model, patterns: patterns ?? createPatternMatcher(world) }, callModel(model)),
     call_tool: callTool(world, tool_calls, rest.money),
     deliver_webhook: deliverWebhook(world, webhooks),

@@ -4,30 +4,37 @@
 //       ▲                            │  ▲                             │
 //       └──────nothing waits─────────┘  └──────below 60 %─────────────┘
 //
+// 80 % where everything runs on one machine (`up`); 90 % where each role is a process of its own: what is on its way there is divided among many of them,
+// and each sees a part. TROUPE_REFUSE_FROM_PERCENT says another share.
+//
 // Invariants:
-//   PS1. `refusing` begins at REFUSE_FROM of the bound and ends below REFUSE_UNTIL of it; in between it stays as it was.
+//   PS1. `refusing` begins at `refuse_percent` of the bound and ends REFUSE_GAP_PERCENT below that; in between it stays as it was.
 import { assert } from "../protocol/assert.ts";
+import { REFUSE_PERCENT_EMBEDDED } from "../protocol/limits.ts";
 
 export const PRESSURE_STATES = ["accepting", "queueing", "refusing"] as const;
 export type PressureState = (typeof PRESSURE_STATES)[number];
 
-/** A fifth is left for what is on its way already. */
-export const REFUSE_FROM = 0.8;
-/** So far below that who was refused and comes again, as told, finds room. */
-export const REFUSE_UNTIL = 0.6;
+/** So far below where it began that who was refused and comes again, as told, finds room. */
+const REFUSE_GAP_PERCENT = 20;
+/** With less nothing would ever be taken again. */
+export const REFUSE_PERCENT_MIN = REFUSE_GAP_PERCENT + 10;
 
 export class Pressure {
   #max: number;
+  #percent: number;
   #refusing = false;
 
-  constructor(max: number) {
+  constructor(max: number, refuse_percent = REFUSE_PERCENT_EMBEDDED) {
     assert(Number.isInteger(max) && max > 0, "a bound is a whole number above 0");
+    assert(refuse_percent >= REFUSE_PERCENT_MIN && refuse_percent <= 100, "more is refused from a share of the bound on, and taken again somewhere below");
     this.#max = max;
+    this.#percent = refuse_percent;
   }
 
   /** With so many waiting now. */
   at(waiting: number): PressureState {
-    this.#refusing = waiting >= (this.#refusing ? REFUSE_UNTIL : REFUSE_FROM) * this.#max;
+    this.#refusing = waiting * 100 >= (this.#refusing ? this.#percent - REFUSE_GAP_PERCENT : this.#percent) * this.#max;
     if (this.#refusing) return "refusing";
     return waiting > 0 ? "queueing" : "accepting";
   }

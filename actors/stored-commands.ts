@@ -1,7 +1,7 @@
 // stored-commands: how much of each tenant waits in COMMANDS, and who has so much there that more is refused where commands enter: all tenants of a cell
 // share the stream's bytes, and whoever filled them would lock out the others.
 //
-//   little there ──▶ nobody is counted ──a tenth of a bound──▶ counted by tenant, each look ──80 % of a bound──▶ crowded ──below 60 %──▶ not any more
+//   little there ──▶ nobody is counted ──a tenth of a bound──▶ counted by tenant, each look ──pressure.ts: a share of a bound──▶ crowded ──a fifth below──▶ not any more
 //
 // The dispatch of the workers (dispatch.ts) bounds what they have taken and not decided; this bounds what lies before them, also while no worker is there.
 // Messages are counted by the broker; bytes are estimated, by the size of the last message of one of the tenant's actors at each look.
@@ -41,6 +41,8 @@ export interface StoredCommandsOptions {
   readonly log: Log;
   readonly messages_max?: number;
   readonly bytes_max?: number;
+  /** actors/pressure.ts */
+  readonly refuse_percent?: number;
   /** A tenant has become crowded, or is not any more. */
   on_change?(tenant: string, crowded: boolean): void;
 }
@@ -59,6 +61,7 @@ export function createStoredCommands({
   log,
   messages_max = TENANT_COMMANDS_STORED_MAX,
   bytes_max = TENANT_COMMANDS_BYTES_MAX,
+  refuse_percent,
   on_change,
 }: StoredCommandsOptions): StoredCommands {
   const tenants = new Map<string, Stored>();
@@ -109,7 +112,13 @@ export function createStoredCommands({
   function of(tenant: string): Stored {
     const known = tenants.get(tenant);
     if (known !== undefined) return known;
-    const fresh: Stored = { messages: new Pressure(messages_max), bytes: new Pressure(bytes_max), waiting: 0, mean_bytes: undefined, crowded: false };
+    const fresh: Stored = {
+      messages: new Pressure(messages_max, refuse_percent),
+      bytes: new Pressure(bytes_max, refuse_percent),
+      waiting: 0,
+      mean_bytes: undefined,
+      crowded: false,
+    };
     tenants.set(tenant, fresh);
     return fresh;
   }

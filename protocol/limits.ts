@@ -32,14 +32,14 @@ export const CALLS_MAX_MAX = 100_000;
 /** What a call of a model or a tool may take when its agent says nothing; and at most, since a worker that is to be stopped waits for nobody longer. */
 export const CALL_TIMEOUT_MS = 300_000;
 export const CALL_TIMEOUT_MS_MAX = 3_600_000;
-/** Calls of one tenant that wait in one worker: more than a minute's work of the slots that tenants have. Above 80 % of it new messages are refused. */
+/** Calls of one tenant that wait in one worker: more than a minute's work of the slots that tenants have. Near it new messages are refused (REFUSE_PERCENT_…). */
 export const TENANT_CALLS_WAITING_MAX = 1_000;
-/** Commands of a tenant that wait to be decided in one worker: some seconds of its work. Above 80 % of it more are refused. */
+/** Commands of a tenant that wait to be decided in one worker: some seconds of its work. Near it more are refused. */
 export const TENANT_COMMANDS_WAITING_MAX = 10_000;
 
 /**
  * Commands of a tenant that wait in COMMANDS, before any worker has them: a quarter of its bytes, so that three tenants at their bound still leave room for
- * all others; and a tenth of the messages it holds of the usual size. Above 80 % of either more are refused where they enter.
+ * all others; and a tenth of the messages it holds of the usual size. Near either more are refused where they enter.
  */
 export const TENANT_COMMANDS_STORED_MAX = 100_000;
 export const TENANT_COMMANDS_BYTES_MAX = 256 * 1024 * 1024;
@@ -83,6 +83,10 @@ export const EDGE_ACCOUNTS_DEFAULT = 256;
 
 /** Requests of one tenant in a second at one gateway. As many as one process serves of small requests; a deployment of many tenants sets less. */
 export const GATEWAY_REQUESTS_PER_S = 2_000;
+
+/** From this share of a bound on no more is taken: the rest is for what is on its way already. On one machine (`up`), and where each role runs by itself. */
+export const REFUSE_PERCENT_EMBEDDED = 80;
+export const REFUSE_PERCENT_DISTRIBUTED = 90;
 
 /** Sessions of one tenant that its budget counts one by one, where it may have only so many. A tenant that needs more has no bound. */
 export const SESSIONS_COUNTED_MAX = 10_000;

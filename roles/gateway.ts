@@ -11,6 +11,7 @@ import { createDatabase } from "../projections/database.ts";
 import { bypassesIsolation } from "../projections/isolation.ts";
 import { createQueries } from "../projections/queries.ts";
 import { errorBody, TroupeError } from "../protocol/errors.ts";
+import { REFUSE_PERCENT_DISTRIBUTED } from "../protocol/limits.ts";
 import { cores, definitions } from "../state-machines/kinds.ts";
 import { openEdge } from "./edge.ts";
 import { createLocations } from "../supervisors/locations.ts";
@@ -70,6 +71,7 @@ export async function runGateway(runtime: Runtime, { id, host, http_port }: Gate
     log,
     messages_max: settings.TROUPE_TENANT_COMMANDS_STORED_MAX,
     bytes_max: settings.TROUPE_TENANT_COMMANDS_BYTES_MAX,
+    refuse_percent: settings.TROUPE_REFUSE_FROM_PERCENT ?? REFUSE_PERCENT_DISTRIBUTED,
     on_change(tenant, crowded) {
       if (crowded) crowds.add(tenant);
       else crowds.delete(tenant);

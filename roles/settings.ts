@@ -16,6 +16,7 @@ import {
   TENANT_COMMANDS_STORED_MAX,
   TENANT_COMMANDS_WAITING_MAX,
 } from "../protocol/limits.ts";
+import { REFUSE_PERCENT_MIN } from "../actors/pressure.ts";
 import { WEBHOOK_KEY_CHARACTERS_MIN } from "../protocol/webhook-signature.ts";
 import type { CompatibleServer, ProvidersOptions } from "../providers/registry.ts";
 
@@ -69,12 +70,14 @@ const shape = z.object({
   TROUPE_WORKERS: z.coerce.number().int().min(1).max(64).default(2),
   /** Calls of models that one worker makes at once. It can be changed while the worker runs: `troupe waits --calls-max N`. */
   TROUPE_MODEL_CALLS_MAX: z.coerce.number().int().min(1).max(CALLS_MAX_MAX).default(CALLS_MAX),
-  /** Of one tenant, in one worker: calls that wait, and commands. From 80 % on more are refused as `overloaded`, until below 60 %. */
+  /** Of one tenant, in one worker: calls that wait, and commands. TROUPE_REFUSE_FROM_PERCENT says from when on more are refused as `overloaded`. */
   TROUPE_TENANT_CALLS_WAITING_MAX: z.coerce.number().int().min(1).max(1_000_000).default(TENANT_CALLS_WAITING_MAX),
   TROUPE_TENANT_COMMANDS_WAITING_MAX: z.coerce.number().int().min(1).max(1_000_000).default(TENANT_COMMANDS_WAITING_MAX),
-  /** Of one tenant, in the stream of commands, before any worker has them: messages and bytes. From 80 % of either on more are refused where they enter. */
+  /** Of one tenant, in the stream of commands, before any worker has them: messages and bytes. Refused is where they enter. */
   TROUPE_TENANT_COMMANDS_STORED_MAX: z.coerce.number().int().min(1).max(100_000_000).default(TENANT_COMMANDS_STORED_MAX),
   TROUPE_TENANT_COMMANDS_BYTES_MAX: z.coerce.number().int().min(1).max(1_000_000_000_000).default(TENANT_COMMANDS_BYTES_MAX),
+  /** The share of these bounds from which on more is refused: 90 by default, and 80 under `up`; taken again 20 below. */
+  TROUPE_REFUSE_FROM_PERCENT: z.coerce.number().int().min(REFUSE_PERCENT_MIN).max(100).optional(),
   TROUPE_LOG_LEVEL: z.enum(["debug", "info", "warn", "error"]).default("info"),
   TROUPE_HTTP_PORT: port.default(0),
   TROUPE_PASSIVATE_AFTER_MS: z.coerce.number().int().min(100).default(PASSIVATE_AFTER_MS),

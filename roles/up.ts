@@ -18,6 +18,7 @@ import { type LocalPostgres, startLocalPostgres } from "../deploy/local/postgres
 import { createKey } from "../protocol/api-key.ts";
 import { tenantActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import { REFUSE_PERCENT_EMBEDDED } from "../protocol/limits.ts";
 import { errorFields } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
 import { pause } from "../protocol/world.ts";
@@ -180,6 +181,7 @@ export async function runUp(outer: Runtime, options: UpRoleOptions): Promise<num
     TROUPE_NATS_USER: broker.runtime.user,
     TROUPE_NATS_PASSWORD: broker.runtime.password,
     TROUPE_NATS_MONITOR_URL: broker.monitor_url,
+    TROUPE_REFUSE_FROM_PERCENT: String(outer.settings.TROUPE_REFUSE_FROM_PERCENT ?? REFUSE_PERCENT_EMBEDDED),
     NODE_COMPILE_CACHE: join(home, "cache", "node"),
   };
   // Gateways seal with it, workers open with it; nobody else is told.

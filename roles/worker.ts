@@ -4,6 +4,7 @@
 import { createAdmission } from "../actors/admission.ts";
 import { type CallPoolReport, createCallPool } from "../actors/call-pool.ts";
 import { createDispatch, type DispatchReport } from "../actors/dispatch.ts";
+import { createSessionPlaces } from "../actors/session-places.ts";
 import { createSlotCaller } from "../actors/slot-caller.ts";
 import { createBudgetStanding } from "../actors/budget-standing.ts";
 import { createCommandClient } from "../actors/client.ts";
@@ -24,7 +25,7 @@ import { createTurnFinder } from "../actors/turn-finder.ts";
 import { assert } from "../protocol/assert.ts";
 import { actorPath } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
-import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS } from "../protocol/limits.ts";
+import { HANDOVER_DEADLINE_MS, LEASE_RENEW_MS, REFUSE_PERCENT_DISTRIBUTED } from "../protocol/limits.ts";
 import { createProviders, PLATFORM_OWNER } from "../providers/registry.ts";
 import { cores, definitions, type HostedKind } from "../state-machines/kinds.ts";
 import { lint } from "../state-machines/lint.ts";
@@ -186,17 +187,25 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
   const models = createTenantModels({ providers, directory, master_keys: openMasterKeys(settings, log), world, log });
   made.models = models;
   const waited = (reason: string, ms: number): void => metrics.add("troupe_wait_ms_total", { reason }, ms);
+  const refuse_percent = settings.TROUPE_REFUSE_FROM_PERCENT ?? REFUSE_PERCENT_DISTRIBUTED;
   const pool = createCallPool({
     world,
     calls_max: settings.TROUPE_MODEL_CALLS_MAX,
     tenant_waiting_max: settings.TROUPE_TENANT_CALLS_WAITING_MAX,
+    refuse_percent,
     on_waited: waited,
   });
   const turns = createTurnFinder({ bus, restorer });
   const timedCalls = (what: string): TimedCalls => createTimedCalls({ world, on_end: (how) => metrics.add("troupe_calls_ended_total", { what, how }) });
   const ended = { models: timedCalls("model"), tools: timedCalls("tool") };
-  const dispatch = createDispatch({ world, tenant_waiting_max: settings.TROUPE_TENANT_COMMANDS_WAITING_MAX, on_begin: (ms) => waited("dispatch", ms) });
+  const dispatch = createDispatch({
+    world,
+    tenant_waiting_max: settings.TROUPE_TENANT_COMMANDS_WAITING_MAX,
+    refuse_percent,
+    on_begin: (ms) => waited("dispatch", ms),
+  });
   const slots = createSlotCaller(bus);
+  const places = createSessionPlaces({ client: commands, standing, restorer, world, log });
   const breakers = createBreakerBoard({
     world,
     log,
@@ -241,6 +250,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
           money: createModelMoney({ client: commands, world, providers, slots, pool }),
           pool,
           turns,
+          counts_sessions: (tenant) => standing.counts_sessions(tenant),
           model_calls: ended.models,
           tool_calls: ended.tools,
           on_attempt: attemptsInto(metrics),
@@ -252,7 +262,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     next_commit_id: () => `${nonce}.${commits++}`,
     may_act: () => late.member?.may_act() ?? false,
     on_conflict: (shard, epoch) => late.member?.on_conflict(shard, epoch) ?? Promise.resolve("lost"),
-    admit: createAdmission({ directory, providers, standing, pool, turns }),
+    admit: createAdmission({ directory, providers, standing, pool, turns, places }),
     dispatch,
     on_resumed(resumed) {
       teller.resumed(resumed);

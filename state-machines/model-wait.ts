@@ -19,8 +19,9 @@ import type { Change } from "./definition.ts";
  * `rate`    a provider's window of requests and tokens
  * `money`   money that other calls hold and may give back
  * `budget`  the tenant's budget, which does not answer
+ * `breaker` the one probe of a provider that was down, or its cool-down, once more
  */
-export const MODEL_WAITS = ["slot", "place", "rate", "money", "budget"] as const;
+export const MODEL_WAITS = ["slot", "place", "rate", "money", "budget", "breaker"] as const;
 export type ModelWaitFor = (typeof MODEL_WAITS)[number];
 
 export interface ModelWait {
@@ -84,6 +85,7 @@ const WORDS: Readonly<Record<ModelWaitFor, (wait: ModelWait) => string>> = {
   rate: ({ provider = "its provider" }) => `the rate window of ${provider}`,
   money: () => "money that other calls hold",
   budget: () => "its tenant's budget to answer",
+  breaker: ({ provider = "its provider" }) => `the circuit breaker of ${provider}`,
 };
 
 /** In words for people. */

@@ -45,7 +45,7 @@ export function initGivenUp(context: SessionContext): Change {
   return { context: { init: null, reason: `step '${step}': ${failed?.code ?? "internal"}: ${failed?.message ?? ""}`.slice(0, FAILURE_CHARACTERS_MAX) } };
 }
 
-export function configured(context: SessionContext, { config, hash, agent_version, denied_tools }: ConfigurationOutput): Change {
+export function configured(context: SessionContext, { config, hash, agent_version, denied_tools, place }: ConfigurationOutput): Change {
   return {
     context: {
       // What a session is does not change with its agent.
@@ -66,6 +66,7 @@ export function configured(context: SessionContext, { config, hash, agent_versio
         idle_ttl_ms: config.idle_ttl_ms ?? IDLE_TTL_MS,
         suspended_ttl_ms: config.suspended_ttl_ms ?? SUSPENDED_TTL_MS,
         ...(config.call_timeout_ms === undefined ? {} : { call_timeout_ms: config.call_timeout_ms }),
+        ...(place === undefined ? {} : { place }),
       },
     },
   };

@@ -36,6 +36,12 @@ export interface PendingTool {
     | { readonly kind: "failed"; readonly at: number; readonly failed: Failed };
 }
 
+/** The budget that hears when a session ends, and by what name it knows it (budget-sessions.ts). */
+export interface SessionPlace {
+  readonly budget: string;
+  readonly session: string;
+}
+
 /** What of the frozen configuration a machine decides by; the whole of it is the output of the `done` entry at `seq`. */
 export interface SessionConfig {
   readonly seq: number;
@@ -52,6 +58,8 @@ export interface SessionConfig {
   readonly suspended_ttl_ms: number;
   /** Absent where the agent says nothing of it. */
   readonly call_timeout_ms?: number;
+  /** Absent where its tenant has no bound of sessions. */
+  readonly place?: SessionPlace;
 }
 
 export interface SessionUsage {

@@ -10,7 +10,7 @@ import { effect } from "./definition.ts";
 import type { LookInput, LookOutput } from "./dependency.ts";
 import type { ToldWait } from "./model-wait.ts";
 import type { Permissions } from "./permission.ts";
-import type { SessionMode } from "./session-context.ts";
+import type { SessionMode, SessionPlace } from "./session-context.ts";
 import type { TranscriptItem } from "./session-transcript.ts";
 
 export interface ConfigurationInput {
@@ -38,6 +38,8 @@ export interface ConfigurationOutput {
   readonly roles?: readonly string[];
   readonly permissions?: Permissions;
   readonly price_version?: string;
+  /** Where its tenant may have only so many sessions. */
+  readonly place?: SessionPlace;
   /** Of the tenant and the agent, as it was then. */
   readonly config_epoch?: number;
 }

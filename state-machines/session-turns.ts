@@ -156,7 +156,12 @@ export function parked(context: SessionContext, { tries, cost_usd_micros }: { tr
   }));
 }
 
-/** SE1: what still waits will not have its turn. */
-export function queueDropped(context: SessionContext): Change {
-  return { context: { queue: [] }, tell: context.queue.map(({ turn }) => ({ type: "turn.cancelled", turn, reason: "terminated" })) };
+/** SE1: what still waits will not have its turn. Where sessions are counted, one more may come. */
+export function ended({ queue, config }: SessionContext): Change {
+  const place = config?.place;
+  return {
+    context: { queue: [] },
+    tell: queue.map(({ turn }) => ({ type: "turn.cancelled", turn, reason: "terminated" })),
+    send: place === undefined ? [] : [{ to: place.budget, command: "session.release", body: { session: place.session } }],
+  };
 }

@@ -86,10 +86,10 @@ import {
 import { longerCalls, MODEL_PATIENCE_MS, modelCompleted, modelFailed, modelStarted, modelSuperseded, modelTold } from "./session-model-calls.ts";
 import { isPending, stepClosed, TOOL_CALLS_MAX, toolCompleted, toolFailed, TOOLS_PATIENCE_MS, toolsCalled, toolsGivenUp } from "./session-tool-calls.ts";
 import {
+  ended,
   maxLoops,
   type MessageBody,
   parked,
-  queueDropped,
   received,
   refuseMessage,
   stepBegun,
@@ -190,7 +190,7 @@ export function sessionMachineOver(table: ToolTable) {
       block_turn: enqueueActions((args, error: EffectError) => perform(args, turnBlocked(args.context, error))),
       cancel_turn: enqueueActions((args, { reason }: { reason: string }) => perform(args, turnCancelled(args.context, reason))),
       park: enqueueActions((args, spent: { tries: number; cost_usd_micros: number }) => perform(args, parked(args.context, spent))),
-      drop_queue: enqueueActions((args) => perform(args, queueDropped(args.context))),
+      end: enqueueActions((args) => perform(args, ended(args.context))),
       // session-model-calls.ts
       tell_model_started: enqueueActions((args) => perform(args, modelStarted(args.context))),
       hear_model: enqueueActions((args, told: ModelProgress) => perform(args, modelTold(args.context, told))),
@@ -517,7 +517,7 @@ export function sessionMachineOver(table: ToolTable) {
         after: { suspended_ttl: { target: "terminated", actions: { type: "expire", params: { state: "parked" } } } },
       },
 
-      terminated: { id: "terminated", type: "final", entry: "drop_queue" },
+      terminated: { id: "terminated", type: "final", entry: "end" },
     },
   });
 }

@@ -14,6 +14,7 @@
 //   LC5. No fallback and no plan for hard times leads to a model that the agent may not use (AR-F66).
 import { BusUnavailable } from "../../bus/fence.ts";
 import { type AgentConfig, agentConfig } from "../../protocol/commands.ts";
+import { actorPath, budgetActor } from "../../protocol/ids.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
 import { hashOf } from "../../protocol/json.ts";
 import { LOOPS_DEFAULT } from "../../protocol/limits.ts";
@@ -41,6 +42,7 @@ interface Draft {
   guardrail_hashes?: Record<string, string>;
   tool_hashes?: Record<string, string>;
   permissions?: Permissions;
+  place?: NonNullable<ConfigurationOutput["place"]>;
 }
 
 export type InitSteps = Readonly<Record<InitStep, (draft: Draft) => Promise<void> | void>>;
@@ -82,7 +84,10 @@ async function recordOf(directory: Directory, world: World | undefined, { actor,
   }
 }
 
-export function initSteps(directory: Directory, world?: World, table: ToolTable = BUILT_IN_TOOLS): InitSteps {
+/** May a tenant have only so many sessions? */
+export type CountsSessions = (tenant: string) => Promise<boolean>;
+
+export function initSteps(directory: Directory, world?: World, table: ToolTable = BUILT_IN_TOOLS, counts_sessions?: CountsSessions): InitSteps {
   return {
     async agent(draft) {
       const record = await recordOf(directory, world, draft.scope);
@@ -90,6 +95,10 @@ export function initSteps(directory: Directory, world?: World, table: ToolTable 
       const { agent } = draft.input;
       if (!Object.hasOwn(record.agents, agent)) throw new EffectFailure("agent_unknown", `the tenant has no agent '${agent}'`);
       draft.record = record;
+      const { actor } = draft.scope;
+      // Where it cannot be known, the place is found free when places run out (actors/session-places.ts).
+      const counted = (await counts_sessions?.(actor.tenant).catch(() => false)) === true;
+      if (counted) draft.place = { budget: actorPath(budgetActor(actor.tenant)), session: actor.id };
       draft.agent = found(record.agents[agent]);
     },
     async configuration(draft) {
@@ -155,7 +164,15 @@ function frozen(draft: Draft): ConfigurationOutput {
     price_version: priceVersion(),
   };
   const { agent } = draft.input;
-  return { ...content, hash: hashOf(content), agent, agent_version: found(draft.agent).version, config_epoch: configEpochOf(found(draft.record), agent) };
+  const { place } = draft;
+  return {
+    ...content,
+    ...(place === undefined ? {} : { place }),
+    hash: hashOf(content),
+    agent,
+    agent_version: found(draft.agent).version,
+    config_epoch: configEpochOf(found(draft.record), agent),
+  };
 }
 
 /** LC2 */

@@ -9,9 +9,11 @@ import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost } from "../../actors/shard-host.ts";
 import { createMemoryBroker } from "../../bus/memory.ts";
 import type { ActorAddress } from "../../protocol/ids.ts";
+import { REFUSE_PERCENT_DISTRIBUTED, REFUSE_PERCENT_EMBEDDED } from "../../protocol/limits.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
 import { actorSubject } from "../../protocol/subjects.ts";
+import { readSettings } from "../../roles/settings.ts";
 import { cores } from "../../state-machines/kinds.ts";
 import { seededRandom, VirtualWorld } from "../simulation/virtual-world.ts";
 
@@ -45,6 +47,20 @@ test("pressure begins to refuse at 80 % of its bound and stops below 60 %", () =
     "refusing",
     "accepting",
   ]);
+});
+
+test("with another share it begins there, and stops a fifth of the bound below", () => {
+  const pressure = new Pressure(10, 90);
+  const seen = [8, 9, 8, 7, 6, 8, 9].map((waiting) => pressure.at(waiting));
+  expect(seen).toEqual(["queueing", "refusing", "refusing", "refusing", "queueing", "queueing", "refusing"]);
+});
+
+test("the share is 90 % where each role runs by itself, and 80 % under one `up`, unless somebody says another", () => {
+  expect([REFUSE_PERCENT_DISTRIBUTED, REFUSE_PERCENT_EMBEDDED]).toEqual([90, 80]);
+  const said = (value: string) => readSettings({ TROUPE_REFUSE_FROM_PERCENT: value }, "/");
+  expect(said("")).toMatchObject({ kind: "settings", settings: {} });
+  expect(said("75")).toMatchObject({ kind: "settings", settings: { TROUPE_REFUSE_FROM_PERCENT: 75 } });
+  for (const wrong of ["29", "101", "85.5", "most"]) expect(said(wrong), wrong).toMatchObject({ kind: "invalid" });
 });
 
 test("what comes alone begins at once, and leaves nothing behind", () => {

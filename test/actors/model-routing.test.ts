@@ -83,11 +83,14 @@ function ground(script: Readonly<Record<string, readonly Say[]>>, options: { rea
     soFar: () => ways.soFar(),
     async route({ model = "a/x", fallbacks = {} }, signal = new AbortController().signal) {
       let outcome: RouteOutcome | undefined;
-      const account = createCallAccount({
-        attempt: 4,
-        progress: (one) => void told.push({ at_ms: world.monotonic_ms(), ...one }),
-        so_far: (read) => void (ways.soFar = read),
-      });
+      const account = createCallAccount(
+        {
+          attempt: 4,
+          progress: (one) => void told.push({ at_ms: world.monotonic_ms(), ...one }),
+          so_far: (read) => void (ways.soFar = read),
+        },
+        world,
+      );
       const request = { instructions: "", messages: [], tools: [], max_output_tokens: 10, idempotency_key: "k" };
       void routeModelCall(
         { world, models: tenantModels, breakers, account },
@@ -287,7 +290,8 @@ describe("breakers", () => {
     const up = ground({ "a/x": ["ok"] }, { breakers, world });
     expect(await up.route({})).toMatchObject({ kind: "completed", model: "a/x" });
     expect(world.monotonic_ms() - before_ms).toBeGreaterThan(0);
-    expect(world.monotonic_ms() - before_ms).toBeLessThanOrEqual(5_000);
+    // The second call that failed had sent a probe of its own, so the cool-down has doubled.
+    expect(world.monotonic_ms() - before_ms).toBeLessThanOrEqual(10_000);
   });
 
   test("a caller's own faults trip nothing", async () => {
@@ -347,6 +351,40 @@ describe("what is told while it goes on", () => {
     const { route, told } = ground({ "a/x": ["ok"] });
     await route({});
     expect(told).toEqual([]);
+  });
+
+  test("MR5: the only model is waited for while probes of others fail, however often its breaker is looked at, and no longer than the patience", async () => {
+    const world = new VirtualWorld(3);
+    const breakers = createBreakerBoard({ world, log: silentLog, worker: "w" });
+    const down = ground({ "a/x": ["provider_unavailable"] }, { breakers, world });
+    await down.route({});
+    await down.route({});
+    // Whoever sends the probes takes a minute for each, and hears nothing good four times: far more looks than a model has tries.
+    const probing = ground({ "a/x": [...Array.from({ length: 4 }, () => ({ code: "timeout", takes_ms: 40_000 }) as const), "ok"] }, { breakers, world });
+    const before_ms = world.monotonic_ms();
+    const probe = probing.route({});
+    await world.advance(1);
+    const waiting = ground({ "a/x": ["ok"] }, { breakers, world });
+    const outcome = await waiting.route({});
+    expect(outcome).toMatchObject({ kind: "completed", model: "a/x" });
+    expect(outcome.skipped, "said once").toEqual([{ model: "a/x", code: "circuit_open", message: expect.any(String), purpose: "answer" }]);
+    expect(waiting.calls.length).toBe(1);
+    expect(world.monotonic_ms() - before_ms).toBeGreaterThan(40_000);
+    expect(world.monotonic_ms() - before_ms).toBeLessThan(ROUTE_PATIENCE_MS);
+    expect(waiting.told.length, "once for the cool-down, once for the wait").toBeLessThanOrEqual(3);
+    expect(waiting.told.some(({ wait }) => (wait as JsonObject | undefined)?.["for"] === "breaker")).toBe(true);
+    await probe;
+  });
+
+  test("a breaker that never closes is given up with the patience, by its name", async () => {
+    const world = new VirtualWorld(3);
+    const shut: BreakerBoard = { admit: () => Promise.resolve({ kind: "refused", retry_after_ms: 5_000 }), readings: () => [] };
+    const { route, calls } = ground({}, { breakers: shut, world });
+    const before_ms = world.monotonic_ms();
+    expect(await route({})).toMatchObject({ kind: "failed", code: "provider_unavailable", attempts: [], skipped: [{ code: "circuit_open" }] });
+    expect(calls).toEqual([]);
+    expect(world.monotonic_ms() - before_ms).toBeGreaterThan(ROUTE_PATIENCE_MS - 10_000);
+    expect(world.monotonic_ms() - before_ms).toBeLessThanOrEqual(ROUTE_PATIENCE_MS);
   });
 
   test("a breaker that is waited for is named", async () => {
