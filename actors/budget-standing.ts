@@ -32,6 +32,8 @@ export interface Spender {
 export interface BudgetStanding {
   /** May the tenant have only so many sessions? Rejects when that cannot be read. */
   counts_sessions(tenant: string): Promise<boolean>;
+  /** Is there no limit of money at any level, and none of calls at once? Rejects when that cannot be read. */
+  is_unlimited(tenant: string): Promise<boolean>;
   /** The refusal, with the numbers, when a level that applies is spent, or the window of the model's provider is full for long. */
   refusal(tenant: string, spender: Spender): Promise<ErrorBody | undefined>;
   stop(): Promise<void>;
@@ -47,6 +49,7 @@ const TURNING = new Set(["budget.status", "budget.configured", "budget.period_cl
 interface Standing {
   readonly spent: ReadonlyMap<string, Level>;
   readonly counts_sessions: boolean;
+  readonly is_unlimited: boolean;
 }
 
 interface FullWindow {
@@ -115,9 +118,14 @@ export function createBudgetStanding({ bus, restorer, world, log }: { bus: Bus; 
 
   async function load(tenant: string): Promise<Standing> {
     const restored = await restorer.restore(budgetActor(tenant));
-    if (restored === undefined) return { spent: new Map(), counts_sessions: false };
-    const { levels, session_places = null } = budgetContextOf(viewOf(restored.state));
-    return { spent: new Map([...tableRows(levels)].filter(([, level]) => isSpent(level))), counts_sessions: session_places !== null };
+    if (restored === undefined) return { spent: new Map(), counts_sessions: false, is_unlimited: true };
+    const { levels, session_places = null, concurrency_max } = budgetContextOf(viewOf(restored.state));
+    const rows = [...tableRows(levels)];
+    return {
+      spent: new Map(rows.filter(([, level]) => isSpent(level))),
+      counts_sessions: session_places !== null,
+      is_unlimited: concurrency_max === null && rows.every(([, level]) => level.limit_usd_micros === null),
+    };
   }
 
   function standingOf(tenant: string): Promise<Standing> {
@@ -135,6 +143,7 @@ export function createBudgetStanding({ bus, restorer, world, log }: { bus: Bus; 
 
   return {
     counts_sessions: async (tenant) => (await standingOf(tenant)).counts_sessions,
+    is_unlimited: async (tenant) => (await standingOf(tenant)).is_unlimited,
     async refusal(tenant, { session, agent, user, model }) {
       let spent: Standing["spent"];
       try {

@@ -11,6 +11,8 @@ export interface ModelAttempt {
   readonly try: number;
   /** An answer of the agent, or a judgement for one of its guardrails. Machines tell of each call by it; journals from before it was there have none. */
   readonly purpose: "answer" | "guardrail";
+  /** Where reports count its cost. Journals from before it was there have none, and all of it is counted with the call. */
+  readonly category?: "llm" | "guardrail";
   /** Of a guardrail: its name. */
   readonly rule: string | null;
   /** Whose key it was made with; journals from before it was there have none, and knew the platform's alone. */

@@ -4,12 +4,14 @@
 //      │                  └─▶ refused: the turn ends with the budget's own code and numbers
 //      └─ pay, before every call: within what is held, or one more part for a further try
 //   act ── before a tool: within what its agent may do by itself, counted in the budget
+//   spend ─ before a tool that has a price: a hold of its own, settled with the commit that ends its attempt (state-machines/tool-dues.ts)
 //   judge ─ the same for a call beside it, in which a guardrail has a text judged: one more part of the same hold
 //
 // The hold is settled by the session itself (state-machines/model-dues.ts), with the commit that ends the attempt.
 //
 // Invariants:
-//   MM1. No provider is called before its cost at most is held. A budget that cannot be asked refuses; it never means "go on".
+//   MM1. No provider is called before its cost at most is held. A budget that cannot be asked refuses; it never means "go on", except where an operator
+//        has said that rates may stay undecided and no limit applies (undecided-rates.ts).
 //   MM2. The output tokens asked of a model cost no more than what is held for them.
 //   MM3. Waiting has an end: for money that others hold, a slot, a window, or a budget that moves to another owner.
 //   MM4. Where the tenant has windows, each call of a model has a place in its provider's: one that fits what is held asks for its place alone.
@@ -28,11 +30,13 @@ import type { Providers } from "../providers/registry.ts";
 import { holdId } from "../state-machines/budget.ts";
 import type { ModelWaitFor } from "../state-machines/model-wait.ts";
 import { MODEL_PATIENCE_MS } from "../state-machines/session-model-calls.ts";
+import { toolAsModel, type ToolPrice } from "../state-machines/tool-dues.ts";
 import type { CallAccount } from "./call-account.ts";
 import type { CallPool } from "./call-pool.ts";
 import type { CommandClient } from "./client.ts";
 import { EffectFailure, type EffectScope } from "./performer.ts";
 import type { SlotCaller } from "./slot-caller.ts";
+import type { UndecidedRates } from "./undecided-rates.ts";
 
 type Actions = NonNullable<NonNullable<AgentConfig["limits"]>["actions"]>;
 type Request = Omit<ModelRequest, "model">;
@@ -55,6 +59,8 @@ export interface CallMoney {
   readonly decision: JsonObject | undefined;
   /** The numbers of the last refusal. */
   readonly refusal: JsonObject | undefined;
+  /** A call of it went on without a place in its provider's window, because the budget could not be asked. */
+  readonly rate_undecided?: boolean;
   /** Before a call of `model`, after those that were made. */
   pay(model: string, made: readonly Made[]): Promise<Payment>;
 }
@@ -90,6 +96,12 @@ interface OneAction {
   readonly config: AgentConfig;
 }
 
+/** A call of a tool that costs something. */
+interface OneSpending extends OneAction {
+  readonly name: string;
+  readonly price: ToolPrice;
+}
+
 export interface ModelMoney {
   /** Decides and reserves. Throws EffectFailure when the budget refuses or cannot be asked. */
   begin(call: OneCall & { readonly config: AgentConfig }): Promise<CallMoney>;
@@ -97,6 +109,8 @@ export interface ModelMoney {
   judge(call: OneCall & { readonly model: string }): Promise<CallMoney>;
   /** Before a tool is called: nothing where its agent has no limit of that. Throws EffectFailure when the limit is reached, or nobody can count. */
   act(action: OneAction): Promise<void>;
+  /** Before a tool is called that has a price: it is held. Throws EffectFailure when the budget refuses or cannot be asked. */
+  spend(spending: OneSpending): Promise<void>;
 }
 
 /** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
@@ -110,6 +124,8 @@ assert(LINE_PATIENCE_MS <= MODEL_PATIENCE_MS / 2, "who had to stand in line has 
 /** And how long a budget that does not answer: a take-over takes seconds, an election of the broker eight. */
 const ASK_PATIENCE_MS = 60_000;
 const ASK_ONCE_MS = 10_000;
+/** Where the call may go on without an answer: longer than a budget's owner needs on its worst day, and no take-over. */
+const UNDECIDED_PATIENCE_MS = 5_000;
 const BACKOFF_MS = [100, 200, 400, 800, 1000] as const;
 
 interface Ask {
@@ -126,7 +142,10 @@ interface Refused {
 }
 /** Money, with a slot and a place in a window; or another place alone. */
 type Question = "budget.reserve" | "rate.acquire" | "action.acquire";
-type Asker = Pick<OneCall, "scope" | "priority" | "waits">;
+type Asker = Pick<OneCall, "scope" | "priority" | "waits"> & {
+  /** How long a budget that does not answer is asked; ASK_PATIENCE_MS when absent. */
+  readonly patience_ms?: number;
+};
 type Answer = { readonly kind: "granted"; readonly result: JsonObject } | { readonly kind: "refused"; readonly refused: Refused };
 
 const limitsSaid = ({ model_calls, tool_calls, period }: Actions): JsonObject => ({
@@ -175,6 +194,7 @@ export function createModelMoney({
   providers,
   slots,
   pool,
+  undecided,
 }: {
   readonly client: CommandClient;
   readonly world: World;
@@ -183,6 +203,8 @@ export function createModelMoney({
   readonly slots?: SlotCaller;
   /** Counts the calls that stand in line for a slot. */
   readonly pool?: Pick<CallPool, "inLine">;
+  /** Absent: what cannot be decided is refused. */
+  readonly undecided?: UndecidedRates;
 }): ModelMoney {
   /** As the model's own provider counts, where it can say; else rather too many. */
   function inputTokensOf(model: string, request: Request): number {
@@ -212,17 +234,24 @@ export function createModelMoney({
   }
 
   /** Asks until there is an answer that stands. MM1, MM3 */
-  async function reserve({ scope, priority = PRIORITY_DEFAULT, waits }: Asker, type: Question, body: JsonObject, key: string): Promise<Answer> {
+  async function reserve({ scope, priority = PRIORITY_DEFAULT, waits, patience_ms }: Asker, type: Question, body: JsonObject, key: string): Promise<Answer> {
     let leaveLine: (() => void) | undefined;
     const call = { tenant: scope.actor.tenant, actor: actorPath(scope.actor), priority };
     try {
-      return await ask({ scope, ...(waits === undefined ? {} : { waits }) }, type, body, key, () => (leaveLine ??= pool?.inLine(call)));
+      const asker = { scope, ...(waits === undefined ? {} : { waits }), ...(patience_ms === undefined ? {} : { patience_ms }) };
+      return await ask(asker, type, body, key, () => (leaveLine ??= pool?.inLine(call)));
     } finally {
       leaveLine?.();
     }
   }
 
-  async function ask({ scope, waits }: Asker, type: Question, body: JsonObject, key: string, inLine: () => void): Promise<Answer> {
+  async function ask(
+    { scope, waits, patience_ms = ASK_PATIENCE_MS }: Asker,
+    type: Question,
+    body: JsonObject,
+    key: string,
+    inLine: () => void,
+  ): Promise<Answer> {
     const budget = budgetActor(scope.actor.tenant);
     const began_ms = world.monotonic_ms();
     let created = false;
@@ -234,7 +263,7 @@ export function createModelMoney({
       const outcome = await client.command(
         budget,
         { type, body, key: tries === 0 ? key : `${key}~${tries}`, channel: "control", trace: scope.trace },
-        { patience_ms: ASK_ONCE_MS },
+        { patience_ms: Math.min(ASK_ONCE_MS, patience_ms) },
       );
       if (outcome.kind === "decided" && outcome.reply.ok) {
         const refused = outcome.reply.result["refused"] as unknown as Refused | undefined;
@@ -270,11 +299,11 @@ export function createModelMoney({
         continue;
       }
       const passes = error.code === "unavailable" || error.code === "overloaded" || error.code === "internal" || error.code === "not_found";
-      if (!passes || waited_ms + pause_ms > ASK_PATIENCE_MS) {
+      if (!passes || world.monotonic_ms() - began_ms + pause_ms > patience_ms) {
         const code = passes ? "unavailable" : error.code;
         return { kind: "refused", refused: { code, message: `the budget cannot be asked: ${error.message}`, details: error.details ?? {} } };
       }
-      waits?.({ for: "budget", until_ms: world.now_ms() + ASK_PATIENCE_MS - waited_ms, message: error.message });
+      waits?.({ for: "budget", until_ms: world.now_ms() + patience_ms - waited_ms, message: error.message });
       await wait(scope, pause_ms);
     }
   }
@@ -319,11 +348,22 @@ export function createModelMoney({
     const placed = (model: string): void => void kept.places.set(providerOf(model), (kept.places.get(providerOf(model)) ?? 0) + 1);
     let questions = 0;
 
+    /** UR1: the budget was not there to ask, and it was said that this may go on. */
+    let rate_undecided = false;
+    const wentOn = (answer: Answer, may: boolean, model: string): boolean => {
+      if (!may || answer.kind === "granted" || answer.refused.code !== "unavailable") return false;
+      undecided?.wentOn(scope.actor.tenant, model);
+      rate_undecided = true;
+      return true;
+    };
+    const mayGoOn = (model: string, what: "held" | "all"): Promise<boolean> => undecided?.mayGoOn(scope.actor.tenant, model, what) ?? Promise.resolve(false);
+    const askerFor = (may: boolean): Asker => ({ ...asker, ...(may ? { patience_ms: UNDECIDED_PATIENCE_MS } : {}) });
+
     /** Asks for one more part of the hold. */
-    const part = async (body: JsonObject): Promise<Answer> => {
+    const part = async (body: JsonObject, may_go_on = false): Promise<Answer> => {
       const number = kept.parts + 1;
       const key = number === 1 ? hold : `${hold}+${number}`;
-      const answer = await reserve(asker, "budget.reserve", { ...who, ...body, ...(number === 1 ? {} : { part: number }) }, key);
+      const answer = await reserve(askerFor(may_go_on), "budget.reserve", { ...who, ...body, ...(number === 1 ? {} : { part: number }) }, key);
       if (answer.kind === "granted") {
         kept.parts = number;
         kept.held_usd_micros += Number(answer.result["granted_usd_micros"]);
@@ -337,17 +377,26 @@ export function createModelMoney({
     const place = async (model: string): Promise<Answer> => {
       questions += 1;
       const { returns: _, ...rate } = rateOf(model, order.request);
-      const answer = await reserve(asker, "rate.acquire", { ...rate, requests: 1, hold }, `${hold}+place${kept.parts}.${calls_before}.${questions}`);
+      const may = await mayGoOn(model, "held");
+      const key = `${hold}+place${kept.parts}.${calls_before}.${questions}`;
+      const answer = await reserve(askerFor(may), "rate.acquire", { ...rate, requests: 1, hold }, key);
       if (answer.kind === "granted") placed(model);
-      return answer;
+      return wentOn(answer, may, model) ? { kind: "granted", result: {} } : answer;
     };
 
-    const first = await part({
+    const may_go_on = actions?.model_calls === undefined && (await mayGoOn(wanted_model, "all"));
+    const body = {
       ...beyond(asked),
       ...(cheaper === undefined || degraded === undefined ? {} : { degraded: { ...beyond(degraded), rate: rateOf(cheaper.model, cheaper.request) } }),
       rate: rateOf(wanted_model, request),
       ...(actions?.model_calls === undefined ? {} : { actions: limitsSaid(actions) }),
-    });
+    };
+    const first = await part(body, may_go_on);
+    if (wentOn(first, may_go_on, wanted_model)) {
+      // No limit applies to any call of the tenant, so none of this attempt asks for more.
+      const pay = (): Promise<Payment> => Promise.resolve({ kind: "paid", max_output_tokens: request.max_output_tokens });
+      return { model: wanted_model, request, decision: undefined, refusal: undefined, rate_undecided, pay };
+    }
     if (first.kind === "refused") {
       const { code, message, details } = first.refused;
       // Nothing was called: `attempts` says so, and the hold that may be there is settled with nothing.
@@ -386,6 +435,9 @@ export function createModelMoney({
       get refusal() {
         return refusal;
       },
+      get rate_undecided() {
+        return rate_undecided;
+      },
       async pay(model, made) {
         const ask = askOf(model, inputTokensOf(model, order.request), order.request.max_output_tokens);
         const left = leftAfter(made);
@@ -417,6 +469,15 @@ export function createModelMoney({
       const { agent } = await whoseIs(scope);
       const answer = await reserve({ scope }, "action.acquire", { action, agent, kind: "tool_calls", limits: limitsSaid(limits) }, action);
       if (answer.kind === "refused") throw new EffectFailure(answer.refused.code, answer.refused.message, answer.refused.details);
+    },
+    async spend({ scope, config, name, price: { usd_micros, category } }) {
+      const hold = holdId(scope.actor, scope.inst, scope.attempt);
+      const { agent, user } = await whoseIs(scope);
+      const priority = config.priority ?? PRIORITY_DEFAULT;
+      const who = { hold, session: scope.actor.id, agent, priority, ...(user === undefined ? {} : { user }) };
+      const ask: Ask = { model: toolAsModel(name), amount_usd_micros: usd_micros, minimum_usd_micros: usd_micros };
+      const answer = await reserve({ scope, priority }, "budget.reserve", { ...who, ...ask, category }, `${hold}+tool`);
+      if (answer.kind === "refused") throw new EffectFailure(answer.refused.code, answer.refused.message, { ...answer.refused.details, cost_usd_micros: 0 });
     },
   };
 }

@@ -334,6 +334,7 @@ function attemptOf(model: string, outcome: ModelOutcome, facts: Facts): ModelAtt
     attempt: facts.attempt,
     try: facts.try,
     purpose: facts.purpose,
+    category: facts.purpose === "guardrail" ? "guardrail" : "llm",
     rule: facts.rule,
     key_source: facts.key_source,
     outcome: outcome.kind,

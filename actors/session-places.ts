@@ -6,6 +6,7 @@
 //
 // Invariants:
 //   SA1. Where there is a bound nothing is created that has no place: a budget that cannot be asked is `unavailable`.
+//   SA3. What was created, or is being created, keeps its place: looked up is only who was not heard of for a minute (SP3 of budget-sessions.ts).
 //   SA2. A tenant's places are looked up once in LOOK_MS at most, however many are refused meanwhile.
 import type { ErrorBody } from "../protocol/errors.ts";
 import { errorBody } from "../protocol/errors.ts";

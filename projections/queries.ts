@@ -58,7 +58,7 @@ export interface UsageRow {
   readonly attempt: number;
   /** Counts the calls of one attempt, from 1: again, or of another model. */
   readonly try: number;
-  readonly purpose: "answer" | "guardrail";
+  readonly purpose: "answer" | "guardrail" | "tool";
   /** Of a guardrail that had something judged: its name. */
   readonly rule: string | null;
   readonly turn: number;

@@ -122,7 +122,7 @@ export interface UsageRecord {
   readonly ended_at: string;
   readonly stream_sequence: number;
   readonly try: number;
-  readonly purpose: "answer" | "guardrail";
+  readonly purpose: "answer" | "guardrail" | "tool";
   readonly rule: string | null;
   readonly first_token_ms: number | null;
 }
@@ -181,6 +181,7 @@ const objectOf = (value: Json | undefined): JsonObject | null =>
 /** `anthropic/claude-x` is served by anthropic. */
 const providerOf = (model: string): string => model.split("/", 1)[0] ?? model;
 /** The effect id of a model call; the inst is `{seq}:{effect id}`. */
+const TOOL_EFFECT = /^tool\.\d+$/;
 const MODEL_INST = /^\d+:model$/;
 const CONFIGURATION_INST = /^\d+:configuration$/;
 
@@ -383,6 +384,7 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
   if (message.seq !== before.seq + message.entries.length)
     throw new Unprojectable(`the session's row is at seq ${before.seq}, its next message at ${message.seq} with ${message.entries.length} entries`);
   let { agent, agent_version, config_hash, mode, model, reason, turn, open_call: open } = before;
+  batch.usage.push(...paidTools(message, before, stream_sequence));
   const starts = message.events.filter((event) => event.type === "model.started").length;
   let started = 0;
   const ends = message.entries.filter((entry) => (entry.t === "done" || entry.t === "fail") && MODEL_INST.test(entry.inst)) as Extract<
@@ -573,13 +575,65 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
   batch.changed.sessions.add(key);
 }
 
+/** What calls of tools with a price came to: told to the budget in the commit that ended them. */
+function paidTools(message: JournalMessage, before: SessionRecord, stream_sequence: number): UsageRecord[] {
+  return message.out.flatMap((out): UsageRecord[] => {
+    const [, , seq, effect, attempt] = HOLD_PATTERN.exec(textOf(out.body["hold"]) ?? "") ?? [];
+    if (out.type !== "budget.settle" || effect === undefined || !TOOL_EFFECT.test(effect)) return [];
+    const inst = `${seq}:${effect}`;
+    const call = before.open_tools.find((open) => open.inst === inst);
+    const end = message.events.find(
+      ({ type, turn, step, index }) => /^tool\.(completed|failed|denied)$/.test(type) && turn === call?.turn && step === call?.step && index === call?.index,
+    );
+    const outcome = end === undefined ? "superseded" : end.type === "tool.completed" ? "completed" : end["code"] === "cancelled" ? "cancelled" : "failed";
+    return [
+      {
+        tenant: message.actor.tenant,
+        session: message.actor.id,
+        inst,
+        attempt: Number(attempt),
+        turn: call?.turn ?? before.turn,
+        step: call?.step ?? 0,
+        agent: before.agent,
+        user_id: before.user_id,
+        model: textOf(out.body["model"]) ?? "tool/unknown",
+        provider: "tool",
+        key_source: "platform",
+        input_tokens: null,
+        output_tokens: null,
+        cache_read_tokens: null,
+        cache_write_tokens: null,
+        reasoning_tokens: null,
+        cost_usd_micros: wholeOf(out.body["cost_usd_micros"]),
+        price_version: null,
+        estimated: false,
+        outcome,
+        code: textOf(end?.["code"]),
+        started_at: call?.started_at ?? message.at,
+        ended_at: message.at,
+        stream_sequence,
+        try: 1,
+        purpose: "tool",
+        rule: null,
+        first_token_ms: null,
+      },
+    ];
+  });
+}
+
 function projectBudget(batch: Batch, message: JournalMessage): void {
   for (const event of message.events) {
     if (event.type !== "budget.settled") continue;
     const [, actor, seq, effect, attempt] = HOLD_PATTERN.exec(textOf(event.hold) ?? "") ?? [];
     const session = actor === undefined ? undefined : parseActorPath(actor);
     const cost_usd_micros = wholeOf(event.cost_usd_micros);
-    if (session?.kind !== "session" || session.tenant !== message.actor.tenant || effect !== "model" || cost_usd_micros === null) continue;
+    if (
+      session?.kind !== "session" ||
+      session.tenant !== message.actor.tenant ||
+      (effect !== "model" && !TOOL_EFFECT.test(effect ?? "")) ||
+      cost_usd_micros === null
+    )
+      continue;
     batch.settlements.push({
       tenant: session.tenant,
       session: session.id,

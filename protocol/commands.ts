@@ -109,6 +109,12 @@ const actionLimits = z.object({
   period: z.enum(["day", "week", "month", "none"]).default("day"),
 });
 
+/** The most that one amount of money may be: a million dollars. Sums of thousands of them are still safe integers. */
+export const MONEY_USD_MICROS_MAX = 1_000_000_000_000;
+const money = z.int().min(0).max(MONEY_USD_MICROS_MAX);
+/** A kind of cost, as reports tell them apart. */
+const categoryName = z.string().regex(/^[a-z][a-z_]{0,31}$/, "lower-case letters and _");
+
 /** What an agent is. A version of it is frozen into each session that is created from it. */
 export const agentConfig = z.object({
   model: modelName,
@@ -125,6 +131,8 @@ export const agentConfig = z.object({
   fallbacks: fallbacks.optional(),
   degrade: degrade.optional(),
   guardrails: guardrails.optional(),
+  /** What one call of a tool costs, in whole micro-dollars, and where reports count it. A tool that is not here costs nothing. */
+  tool_prices: z.record(id, z.object({ usd_micros: money, category: categoryName.default("tool") })).optional(),
   /** What it may do by itself. */
   limits: z.object({ actions: actionLimits.optional() }).optional(),
   /** Whose grants it has. */
@@ -144,9 +152,6 @@ const sessionOverrides = z.object({
   priority: priority.optional(),
 });
 
-/** The most that one amount of money may be: a million dollars. Sums of thousands of them are still safe integers. */
-export const MONEY_USD_MICROS_MAX = 1_000_000_000_000;
-const money = z.int().min(0).max(MONEY_USD_MICROS_MAX);
 /** A limit may be any sum that can be counted. */
 const moneyLimit = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
 /** `{tenant/kind/id}/{seq}:{effect}/{attempt}`: the hold of one attempt of one effect. */
@@ -166,9 +171,6 @@ const rateBounds = {
   tokens_max: z.int().min(1).max(1_000_000_000_000).nullable(),
   window_ms: z.int().min(1000).max(86_400_000),
 };
-
-/** A kind of cost, as reports tell them apart. */
-const categoryName = z.string().regex(/^[a-z][a-z_]{0,31}$/, "lower-case letters and _");
 
 /** Actors `{tenant}/webhook/{id}` that hear a tenant's alerts. */
 const webhookPath = z.string().regex(/^[A-Za-z0-9_-]{1,64}\/webhook\/[A-Za-z0-9_-]{1,64}$/, "{tenant}/webhook/{id}");

@@ -17,6 +17,7 @@ import {
   TENANT_COMMANDS_WAITING_MAX,
 } from "../protocol/limits.ts";
 import { REFUSE_PERCENT_MIN } from "../actors/pressure.ts";
+import { UNDECIDED_MODES } from "../actors/undecided-rates.ts";
 import { WEBHOOK_KEY_CHARACTERS_MIN } from "../protocol/webhook-signature.ts";
 import type { CompatibleServer, ProvidersOptions } from "../providers/registry.ts";
 
@@ -78,6 +79,8 @@ const shape = z.object({
   TROUPE_TENANT_COMMANDS_BYTES_MAX: z.coerce.number().int().min(1).max(1_000_000_000_000).default(TENANT_COMMANDS_BYTES_MAX),
   /** The share of these bounds from which on more is refused: 90 by default, and 80 under `up`; taken again 20 below. */
   TROUPE_REFUSE_FROM_PERCENT: z.coerce.number().int().min(REFUSE_PERCENT_MIN).max(100).optional(),
+  /** Whether a call goes on whose rate cannot be decided, because its tenant's budget cannot be asked: actors/undecided-rates.ts. Money is always closed. */
+  TROUPE_RATES_UNDECIDED: z.enum(UNDECIDED_MODES).default("closed"),
   TROUPE_LOG_LEVEL: z.enum(["debug", "info", "warn", "error"]).default("info"),
   TROUPE_HTTP_PORT: port.default(0),
   TROUPE_PASSIVATE_AFTER_MS: z.coerce.number().int().min(100).default(PASSIVATE_AFTER_MS),

@@ -4,6 +4,7 @@
 import { createAdmission } from "../actors/admission.ts";
 import { type CallPoolReport, createCallPool } from "../actors/call-pool.ts";
 import { createDispatch, type DispatchReport } from "../actors/dispatch.ts";
+import { createUndecidedRates } from "../actors/undecided-rates.ts";
 import { createSessionPlaces } from "../actors/session-places.ts";
 import { createSlotCaller } from "../actors/slot-caller.ts";
 import { createBudgetStanding } from "../actors/budget-standing.ts";
@@ -218,6 +219,13 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
     },
   });
   await breakers.start();
+  const undecided = createUndecidedRates({
+    mode: settings.TROUPE_RATES_UNDECIDED,
+    models,
+    standing,
+    log,
+    on_went_on: (provider) => metrics.add("troupe_rates_undecided_total", { provider }),
+  });
   const nonce = world.id();
   let commits = 0;
   const teller = createResumedTeller({ bus, world, worker: id });
@@ -247,7 +255,7 @@ export async function runWorker(runtime: Runtime, { id, http_port }: WorkerRoleO
                   post: createPost({ private_addresses: settings.TROUPE_PRIVATE_ADDRESSES === "allow" }),
                 },
               }),
-          money: createModelMoney({ client: commands, world, providers, slots, pool }),
+          money: createModelMoney({ client: commands, world, providers, slots, pool, undecided }),
           pool,
           turns,
           counts_sessions: (tenant) => standing.counts_sessions(tenant),

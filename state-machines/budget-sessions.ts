@@ -10,12 +10,18 @@
 //
 // Invariants:
 //   SP1. A session that asks for a place is given one only where fewer than the bound are taken; asking again changes nothing.
+//   SP3. Nobody is doubted who was heard of in the last DOUBTED_AFTER_MS.
 //   SP2. At most SESSIONS_COUNTED_MAX places are kept, whatever the bound says.
 import { SESSIONS_COUNTED_MAX } from "../protocol/limits.ts";
 import { emptyTable, type Table, tableDrop, tableGet, tablePut, tableRows } from "./budget-table.ts";
 
 /** Looked up by who was refused: some milliseconds each. */
 const DOUBTED_MAX = 32;
+/**
+ * Who took a place so lately may be about to be created: nobody doubts it, or its place would be given twice. A worker that stands still between the two
+ * has lost its shard long before, and whoever creates the session then asks anew.
+ */
+export const DOUBTED_AFTER_MS = 60_000;
 /** A call of a session says that it lives; one that said so lately need not be written down again. */
 const HEARD_AGAIN_MS = 60 * 60 * 1000;
 
@@ -42,7 +48,7 @@ const put = (places: SessionPlaces, key: string, at_ms: number, more: 0 | 1): Se
 
 export type PlaceTaken =
   | { readonly kind: "taken"; readonly places: SessionPlaces; readonly repeated: boolean }
-  /** `doubted`: those that were not heard of for longest. */
+  /** SP3. `doubted`: those that were not heard of for longest. */
   | { readonly kind: "full"; readonly doubted: readonly string[] };
 
 /** SP1 */
@@ -50,7 +56,8 @@ export function placeTaken(places: SessionPlaces, session: string, at_ms: number
   const key = keyOf(session);
   if (tableGet(places.by, key) !== undefined) return { kind: "taken", places: put(places, key, at_ms, 0), repeated: true };
   if (places.taken < Math.min(places.max, SESSIONS_COUNTED_MAX)) return { kind: "taken", places: put(places, key, at_ms, 1), repeated: false };
-  const oldest = [...tableRows(places.by)].sort(([, a], [, b]) => a - b).slice(0, DOUBTED_MAX);
+  const old = [...tableRows(places.by)].filter(([, heard_ms]) => at_ms - heard_ms >= DOUBTED_AFTER_MS);
+  const oldest = old.sort(([, a], [, b]) => a - b).slice(0, DOUBTED_MAX);
   return { kind: "full", doubted: oldest.map(([name]) => name.slice(name.indexOf("/") + 1)) };
 }
 

@@ -22,6 +22,8 @@ interface Call {
   readonly model: string;
   /** Absent in journals of before what is not used came back to its window: their settlements are as they were. */
   readonly rate_tokens?: number | null;
+  /** Absent in journals of before judges were counted apart: their settlements are as they were. */
+  readonly category?: string;
 }
 
 /** What the calls of an attempt cost together; null when that is not known. A call that the provider never began to answer cost nothing. */
@@ -41,6 +43,16 @@ function spentOnCalls(told: JsonObject | undefined): number {
   const calls = told?.["attempts"] as unknown as readonly Call[] | undefined;
   if (!Array.isArray(calls)) return 0;
   return (calls as readonly Call[]).reduce((sum, { purpose, cost_usd_micros }) => sum + (purpose === undefined ? 0 : (cost_usd_micros ?? 0)), 0);
+}
+
+/** What of it was spent on something else than the agent's own calls. */
+function costsApart(told: JsonObject | undefined): { readonly by_category?: JsonObject } {
+  const calls = told?.["attempts"] as unknown as readonly Call[] | undefined;
+  if (!Array.isArray(calls)) return {};
+  const by: Record<string, number> = {};
+  for (const { category = "llm", cost_usd_micros } of calls as readonly Call[])
+    if (category !== "llm" && cost_usd_micros !== null && cost_usd_micros > 0) by[category] = (by[category] ?? 0) + cost_usd_micros;
+  return Object.keys(by).length === 0 ? {} : { by_category: by };
 }
 
 /** What its calls used in the windows of their providers; undefined where nobody knows, or nothing was called. */
@@ -67,6 +79,7 @@ export function modelCallDues({ actor, inst, attempt, input, progress, end }: En
     hold: holdId(actor, inst, attempt),
     cost_usd_micros,
     ...(spent_usd_micros === 0 ? {} : { spent_usd_micros }),
+    ...costsApart(told ?? progress),
     ...model,
     ...(used === undefined ? {} : { used: used.map((one) => ({ ...one })) }),
   };

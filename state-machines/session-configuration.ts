@@ -66,6 +66,7 @@ export function configured(context: SessionContext, { config, hash, agent_versio
         idle_ttl_ms: config.idle_ttl_ms ?? IDLE_TTL_MS,
         suspended_ttl_ms: config.suspended_ttl_ms ?? SUSPENDED_TTL_MS,
         ...(config.call_timeout_ms === undefined ? {} : { call_timeout_ms: config.call_timeout_ms }),
+        ...(config.tool_prices === undefined ? {} : { tool_prices: config.tool_prices }),
         ...(place === undefined ? {} : { place }),
       },
     },

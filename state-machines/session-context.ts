@@ -7,6 +7,7 @@ import type { Askers, Waiting } from "./dependency.ts";
 import type { ModelWait } from "./model-wait.ts";
 import type { Failed } from "./session-failure.ts";
 import type { TranscriptItem } from "./session-transcript.ts";
+import type { ToolPrice } from "./tool-dues.ts";
 
 export type SessionMode = "multi" | "single";
 
@@ -58,6 +59,8 @@ export interface SessionConfig {
   readonly suspended_ttl_ms: number;
   /** Absent where the agent says nothing of it. */
   readonly call_timeout_ms?: number;
+  /** By tool; absent where none costs anything. */
+  readonly tool_prices?: Readonly<Record<string, ToolPrice>>;
   /** Absent where its tenant has no bound of sessions. */
   readonly place?: SessionPlace;
 }

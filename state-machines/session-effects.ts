@@ -12,6 +12,7 @@ import type { ToldWait } from "./model-wait.ts";
 import type { Permissions } from "./permission.ts";
 import type { SessionMode, SessionPlace } from "./session-context.ts";
 import type { TranscriptItem } from "./session-transcript.ts";
+import type { ToolPrice } from "./tool-dues.ts";
 
 export interface ConfigurationInput {
   readonly agent: string;
@@ -120,9 +121,12 @@ export interface ToolInput {
   readonly name: string;
   readonly idempotent: boolean;
   readonly config_seq: number;
+  /** Absent where a call costs nothing. */
+  readonly price?: ToolPrice;
 }
 export interface ToolOutput {
   readonly text: string;
+  readonly cost_usd_micros?: number;
   readonly is_error: boolean;
 }
 

@@ -19,6 +19,7 @@ import type { ModelOutput, ToolOutput } from "./session-effects.ts";
 import { type Failed, FAILURE_CHARACTERS_MAX } from "./session-failure.ts";
 import { TRANSCRIPT_ITEMS_KEPT, type TranscriptItem, windowed } from "./session-transcript.ts";
 import { type ToolTable, WAIT_MS_MAX } from "./tools.ts";
+import type { ToolPrice } from "./tool-dues.ts";
 
 /** A minute more than the longest wait that a tool may be asked for. */
 export const TOOLS_PATIENCE_MS = WAIT_MS_MAX + 60_000;
@@ -45,6 +46,11 @@ const TOOL_DENIED = "denied";
 /** What its agent may do by itself is used up (limits.actions of its configuration): nothing ran. */
 const AUTONOMY_EXCEEDED = "autonomy_exceeded";
 const failureEvent = ({ code }: Failed): "tool.denied" | "tool.failed" => (code === TOOL_DENIED || code === AUTONOMY_EXCEEDED ? "tool.denied" : "tool.failed");
+
+function priceOf({ config }: SessionContext, name: string): { readonly price?: ToolPrice } {
+  const price = config?.tool_prices !== undefined && Object.hasOwn(config.tool_prices, name) ? config.tool_prices[name] : undefined;
+  return price === undefined ? {} : { price };
+}
 
 /** The model's calls, side by side. SE7: those that the agent does not have are answered at once. */
 export function toolsCalled(context: SessionContext, output: ModelOutput, table: ToolTable): Change {
@@ -83,6 +89,7 @@ export function toolsCalled(context: SessionContext, output: ModelOutput, table:
       name,
       idempotent: table[name]?.idempotent === true,
       config_seq: context.config?.seq ?? 0,
+      ...priceOf(context, name),
     })),
   };
 }
@@ -100,7 +107,7 @@ export function toolCompleted(context: SessionContext, effectId: string, output:
   const tool = toolOfEffect(context, effectId);
   const told = output.is_error
     ? toolEvent(context, "tool.failed", tool, { code: "tool_error", message: "the tool answered with an error" })
-    : toolEvent(context, "tool.completed", tool);
+    : toolEvent(context, "tool.completed", tool, output.cost_usd_micros === undefined ? {} : { cost_usd_micros: output.cost_usd_micros });
   return { context: { tools: withOutcome(context, tool, { kind: "done", at: context.now.seq }) }, tell: [told], stop: [effectId] };
 }
 

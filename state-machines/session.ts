@@ -101,6 +101,7 @@ import {
   turnFailed,
 } from "./session-turns.ts";
 import { waits, waitsFor } from "./session-waits.ts";
+import { toolCallDues } from "./tool-dues.ts";
 import { BUILT_IN_TOOLS, type ToolTable } from "./tools.ts";
 
 interface ReasonBody {
@@ -540,7 +541,7 @@ export function sessionDefinitionOver(table: ToolTable): ActorDefinition {
         owes: modelCallDues,
       },
       look_up_turns: { lost: () => "retry" },
-      call_tool: { lost: (input) => ((input as unknown as ToolInput).idempotent ? "retry" : "ambiguous") },
+      call_tool: { lost: (input) => ((input as unknown as ToolInput).idempotent ? "retry" : "ambiguous"), owes: toolCallDues },
     },
     refuse(view, command) {
       return command.type === "message.send" ? refuseMessage(view, command.body as unknown as MessageBody) : undefined;

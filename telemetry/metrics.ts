@@ -60,6 +60,11 @@ export const INSTRUMENTS = {
     labels: ["provider", "reason"],
   },
   troupe_breaker_state: { type: "gauge", help: "A provider's circuit breaker: 0 closed, 1 half-open, 2 open.", labels: ["provider", "owner"] },
+  troupe_rates_undecided_total: {
+    type: "counter",
+    help: "Calls that went on though their rate could not be decided (TROUPE_RATES_UNDECIDED).",
+    labels: ["provider"],
+  },
   troupe_breaker_changes_total: { type: "counter", help: "Changes of a provider's circuit breaker, by the state it came to.", labels: ["provider", "to"] },
   troupe_model_cost_usd_micros_total: { type: "counter", help: "Cost of model calls whose price is known, in micro-dollars.", labels: ["provider", "model"] },
   troupe_model_first_token_seconds: {

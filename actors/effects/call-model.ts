@@ -192,6 +192,7 @@ export function callModel({
       attempts: [...account.attempts] as unknown as Json,
       ...(paid?.decision === undefined ? {} : { decision: paid.decision }),
       ...(route.kind === "completed" || paid?.refusal === undefined ? {} : { refusal: paid.refusal }),
+      ...(paid?.rate_undecided === true ? { rate_undecided: true } : {}),
       ...(account.skipped.length === 0 ? {} : { skipped: [...account.skipped] as unknown as Json }),
     };
     if (route.kind === "failed") {

@@ -4,6 +4,7 @@ import type { Json, JsonObject } from "../../protocol/json.ts";
 import { CALL_TIMEOUT_MS } from "../../protocol/limits.ts";
 import { pause, timestamp, type World } from "../../protocol/world.ts";
 import { type BUILT_IN_TOOLS, WAIT_MS_MAX } from "../../state-machines/tools.ts";
+import type { ToolPrice } from "../../state-machines/tool-dues.ts";
 import type { ModelMoney } from "../model-money.ts";
 import { EffectFailure, type EffectScope, type Performer } from "../performer.ts";
 import { createTimedCalls, stoppedBy, type TimedCalls } from "../timed-calls.ts";
@@ -15,6 +16,8 @@ interface Input {
   readonly name: string;
   /** The entry that holds the frozen configuration. */
   readonly config_seq: number;
+  /** Of a tool that costs something. */
+  readonly price?: ToolPrice;
 }
 
 type BuiltIn = (args: JsonObject, scope: EffectScope) => Promise<string>;
@@ -36,10 +39,10 @@ export function callTool(
   world: World,
   tool_calls: Pick<TimedCalls, "run"> = createTimedCalls({ world }),
   /** Absent: nobody counts what an agent does by itself. */
-  money?: Pick<ModelMoney, "act">,
+  money?: Pick<ModelMoney, "act" | "spend">,
 ): Performer {
   const tools = builtInTools(world);
-  return async ({ call_seq, index, name, config_seq }: Input, scope): Promise<Json> => {
+  return async ({ call_seq, index, name, config_seq, price }: Input, scope): Promise<Json> => {
     const run = Object.hasOwn(tools, name) ? tools[name as keyof typeof tools] : undefined;
     if (run === undefined) throw new EffectFailure("tool_unknown", `there is no tool '${name}'`);
     const entries = await scope.entries([call_seq, config_seq]);
@@ -50,14 +53,27 @@ export function callTool(
     const frozen = entries.get(config_seq);
     const config = frozen?.t === "done" ? ((frozen.output as JsonObject)["config"] as unknown as AgentConfig | undefined) : undefined;
     if (config !== undefined) await money?.act({ scope, config });
-    const text = await tool_calls.run(config?.call_timeout_ms ?? CALL_TIMEOUT_MS, scope.signal, async (signal) => {
+    // What it has cost so far: its price from the moment it is begun (state-machines/tool-dues.ts).
+    let spent: JsonObject = {};
+    if (price !== undefined) {
+      spent = { cost_usd_micros: 0 };
+      scope.so_far(() => spent);
+      if (config !== undefined) await money?.spend({ scope, config, name, price });
+    }
+    const call_it = tool_calls.run(config?.call_timeout_ms ?? CALL_TIMEOUT_MS, scope.signal, async (signal) => {
       if (!(await scope.permitted())) throw new EffectFailure("cancelled", "the actor went to another owner before the tool was run");
+      if (price !== undefined) spent = { cost_usd_micros: price.usd_micros };
       const answer = await run((call["args"] ?? {}) as JsonObject, { ...scope, signal });
       // What it says after it was told to stop is not its answer.
       if (!signal.aborted) return answer;
       const { code, message } = stoppedBy(signal);
       throw new EffectFailure(code, code === "timeout" ? `${message}; it may have acted` : message);
     });
-    return { text, is_error: false };
+    const text = await call_it.catch((error: unknown): never => {
+      if (price === undefined || !(error instanceof EffectFailure)) throw error;
+      const { code, message, details } = error.effect_error;
+      throw new EffectFailure(code, message, { ...details, ...spent });
+    });
+    return { text, is_error: false, ...spent };
   };
 }

@@ -4,6 +4,7 @@ import { describe, expect, test } from "vitest";
 import type { CommandClient, CommandOutcome } from "../../actors/client.ts";
 import { createModelMoney, noHold } from "../../actors/model-money.ts";
 import { EffectFailure, type EffectScope } from "../../actors/performer.ts";
+import { createUndecidedRates, type UndecidedMode, type UndecidedRates } from "../../actors/undecided-rates.ts";
 import { agentConfig, checkCommand } from "../../protocol/commands.ts";
 import { errorBody } from "../../protocol/errors.ts";
 import type { JsonObject } from "../../protocol/json.ts";
@@ -20,7 +21,7 @@ import { Drive } from "../state-machines/drive.ts";
 const core = coreOf(budgetDefinition);
 const REQUEST = { instructions: "one two", messages: [{ role: "user", text: "three four" }], tools: [], max_output_tokens: 50, idempotency_key: "k" } as const;
 
-function ground(limit: number | null) {
+function ground(limit: number | null, undecided?: UndecidedRates) {
   const world = new VirtualWorld(1);
   const drive = new Drive(core, { tenant: "acme", kind: "budget", id: "main" });
   const said: { type: string; key: string | undefined; body: JsonObject }[] = [];
@@ -56,7 +57,12 @@ function ground(limit: number | null) {
       trace: undefined,
       entries: () => Promise.resolve(new Map([[1, { t: "init", type: "session.create", body: { agent: "a", user: "u" }, channel: "command" }]])),
     }) as unknown as EffectScope;
-  const money = createModelMoney({ client, world, providers: createProviders({ world, log: silentLog }) });
+  const money = createModelMoney({
+    client,
+    world,
+    providers: createProviders({ world, log: silentLog }),
+    ...(undecided === undefined ? {} : { undecided }),
+  });
   const config = (more: JsonObject = {}) => agentConfig.parse({ model: "simulated/echo", ...more });
   /** What becomes of it while time passes. */
   async function passing<T>(work: Promise<T>): Promise<T> {
@@ -82,6 +88,74 @@ const failureOf = async (work: Promise<unknown>): Promise<EffectFailure["effect_
   if (!(error instanceof EffectFailure)) throw new Error(`not refused: ${String(error)}`);
   return error.effect_error;
 };
+
+describe("a budget that cannot be asked (AR-F77)", () => {
+  const AWAY: CommandOutcome = { kind: "refused", error: errorBody("unavailable", "nobody answers") };
+  /** Of a tenant with or without limits; `knows` false: neither its journal nor its keys can be read. */
+  function rates(
+    mode: UndecidedMode,
+    { key_source = "platform", unlimited = true, knows = true }: { key_source?: string; unlimited?: boolean; knows?: boolean } = {},
+  ) {
+    const went: string[] = [];
+    const undecided = createUndecidedRates({
+      mode,
+      models: { of: () => ({ resolve: () => (knows ? ({ kind: "resolved", key_source } as never) : Promise.reject(new Error("no broker"))) }) },
+      standing: { is_unlimited: () => (knows ? Promise.resolve(unlimited) : Promise.reject(new Error("no broker"))) },
+      log: silentLog,
+      on_went_on: (provider) => void went.push(provider),
+    });
+    return { undecided, went };
+  }
+
+  test.each([
+    ["closed", {}],
+    ["own_keys", { key_source: "platform" }],
+    ["own_keys", { key_source: "tenant", unlimited: false }],
+    ["open", { unlimited: false }],
+    ["open", { knows: false }],
+  ] as const)("UR1, UR2: with %s and %o nothing is called", async (mode, tenant) => {
+    const { undecided, went } = rates(mode, tenant);
+    const { begin, goAway } = ground(null, undecided);
+    goAway(AWAY);
+    expect(await failureOf(begin())).toMatchObject({ code: "unavailable", details: { attempts: [], cost_usd_micros: 0 } });
+    expect(went).toEqual([]);
+  });
+
+  test.each([
+    ["own_keys", { key_source: "tenant" }],
+    ["open", {}],
+  ] as const)("with %s and %o, and no limit anywhere, the call goes on after some seconds, and says that its rate was not decided", async (mode, tenant) => {
+    const { undecided, went } = rates(mode, tenant);
+    const { begin, goAway, world } = ground(null, undecided);
+    goAway(AWAY);
+    const before_ms = world.monotonic_ms();
+    const call = await begin();
+    expect(call.rate_undecided).toBe(true);
+    expect(await call.pay("simulated/echo", [])).toEqual({ kind: "paid", max_output_tokens: 50 });
+    expect(went).toEqual(["simulated"]);
+    expect(world.monotonic_ms() - before_ms).toBeLessThan(10_000);
+  });
+
+  test("an agent whose own actions are limited is not let through: nobody could count them", async () => {
+    const { begin, goAway } = ground(null, rates("open").undecided);
+    goAway(AWAY);
+    expect(await failureOf(begin({ limits: { actions: { model_calls: 5 } } }))).toMatchObject({ code: "unavailable" });
+  });
+
+  test.each([
+    ["closed", { kind: "refused", code: "unavailable" }],
+    ["open", { kind: "paid", max_output_tokens: 50 }],
+  ] as const)("with %s a further try whose money is held is told %o when only its place in the window cannot be asked for", async (mode, payment) => {
+    const { undecided } = rates(mode, { unlimited: false });
+    const { begin, goAway, drive, passing } = ground(10_000, undecided);
+    drive.tell("budget.configure", { level: "tenant", rates: { simulated: { requests_max: 100, tokens_max: null, window_ms: 60_000 } } });
+    const call = await begin();
+    expect(call.rate_undecided).toBe(false);
+    goAway(AWAY);
+    expect(await passing(call.pay("simulated/echo", [{ model: "simulated/echo", cost_usd_micros: 0 }]))).toMatchObject(payment);
+    expect(call.rate_undecided).toBe(mode === "open");
+  });
+});
 
 describe("before a call", () => {
   test("its words in and all the words out it may have are held, under the name of the attempt", async () => {

@@ -264,6 +264,7 @@ test("GR4: what judges cost is told with the call's attempts, whether it answers
 describe("a judge that costs", () => {
   const refuses: ModelMoney = {
     act: () => Promise.resolve(),
+    spend: () => Promise.resolve(),
     begin: () => Promise.reject(new Error("the call itself asks for itself")),
     judge: () => Promise.reject(new EffectFailure("budget_exceeded", "nothing is left", { refusal: { limit_usd_micros: 0 } })),
   };

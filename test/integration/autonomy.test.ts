@@ -102,3 +102,43 @@ test("beyond its model calls a turn ends with the same code and the rule's numbe
   expect(wrong).toMatchObject({ code: 1 });
   expect(wrong.stderr + wrong.stdout).toMatch(/invalid/);
 });
+
+test("a tool that has a price is paid for out of the budget before it runs: its category, its usage row and the ledger agree, and what does not fit is not run", async () => {
+  const price = { usd_micros: 1_500, category: "retrieval" };
+  await cli(
+    ["agents", "put", "--tenant", "demo", "-"],
+    JSON.stringify({ agent: "assistant", model: "simulated/script", tools: ["now"], max_output_tokens: 20, tool_prices: { now: price } }),
+  );
+  await cli(["budget", "set", "--tenant", "demo", "--user", "ann", "--limit-usd-micros", "2000", "--period", "none"]);
+  for (const [n, outcome] of [
+    [1, "tool.completed"],
+    [2, "tool.failed"],
+  ] as const) {
+    await troupe.json(201, "/v1/sessions", { json: { id: `paid${n}`, agent: "assistant", user: "ann" } });
+    await troupe.json(202, `/v1/sessions/paid${n}/messages`, { json: { content: calling } });
+    const story = await ended(`demo/session/paid${n}`);
+    expect(
+      story.find(({ type }) => type === "turn.completed"),
+      JSON.stringify(story.slice(-3)),
+    ).toBeDefined();
+    expect(story.filter(({ type }) => /^tool\.(completed|failed|denied)$/.test(String(type)))).toMatchObject([
+      outcome === "tool.completed" ? { type: outcome, cost_usd_micros: 1_500 } : { type: outcome, code: "budget_exceeded" },
+    ]);
+  }
+  const view = JSON.parse(await cli(["budget", "show", "--tenant", "demo", "--json"])) as { by_category: Record<string, number>; settled_usd_micros: number };
+  expect(view.by_category).toMatchObject({ retrieval: 1_500, llm: expect.any(Number) });
+  expect(Object.values(view.by_category).reduce((sum, one) => sum + one, 0)).toBe(view.settled_usd_micros);
+  const rows = async (): Promise<JsonObject[]> =>
+    (await cli(["usage", "--tenant", "demo", "--json"]))
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as JsonObject)
+      .filter((row) => row["purpose"] === "tool");
+  let tools = await rows();
+  for (const give_up_ms = performance.now() + 30_000; tools.length < 2 && performance.now() < give_up_ms; tools = await rows()) await later(200, undefined);
+  expect(tools.sort((a, b) => (String(a["session"]) < String(b["session"]) ? -1 : 1))).toMatchObject([
+    { session: "paid1", model: "tool/now", user: "ann", agent: "assistant", outcome: "completed", cost_usd_micros: 1_500 },
+    { session: "paid2", model: "tool/now", outcome: "failed", code: "budget_exceeded", cost_usd_micros: 0 },
+  ]);
+  expect((await troupe.cli(["verify", "demo"])).code).toBe(0);
+});

@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { decodeBreaker } from "../../actors/breaker-board.ts";
+import { sendSignal } from "../../deploy/local/server-process.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { type ModelAnswer, type ModelServer, type ModelServerRequest, startModelServer } from "../contract/model-server.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
@@ -72,7 +73,15 @@ beforeAll(async () => {
     },
   });
   troupe = await startTroupe({
-    env: { ANTHROPIC_API_KEY: PLATFORM_KEY, ANTHROPIC_BASE_URL: server.url, OPENAI_API_KEY: "o", OPENAI_BASE_URL: `${server.url}/v1` },
+    env: {
+      ANTHROPIC_API_KEY: PLATFORM_KEY,
+      ANTHROPIC_BASE_URL: server.url,
+      OPENAI_API_KEY: "o",
+      OPENAI_BASE_URL: `${server.url}/v1`,
+      TROUPE_RATES_UNDECIDED: "open",
+      // A worker that is made to stand still keeps what it has until it goes on.
+      TROUPE_LEASE_TTL_MS: "60000",
+    },
   });
   for (const tenant of ["acme", "rival"]) {
     await cli(["tenants", "create", tenant]);
@@ -163,4 +172,35 @@ test("the platform's: open at the fifth failure, seen in the metrics; of eight s
   expect(askedWith(PLATFORM_KEY) - before - failures).toBe(SESSIONS);
   expect((await breakers()).filter(({ owner }) => owner === "platform")).toEqual([]);
   expect(await metric(/^troupe_breaker_state\{[^}]*provider="anthropic"[^}]*\} (\d+)$/m)).toEqual([0, 0]);
+});
+
+test("while a budget's owner stands still, a call goes on where no limit applies and rates may stay undecided; the budget counts it afterwards", async () => {
+  const [budget, tenant] = ["rival/budget/main", { key: tenants["rival"]! }];
+  const owner = (await troupe.journal(budget)).at(-1)?.worker ?? "";
+  // A session that lives on the other worker, and has its configuration before anything stands still.
+  let session = "";
+  for (let n = 0; session === "" && n < 64; n++) {
+    await troupe.json(201, "/v1/sessions", { json: { id: `still${n}`, agent: "alone" }, ...tenant });
+    const all = await eventually(
+      () => troupe.journal(`rival/session/still${n}`),
+      (journal) => journal.at(-1)?.state === "idle",
+    );
+    if (all.at(-1)?.worker !== owner) session = `still${n}`;
+  }
+  const settled = async (): Promise<number> =>
+    (await troupe.journal(budget)).flatMap(({ events }) => events).filter(({ type }) => type === "budget.settled").length;
+  const before = await settled();
+  const pid = troupe.processOf("worker", owner);
+  sendSignal(pid, "SIGSTOP");
+  try {
+    await troupe.json(202, `/v1/sessions/${session}/messages`, { json: { content: "hello" }, ...tenant });
+    expect((await ended("rival", session)).find(({ type }) => type === "turn.completed")).toBeDefined();
+    const entries = (await troupe.journal(`rival/session/${session}`)).flatMap((message) => message.entries);
+    expect(entries.filter((entry) => entry.t === "done").at(-1)).toMatchObject({ output: { rate_undecided: true } });
+    expect(await settled(), "the budget stood still all the while").toBe(before);
+  } finally {
+    sendSignal(pid, "SIGCONT");
+  }
+  expect(await eventually(settled, (count) => count > before)).toBe(before + 1);
+  expect((await troupe.cli(["verify", "rival"])).code).toBe(0);
 });

@@ -5,6 +5,7 @@ import { expect, test } from "vitest";
 import { checkCommand } from "../../protocol/commands.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { budgetContextOf, budgetDefinition } from "../../state-machines/budget.ts";
+import { DOUBTED_AFTER_MS } from "../../state-machines/budget-sessions.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { seededRandom } from "../simulation/virtual-world.ts";
 import { Drive } from "./drive.ts";
@@ -43,8 +44,10 @@ test("so many sessions as the bound says, then a refusal with the numbers; a pla
   const refused = acquire(drive, "s3");
   expect(refused).toMatchObject({
     refused: { code: "sessions_exceeded", details: { sessions: 2, sessions_max: 2, retry_after_ms: 30_000 } },
-    doubted: ["s2", "s1"],
+    doubted: [],
   });
+  drive.later(DOUBTED_AFTER_MS);
+  expect(acquire(drive, "s3"), "SP3: those that nobody heard of for a minute may be looked up").toMatchObject({ doubted: ["s2", "s1"] });
   expect(drive.told).toMatchObject([{ type: "budget.refused", code: "sessions_exceeded" }]);
   expect(release(drive, "s1")).toEqual({ released: true });
   expect(release(drive, "s1"), "once").toEqual({ released: false });
@@ -77,6 +80,8 @@ test("a session that is older than the bound is counted with its next call, and 
   // Who was heard of lately is doubted last.
   drive.later(2 * 60 * 60 * 1000);
   call(drive, "s1", 2);
+  expect(acquire(drive, "s2")["doubted"]).toEqual(["old"]);
+  drive.later(DOUBTED_AFTER_MS);
   expect(acquire(drive, "s2")["doubted"]).toEqual(["old", "s1"]);
 });
 
