@@ -175,7 +175,7 @@ export async function startTroupe({ env = {}, workers = 2 }: { env?: Readonly<Re
     const code = await Promise.race([ended, later(STOP_PATIENCE_MS, undefined)]);
     if (code === undefined) throw new Error(`up did not end within ${STOP_PATIENCE_MS} ms:\n${printed}\n${logTails()}`);
     up = undefined;
-    await until(() => processes().length === 0, 1_000);
+    await until(() => processes().length === 0, 4_000);
     const left = processes();
     if (left.length > 0) throw new Error(`processes ${left.join(", ")} of ${home} were left:\n${left.map(wordsOf).join("\n")}`); // H2
     return code;
@@ -280,10 +280,10 @@ export async function startTroupe({ env = {}, workers = 2 }: { env?: Readonly<Re
       const one = dev().processes.find((process) => process.pid === pid)!;
       const began = beganAt(pid);
       sendSignal(pid, "SIGKILL");
-      if (!(await until(() => beganAt(pid) !== began, 5_000))) throw new Error(`${role} ${pid} outlives kill -9`);
+      if (!(await until(() => beganAt(pid) !== began, 30_000))) throw new Error(`${role} ${pid} outlives kill -9`);
       return one;
     },
-    async replaced({ role, id, pid }, patience_ms = 15_000) {
+    async replaced({ role, id, pid }, patience_ms = 60_000) {
       const again = (): boolean =>
         existsDev() && dev().processes.some((one) => one.role === role && one.id === id && one.pid !== pid && beganAt(one.pid) !== undefined);
       if (!(await until(again, patience_ms, 20))) throw new Error(`${role} ${id} was not replaced within ${patience_ms} ms:\n${printed}`);

@@ -67,7 +67,7 @@ export async function typed(
       connect(
         { world, log, settings, tracing: noTracing, metrics: createMetrics("all"), asked_to_end: new Promise(() => undefined), random_bytes },
         "troupe-cli",
-        { ensure: false, first_connection_patience_ms: 10_000 },
+        { ensure: false, first_connection_patience_ms: 3_000 },
       ),
     login: async () => settings.TROUPE_NATS_USER ?? "nobody",
     master_keys: {

@@ -6,6 +6,7 @@ import { beforeAll, expect, test, vi } from "vitest";
 import type { ActorEvent } from "../../protocol/journal.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -16,7 +17,7 @@ const script = (...steps: object[]): string => JSON.stringify(steps);
 const SLOW = script({ say: "one two three", tokens: 100, token_ms: 80 });
 const QUICK = script({ say: "done" });
 
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 40_000): Promise<T> {
+async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
   for (const give_up_ms = performance.now() + patience_ms; ; await later(100, undefined)) {
     const value = await read();
     if (good(value) || performance.now() > give_up_ms) return value;
@@ -69,10 +70,10 @@ async function placeOf(id: string, type: string): Promise<number> {
 
 beforeAll(async () => {
   troupe = await startTroupe({ workers: 2 });
-  expect(await troupe.cli(["tenants", "create", "other"])).toMatchObject({ code: 0 });
-  other_key = (await troupe.cli(["keys", "create", "--tenant", "other"])).stdout.trim();
+  expect(await typed(troupe, ["tenants", "create", "other"])).toMatchObject({ code: 0 });
+  other_key = (await typed(troupe, ["keys", "create", "--tenant", "other"])).stdout.trim();
   const agent = JSON.stringify({ agent: "assistant", model: "simulated/script" });
-  expect(await troupe.cli(["agents", "put", "--tenant", "other", "-"], { stdin: agent })).toMatchObject({ code: 0 });
+  expect(await typed(troupe, ["agents", "put", "--tenant", "other", "-"], { stdin: agent })).toMatchObject({ code: 0 });
 }, 120_000);
 
 test("it waits visibly, and begins when its parents have completed though the workers of all of them were killed", async () => {
@@ -89,8 +90,8 @@ test("it waits visibly, and begins when its parents have completed though the wo
     wait_reason: `waits for dependency: message ${left} of session left and 1 more`,
     waits_for: { for: "dependency" },
   });
-  expect((await troupe.cli(["explain", "demo/session/child"])).stdout).toContain("waits for dependency: message");
-  expect((await troupe.cli(["show", "demo/session/child"])).stdout).toContain("awaiting_dependency");
+  expect((await typed(troupe, ["explain", "demo/session/child"])).stdout).toContain("waits for dependency: message");
+  expect((await typed(troupe, ["show", "demo/session/child"])).stdout).toContain("awaiting_dependency");
 
   await troupe.replaced(await troupe.kill9("worker", view.worker));
   await troupe.replaced(await troupe.kill9("worker", (await viewOf("left")).worker));
@@ -100,7 +101,7 @@ test("it waits visibly, and begins when its parents have completed though the wo
     expect((await endsOf(parent)).map(({ type }) => type)).toEqual(["turn.completed"]);
     expect(await placeOf(parent, "turn.completed")).toBeLessThan(began);
   }
-  expect(await troupe.cli(["verify", "--json"])).toMatchObject({ code: 0, stdout: expect.stringContaining('"violations":0') });
+  expect(await typed(troupe, ["verify", "--json"])).toMatchObject({ code: 0, stdout: expect.stringContaining('"violations":0') });
 });
 
 test("one that fails skips all that come after it, each naming its parent; what is finished and what has ended long ago can be named", async () => {
@@ -161,7 +162,7 @@ test("what is not there, another tenant's, oneself and later ones are refused; t
     const answer = new Promise<Reply | undefined>((resolve) => void bus.subscribe(inbox, ({ data }) => resolve(decodeReply(data))));
     await bus.flush();
     await bus.publish("tenant.demo.session.asker.command", new TextEncoder().encode(JSON.stringify({ type, body })), { headers: { "Troupe-Reply-To": inbox } });
-    return Promise.race([answer, later(20_000, undefined)]);
+    return Promise.race([answer, later(60_000, undefined)]);
   };
   expect(await overNats("message.send", { content: QUICK, after: [{ session: "nobody", message: "m2" }] })).toMatchObject({
     ok: false,
@@ -177,13 +178,13 @@ test("what is not there, another tenant's, oneself and later ones are refused; t
 
 test("typed at the command line, with a priority", async () => {
   await session("typed");
-  const sent = await troupe.cli(["send", "demo/session/typed", QUICK, "--priority", "high", "--wait"]);
+  const sent = await typed(troupe, ["send", "demo/session/typed", QUICK, "--priority", "high", "--wait"]);
   expect(sent).toMatchObject({ code: 0 });
   const [first] = (await eventsOf("typed")).filter(({ type }) => type === "message.received");
-  const child = await troupe.cli(["send", "demo/session/typed", QUICK, "--after", `typed/${String(first?.["message_id"])}`, "--wait"]);
+  const child = await typed(troupe, ["send", "demo/session/typed", QUICK, "--after", `typed/${String(first?.["message_id"])}`, "--wait"]);
   expect(child).toMatchObject({ code: 0 });
   const bodies = (await troupe.journal("demo/session/typed")).flatMap(({ entries }) => entries).flatMap((entry) => (entry.t === "command" ? [entry.body] : []));
   expect(bodies).toMatchObject([{ priority: "high" }, { after: [{ session: "typed", message: first?.["message_id"] }] }]);
-  expect(await troupe.cli(["send", "demo/session/typed", "x", "--after", "typed"])).toMatchObject({ code: 2 });
-  expect(await troupe.cli(["send", "demo/session/typed", "x", "--priority", "urgent"])).toMatchObject({ code: 2 });
+  expect(await typed(troupe, ["send", "demo/session/typed", "x", "--after", "typed"])).toMatchObject({ code: 2 });
+  expect(await typed(troupe, ["send", "demo/session/typed", "x", "--priority", "urgent"])).toMatchObject({ code: 2 });
 });

@@ -11,6 +11,7 @@ import { STREAMS } from "../../bus/port.ts";
 import { type ModelAnswer, type ModelServer, type ModelServerRequest, startModelServer } from "../contract/model-server.ts";
 import { collect, hear, readEventStream, type StreamMessage } from "../harness/event-stream.ts";
 import { startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -46,7 +47,7 @@ beforeAll(async () => {
       TROUPE_LOG_LEVEL: "debug",
     },
   });
-}, 90_000);
+}, 120_000);
 afterAll(() => server?.close());
 
 async function say(session: string, model: string, content: string): Promise<StreamMessage[]> {
@@ -72,11 +73,11 @@ interface Usage {
 async function usageOf(session: string, count: number): Promise<Usage[]> {
   let rows: Usage[] = [];
   const there = async (): Promise<boolean> => {
-    const { stdout } = await troupe.cli(["usage", "--tenant", "demo", "--session", session, "--json"]);
+    const { stdout } = await typed(troupe, ["usage", "--tenant", "demo", "--session", session, "--json"]);
     rows = stdout.split("\n").flatMap((line) => (line === "" ? [] : [JSON.parse(line) as Usage]));
     return rows.length >= count;
   };
-  await until(there, 15_000, 300);
+  await until(there, 60_000, 100);
   expect(rows).toHaveLength(count);
   return rows;
 }
@@ -228,5 +229,5 @@ test("no key is in the home folder, in what was printed or heard, in a stream, o
     }
   }
   expect(found).toEqual([]);
-  expect((await troupe.cli(["verify", "--json"])).stdout).toContain('"violations":0');
+  expect((await typed(troupe, ["verify", "--json"])).stdout).toContain('"violations":0');
 });

@@ -49,11 +49,14 @@ async function ask(
 }
 
 const SILENCE_MS = 150;
+/** A stream that has something to tell begins at once, which on a busy machine is a moment later. */
+const BEGIN_MS = 2_000;
 async function untilSilent(answer: Response): Promise<string> {
   const reader = answer.body!.getReader();
   let text = "";
   for (;;) {
-    const next = await Promise.race([reader.read(), new Promise<undefined>((resolve) => void setTimeout(() => resolve(undefined), SILENCE_MS))]);
+    const silence_ms = text === "" ? BEGIN_MS : SILENCE_MS;
+    const next = await Promise.race([reader.read(), new Promise<undefined>((resolve) => void setTimeout(() => resolve(undefined), silence_ms))]);
     if (next === undefined || next.done) break;
     text += new TextDecoder().decode(next.value);
   }
@@ -268,10 +271,10 @@ describe("a tenant's keys, made by its administrators", () => {
     expect(rotated.body).toMatchObject({ replaces: key_id, scopes: ["sessions:read"], label: "ci" });
     const next = rotated.body as { key: string; key_id: string };
     expect((await ask("GET", `/v1/sessions/${SESSION}`, next.key)).status).toBe(200);
-    await expect.poll(async () => (await ask("GET", `/v1/sessions/${SESSION}`, key)).status).toBe(401);
+    await expect.poll(async () => (await ask("GET", `/v1/sessions/${SESSION}`, key)).status, { timeout: 20_000 }).toBe(401);
 
     expect((await ask("POST", `/v1/keys/${next.key_id}/revoke`, admins.acme, { body: { reason: "done" } })).status).toBe(200);
-    await expect.poll(async () => (await ask("GET", `/v1/sessions/${SESSION}`, next.key)).status).toBe(401);
+    await expect.poll(async () => (await ask("GET", `/v1/sessions/${SESSION}`, next.key)).status, { timeout: 20_000 }).toBe(401);
     expect(cell.logged.filter((line) => line.includes(key) || line.includes(next.key))).toEqual([]);
   });
 
@@ -301,7 +304,7 @@ describe("a tenant's keys, made by its administrators", () => {
 
   test("an agent is put into one's own tenant alone", async () => {
     expect((await ask("PUT", "/v1/agents/own-one", admins.acme, { body: { model: "simulated/echo", tenant: "rival" } })).status).toBe(200);
-    await expect.poll(async () => (await ask("GET", "/v1/agents", keyOf("acme"))).text).toContain('"own-one"');
+    await expect.poll(async () => (await ask("GET", "/v1/agents", keyOf("acme"))).text, { timeout: 20_000 }).toContain('"own-one"');
     expect((await ask("GET", "/v1/agents", keyOf("rival"))).text).not.toContain('"own-one"');
     expect((await ask("PUT", "/v1/agents/bad", admins.acme, { body: { model: "no such form" } })).status).toBe(422);
   });
@@ -326,9 +329,9 @@ describe("operators", () => {
     expect((await ask("POST", "/v1/operator/tenants", operator, { body: { id: "fresh", name: "Fresh" } })).status).toBe(201);
     const { body } = await ask("POST", "/v1/operator/tenants/fresh/keys", operator, { body: { scopes: ["admin"] } });
     const { key } = body as { key: string };
-    await expect.poll(async () => (await ask("GET", "/v1/keys", key)).status).toBe(200);
+    await expect.poll(async () => (await ask("GET", "/v1/keys", key)).status, { timeout: 20_000 }).toBe(200);
     expect((await ask("POST", "/v1/operator/tenants/fresh/suspend", operator, { body: { reason: "test" } })).body).toEqual({ id: "fresh", state: "suspended" });
-    await expect.poll(async () => (await ask("GET", "/v1/keys", key)).status).toBe(403);
+    await expect.poll(async () => (await ask("GET", "/v1/keys", key)).status, { timeout: 20_000 }).toBe(403);
     expect((await ask("GET", "/v1/operator/tenants/fresh", operator)).body).toMatchObject({ state: "suspended", name: "Fresh" });
     expect((await ask("POST", "/v1/operator/tenants/fresh/resume", operator, { body: {} })).status).toBe(200);
     for (const [method, path, more] of [
