@@ -193,7 +193,7 @@ describe.each(grounds)("inboxes on %s", (_name, makeGround) => {
       const order = held.map(({ source }) => source.seq);
       expect(order).toEqual([...order].sort((a, b) => a - b));
       await queue.stop();
-    }, 30_000);
+    }, 180_000);
 
     test("a delivery whose handler throws does not stop those after it, and is logged", async () => {
       const tenant = newTenant();

@@ -21,7 +21,7 @@ describe.each(grounds)("outages on %s", (_name, makeGround) => {
   describe("while the broker is away", () => {
     test(
       "calls answer unavailable or reject within their patience, appends survive, and followers, watchers and inboxes go on after",
-      { timeout: 30_000 },
+      { timeout: 180_000 },
       async () => {
         const tenant = newTenant();
         const states: string[] = [];
@@ -94,7 +94,7 @@ describe.each(grounds)("outages on %s", (_name, makeGround) => {
   });
 });
 
-test("appends and commands through three crashes of the broker are each stored once, and followed and delivered in order", { timeout: 60_000 }, async () => {
+test("appends and commands through three crashes of the broker are each stored once, and followed and delivered in order", { timeout: 180_000 }, async () => {
   const server = await startNatsServer();
   try {
     const bus = await connectJetStream({ name: "tool", shards: SHARDS, replicas: 1, log: silentLog, world: realWorld, servers: server.url });

@@ -18,7 +18,7 @@ export interface NatsServer {
   stop(): Promise<void>;
 }
 
-const START_PATIENCE_MS = 10_000;
+const START_PATIENCE_MS = 60_000;
 
 async function freePort(): Promise<number> {
   const server = createServer();

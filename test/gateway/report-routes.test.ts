@@ -41,7 +41,7 @@ beforeAll(async () => {
   ] as const)
     expect(await client.command(budgetActor("acme"), { type, body, channel: "control" }), type).toMatchObject({ kind: "decided", reply: { ok: true } });
   await client.stop();
-}, 60_000);
+}, 180_000);
 afterAll(() => cell?.end());
 
 const get = async (path: string, key: string): Promise<{ status: number; body: Record<string, unknown> }> => {

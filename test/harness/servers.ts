@@ -54,7 +54,7 @@ export async function natsServerOf(home: string, text: (ports: BrokerPorts) => s
       (answer) => answer.ok,
       () => false,
     );
-  if (!(await until(healthy, 10_000, 20))) throw new Error(readFileSync(log_file, "utf8"));
+  if (!(await until(healthy, 60_000, 20))) throw new Error(readFileSync(log_file, "utf8"));
   return ports;
 }
 

@@ -36,7 +36,7 @@ beforeEach(async () => {
   await database.migrate();
   queries = createQueries(database);
   const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_messages_max: 37 });
-  expect(await projector.reached(stream.messages.length, 20_000)).toBe(true);
+  expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
   await projector.stop();
 });
 

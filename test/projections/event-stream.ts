@@ -289,7 +289,7 @@ export function livedStream(seed: number, sessions: number, happenings: number):
   return { stream, journals };
 }
 
-export async function eventually(condition: () => Promise<boolean> | boolean, patience_ms = 10_000): Promise<boolean> {
+export async function eventually(condition: () => Promise<boolean> | boolean, patience_ms = 60_000): Promise<boolean> {
   const deadline = performance.now() + patience_ms;
   while (performance.now() < deadline) {
     if (await condition()) return true;

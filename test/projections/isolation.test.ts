@@ -75,7 +75,7 @@ beforeAll(async () => {
     session.commit(answered(session.inst("model") ?? "", "hello", 1, 2));
   }
   const projecting = createProjector({ bus: stream.bus, database: projector, world: realWorld, log: silentLog });
-  const reached = await projecting.reached(stream.messages.length, 5_000);
+  const reached = await projecting.reached(stream.messages.length, 60_000);
   expect([reached, projecting.status()]).toEqual([true, { kind: "following", position: stream.messages.length }]);
   await projecting.stop();
 });

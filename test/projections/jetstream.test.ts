@@ -63,7 +63,7 @@ test("a backlog is projected quickly, a fresh message as it comes", async () => 
   const began_ms = performance.now();
   const projector = createProjector({ bus, database, world: realWorld, log: silentLog });
   atEndOfFile(() => projector.stop());
-  expect(await projector.reached(last_sequence, 30_000)).toBe(true);
+  expect(await projector.reached(last_sequence, 60_000)).toBe(true);
   const took_ms = performance.now() - began_ms;
   console.log(`  backlog: ${last_sequence} messages in ${Math.round(took_ms)} ms, ${Math.round((last_sequence / took_ms) * 1000)}/s`);
   expect(await projector.lag_messages()).toBe(0);
@@ -76,7 +76,7 @@ test("a backlog is projected quickly, a fresh message as it comes", async () => 
   }));
   await appendAll(bus, own, async (sequence) => {
     const committed_ms = performance.now();
-    expect(await projector.reached(sequence, 5_000)).toBe(true);
+    expect(await projector.reached(sequence, 60_000)).toBe(true);
     delays_ms.push(performance.now() - committed_ms);
   });
   delays_ms.sort((a, b) => a - b);
@@ -85,7 +85,7 @@ test("a backlog is projected quickly, a fresh message as it comes", async () => 
   expect(at(0.5)).toBeLessThan(1_000);
 });
 
-test("a broker that is killed while journals grow leaves every entry with one row", { timeout: 60_000 }, async () => {
+test("a broker that is killed while journals grow leaves every entry with one row", { timeout: 180_000 }, async () => {
   const { bus, database, kill9, start } = await grounds();
   const { stream, journals } = livedStream(43, 8, 400);
   const projector = createProjector({ bus, database, world: realWorld, log: silentLog });
@@ -98,7 +98,7 @@ test("a broker that is killed while journals grow leaves every entry with one ro
   });
   await broken;
   expect(await eventually(async () => (await bus.bounds("EVENTS").catch(() => undefined))?.last_sequence === stream.messages.length, 20_000)).toBe(true);
-  expect(await projector.reached(stream.messages.length, 20_000)).toBe(true);
+  expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
   for (const { actor, state } of journals) {
     const summary = await createQueries(database).audit_summary(actor);
     expect([summary.rows, summary.seq_max]).toEqual([state()?.seq, state()?.seq]);

@@ -24,7 +24,7 @@ const journals: Journal[] = [];
 
 async function projected(): Promise<void> {
   const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog });
-  expect(await projector.reached(stream.messages.at(-1)?.sequence ?? 0, 20_000)).toBe(true);
+  expect(await projector.reached(stream.messages.at(-1)?.sequence ?? 0, 60_000)).toBe(true);
   await projector.stop();
 }
 
@@ -196,7 +196,7 @@ describe("usage and audit", () => {
   });
 });
 
-test("migrations that meet the end of Postgres reject, and the process lives", { timeout: 60_000 }, async () => {
+test("migrations that meet the end of Postgres reject, and the process lives", { timeout: 180_000 }, async () => {
   const postgres = await freshPostgres();
   const fresh = createDatabase({ url: postgres.url, application_name: "test", log: silentLog });
   atEndOfFile(() => fresh.close());

@@ -47,7 +47,7 @@ beforeAll(async () => {
   journal.commit(control("tenant.suspend", { reason: "unpaid" }));
   context = journal.state()?.snapshot.context as TenantContext;
   const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_messages_max: 9 });
-  expect(await projector.reached(stream.messages.length, 10_000)).toBe(true);
+  expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
   await projector.stop();
 });
 
@@ -109,7 +109,7 @@ test("a call that nobody said the key of was made with the tenant's own where th
   owner.commit(control("provider_key.remove", { provider: "simulated" }));
   turn("after", told);
   const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_wait_ms: 1 });
-  expect(await projector.reached(stream.messages.length, 10_000)).toBe(true);
+  expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
   await projector.stop();
   const rows = await database.query<{ session: string; model: string; key_source: string }>(
     "select session, model, key_source from llm_usage_events where tenant = 'owner' order by stream_sequence, attempt, try",

@@ -44,7 +44,7 @@ describe("a simulated cluster", () => {
       atLeast(kind === "clear" ? 1 : 5, `crash before ${kind}`, `crash after ${kind}`, `lose after ${kind}`);
   });
 
-  test("goes the same way each time", { timeout: 60_000 }, async () => {
+  test("goes the same way each time", { timeout: 180_000 }, async () => {
     for (const seed of [4, 21, 125]) {
       const [one, other] = [await runPlan(drawPlan(seed, STEPS)), await runPlan(drawPlan(seed, STEPS))];
       expect(one.trace.length).toBeGreaterThan(50);
@@ -66,7 +66,7 @@ async function firstBroken(options: RunOptions, seeds: number): Promise<{ seed: 
 }
 
 describe("what is planted is found", () => {
-  test("resident marks that are not stored", { timeout: 60_000 }, async () => {
+  test("resident marks that are not stored", { timeout: 180_000 }, async () => {
     const found = await firstBroken(
       {
         break_bus: (bus, process) =>
@@ -83,7 +83,7 @@ describe("what is planted is found", () => {
     expect(found?.failures[0]).toMatch(/^C3/);
   });
 
-  test("appends that are said to be done and are not", { timeout: 60_000 }, async () => {
+  test("appends that are said to be done and are not", { timeout: 180_000 }, async () => {
     let appends = 0;
     const found = await firstBroken(
       {

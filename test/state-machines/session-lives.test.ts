@@ -106,7 +106,7 @@ test("every point that two messages and two loops can lead to keeps the invarian
     "thinking · message.send interrupt · thinking",
   ])
     expect([...taken]).toContain(one);
-}, 60_000);
+}, 180_000);
 
 test("long random lives keep the invariants, end every turn once, and replay from the first entry to the same state", () => {
   let longest = 0;
@@ -130,4 +130,4 @@ test("long random lives keep the invariants, end every turn once, and replay fro
     { numRuns: 150 },
   );
   expect(longest).toBeGreaterThan(20);
-}, 60_000);
+}, 180_000);

@@ -114,7 +114,7 @@ describe("the line for a tenant's slots", () => {
     expect(granted(ask(drive, "more", "critical"))).toBe(false);
     expect(standing(drive)).toHaveLength(LINE_MAX);
     expect(standing(drive)).not.toContain("more");
-  }, 30_000);
+  }, 180_000);
 
   test("keeps out what is no priority", () => {
     const body = { hold: holdOf("a"), session: "a", agent: "a", model: "simulated/echo", amount_usd_micros: 1, minimum_usd_micros: 1 };

@@ -19,7 +19,7 @@ function check(known: Iterable<TestWorker>, context: string): void {
   }
 }
 
-test(`over ${SEEDS} drawn runs no two workers act on one shard, and each run ends placed and even`, { timeout: 60_000 }, async () => {
+test(`over ${SEEDS} drawn runs no two workers act on one shard, and each run ends placed and even`, { timeout: 180_000 }, async () => {
   const seen = new Map<string, number>();
   for (let seed = 1; seed <= SEEDS; seed++) {
     let trouble = true;

@@ -15,7 +15,7 @@ import { RecordingHost } from "./cluster.ts";
 
 const world = realWorld();
 
-async function until(what: string, condition: () => boolean, patience_ms = 15_000): Promise<void> {
+async function until(what: string, condition: () => boolean, patience_ms = 60_000): Promise<void> {
   const give_up_ms = world.monotonic_ms() + patience_ms;
   while (!condition() && world.monotonic_ms() < give_up_ms) await new Promise((resolve) => setTimeout(resolve, 5));
   expect(condition(), what).toBe(true);
