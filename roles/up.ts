@@ -2,7 +2,6 @@
 //
 //   broker, database ──▶ streams, tables ──▶ children ──▶ demonstration tenant ──▶ ready: URL, key, curl line ──▶ Ctrl-C: all end in order
 import { randomBytes } from "node:crypto";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { createCommandClient } from "../actors/client.ts";
 import { createDirectory } from "../actors/directory.ts";
@@ -13,7 +12,7 @@ import { type AuthKeys, createAuthKeys, publicAuthKeys } from "../bus/jetstream-
 import { ensureNatsServer } from "../deploy/local/nats-server.ts";
 import { type LocalNats, startLocalNats } from "../deploy/local/nats.ts";
 import { localMasterKeys, localSecrets } from "../deploy/local/secrets.ts";
-import { freePort } from "../deploy/local/server-process.ts";
+import { freePort, isFree } from "../deploy/local/server-process.ts";
 import { type LocalPostgres, startLocalPostgres } from "../deploy/local/postgres.ts";
 import { createKey } from "../protocol/api-key.ts";
 import { tenantActor } from "../protocol/ids.ts";
@@ -366,14 +365,6 @@ function endNow(pid: number, signal: NodeJS.Signals): void {
   } catch {
     // it has ended already
   }
-}
-
-function isFree(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const probe = createServer();
-    probe.once("error", () => resolve(false));
-    probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
-  });
 }
 
 function welcome({ url, key, session, seconds, model }: { url: string; key: string; session: string; seconds: number; model: string }): string {

@@ -13,6 +13,7 @@
 //   P3. Servers run in a process group of their own: a Ctrl-C at the terminal reaches us alone, and we stop them in our order.
 import { spawn, spawnSync } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
+import { randomInt } from "node:crypto";
 import { closeSync, existsSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { SetupFault } from "./setup-fault.ts";
@@ -145,17 +146,30 @@ export async function until(condition: () => boolean | Promise<boolean>, patienc
   }
 }
 
+/**
+ * Systems give ports above these to whoever opens a connection (32768 and up on Linux, 49152 elsewhere). A server that was promised one of those may find
+ * it taken by a client of anybody's when it listens a few seconds later, or when it is started again; and a client that seeks it there meanwhile can be
+ * given the very same one and speak to itself.
+ */
+const PORTS = { from: 15_000, below: 32_000 };
+/** With every second one taken, nobody is that unlucky. */
+const DRAWS_MAX = 200;
+
 /** A port on 127.0.0.1 that was free a moment ago. Whoever uses it must be ready to try another. */
 export async function freePort(): Promise<number> {
-  const probe = createServer();
-  await new Promise<void>((resolve, reject) => {
-    probe.once("error", reject);
-    probe.listen(0, "127.0.0.1", resolve);
+  for (let draws = 0; draws < DRAWS_MAX; draws++) {
+    const port = randomInt(PORTS.from, PORTS.below);
+    if (await isFree(port)) return port;
+  }
+  throw new Error(`no port of ${DRAWS_MAX} that were drawn on 127.0.0.1 is free`);
+}
+
+export function isFree(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const probe = createServer();
+    probe.once("error", () => resolve(false));
+    probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)));
   });
-  const address = probe.address();
-  const port = typeof address === "object" && address !== null ? address.port : 0;
-  await new Promise<void>((resolve) => probe.close(() => resolve()));
-  return port;
 }
 
 /** The end of a log, for the person who must find out why a server did not start. */

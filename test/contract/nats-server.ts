@@ -1,10 +1,10 @@
 // nats-server: a real broker for tests: free port, its own folder, fsync always, gone afterwards.
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { freePort } from "../../deploy/local/server-process.ts";
 
 export interface NatsServer {
   readonly url: string;
@@ -19,15 +19,6 @@ export interface NatsServer {
 }
 
 const START_PATIENCE_MS = 60_000;
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string") throw new Error("a TCP server has a port");
-  return address.port;
-}
 
 /** Starts a broker; `sync` false leaves the broker's default of two minutes, for tests of the audit. */
 export async function startNatsServer(options: { sync?: boolean; max_payload?: string } = {}): Promise<NatsServer> {
