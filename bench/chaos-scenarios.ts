@@ -33,6 +33,8 @@ export interface Trouble {
   readonly trials: number;
   /** How long what is away stays away, where a scenario has such a time. */
   readonly away_ms: number;
+  /** Of a hundred commands to sessions that nothing is done to, ninety-nine are acknowledged within this. */
+  readonly acknowledged_within_ms: number;
   readonly random: () => number;
   measured(phase: string, ms: number): void;
   fault(what: string): void;
@@ -71,6 +73,8 @@ export interface RunOptions {
   readonly random: () => number;
   readonly load?: Partial<LoadOptions>;
   readonly away_ms?: number;
+  /** A second by default; where the machine is not the measured one, what tells a delay from a stand-still. */
+  readonly acknowledged_within_ms?: number;
   say?(what: string): void;
 }
 
@@ -78,7 +82,7 @@ export interface RunOptions {
 export async function runScenario(
   ground: Ground,
   scenario: Scenario,
-  { trials, random, load: more, away_ms, say = () => undefined }: RunOptions,
+  { trials, random, load: more, away_ms, acknowledged_within_ms = 1_000, say = () => undefined }: RunOptions,
 ): Promise<ScenarioResult> {
   const phases = new Map<string, number[]>();
   const faults: string[] = [];
@@ -89,6 +93,7 @@ export async function runScenario(
     load,
     trials,
     away_ms: away_ms ?? scenario.away_ms ?? 0,
+    acknowledged_within_ms,
     random,
     measured: (phase, ms) => void phases.set(phase, [...(phases.get(phase) ?? []), ms]),
     fault: (what) => void (faults.length < 50 && faults.push(what)),
@@ -462,7 +467,7 @@ async function restartAll(trouble: Trouble): Promise<void> {
   const times = load.ack_times.filter(({ at_ms }) => at_ms >= began_ms).map(({ ms }) => ms);
   const { p99_ms } = quantiles(times);
   for (const ms of times) trouble.measured("acknowledgement", ms);
-  if (p99_ms >= 1_000) trouble.fault(`other sessions' commands were acknowledged within ${Math.round(p99_ms)} ms at p99`);
+  if (p99_ms >= trouble.acknowledged_within_ms) trouble.fault(`other sessions' commands were acknowledged within ${Math.round(p99_ms)} ms at p99`);
 }
 
 // ── supervisors and gateways ─────────────────────────────────────────────────────────────────────────────────────────

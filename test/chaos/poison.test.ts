@@ -7,6 +7,7 @@ import { RECOVERY_TRIES_MAX } from "../../state-machines/step.ts";
 import { sendSignal, until } from "../../deploy/local/server-process.ts";
 import { decodeJournal, type JournalMessage } from "../../protocol/journal.ts";
 import { startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
 const NEIGHBOURS = 8;
 const POISONED = "demo/session/poisoned";
@@ -15,7 +16,7 @@ const script = (tokens: number, token_ms: number): string => JSON.stringify([{ s
 let troupe: Troupe;
 beforeAll(async () => {
   troupe = await startTroupe({ workers: 3 });
-}, 90_000);
+}, 120_000);
 
 async function session(id: string): Promise<void> {
   await troupe.json(201, "/v1/sessions", { json: { id, agent: "assistant", overrides: { model: "simulated/script" } } });
@@ -50,13 +51,13 @@ test("a session that kills its worker each time is parked, its neighbours finish
     while (!over) {
       const turn = (turns.get(id) ?? 0) + 1;
       await troupe.json(202, `/v1/sessions/${id}/messages`, { json: { content: script(20, 30) }, headers: { "idempotency-key": `${id}-${turn}` } });
-      if (!(await until(async () => (await state(id)) === "idle", 30_000, 50))) throw new Error(`${id} stays ${await state(id)}`);
+      if (!(await until(async () => (await state(id)) === "idle", 60_000, 50))) throw new Error(`${id} stays ${await state(id)}`);
       turns.set(id, turn);
     }
   });
 
   await troupe.json(202, "/v1/sessions/poisoned/messages", { json: { content: script(100, 50) } });
-  expect(await until(async () => (await state("poisoned")) === "parked", 60_000, 50), `parked after ${kills} kills`).toBe(true);
+  expect(await until(async () => (await state("poisoned")) === "parked", 120_000, 50), `parked after ${kills} kills`).toBe(true);
   poison = false;
   over = true;
   await Promise.all(talks);
@@ -76,21 +77,21 @@ test("a session that kills its worker each time is parked, its neighbours finish
     expect([id, theirs.filter((message) => message.state === "parked").length]).toEqual([id, 0]);
   }
 
-  const explained = await troupe.cli(["explain", POISONED, "--last", "200"]);
+  const explained = await typed(troupe, ["explain", POISONED, "--last", "200"]);
   expect(explained.code).toBe(0);
   expect(explained.stdout).toMatch(/is parked/);
   expect(explained.stdout).toMatch(/declared dead: both connections closed/);
   expect(explained.stdout).toMatch(/claimed by w\d, epoch \d+, from w\d \(owner_gone\); lost: \S+:model/);
   expect(explained.stdout).toMatch(/attempt 1 of model call 1\.0 void/);
 
-  const unparked = await troupe.cli(["unpark", POISONED, "--reason", "the poison is gone"]);
+  const unparked = await typed(troupe, ["unpark", POISONED, "--reason", "the poison is gone"]);
   expect([unparked.code, unparked.stderr]).toEqual([0, ""]);
-  expect(await until(async () => (await state("poisoned")) === "idle", 30_000, 50)).toBe(true);
+  expect(await until(async () => (await state("poisoned")) === "idle", 60_000, 50)).toBe(true);
   expect(eventsOf(await troupe.journal(POISONED), "turn.completed")).toHaveLength(1);
-  const again = await troupe.cli(["unpark", POISONED]);
+  const again = await typed(troupe, ["unpark", POISONED]);
   expect(again.code).toBe(1);
   expect(again.stderr).toContain("illegal_transition");
-  const verified = await troupe.cli(["verify", "demo"]);
+  const verified = await typed(troupe, ["verify", "demo"]);
   expect(verified.code, verified.stdout).toBe(0);
   await watching.stop();
-}, 150_000);
+}, 300_000);

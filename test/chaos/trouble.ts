@@ -25,6 +25,8 @@ export async function survives(
   let drawn = 0;
   const result = await runScenario(ground, scenarioNamed(name), {
     trials,
+    // Two processors are starting and ending workers all the while. What stood still would wait for a lease, five seconds, or for a drain, a minute.
+    acknowledged_within_ms: 4_000,
     // Blows fall at other places of a call with every trial, and at the same ones with every run.
     random: () => (drawn = (drawn + 0.382) % 1),
     load: { lanes, wish },
