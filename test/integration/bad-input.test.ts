@@ -11,6 +11,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { until } from "../../deploy/local/server-process.ts";
 import { ERRORS, type ErrorCode } from "../../protocol/errors.ts";
 import { type ApiRequest, later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 
@@ -34,7 +35,7 @@ beforeAll(async () => {
   await troupe.json(201, "/v1/sessions", { json: { id: "good", agent: "assistant" } });
   await troupe.json(201, "/v1/sessions", { json: { id: "over", agent: "assistant" } });
   await troupe.json(200, "/v1/sessions/over/terminate", { json: {} });
-}, 90_000);
+}, 120_000);
 afterAll(async () => {
   await demo?.close();
 });
@@ -149,7 +150,7 @@ async function publish(subject: string, data: Uint8Array, head: Readonly<Record<
   const named = headers();
   for (const [name, value] of Object.entries({ "Troupe-Reply-To": inbox, ...head })) named.set(name, value);
   await demo.jetstream().publish(subject, data, { headers: named });
-  const heard = await Promise.race([reply, later(8_000, undefined)]);
+  const heard = await Promise.race([reply, later(60_000, undefined)]);
   subscription.unsubscribe();
   if (heard === undefined) throw new Error("no reply came");
   return heard;
@@ -251,7 +252,7 @@ test("every acknowledged message is in the journal, once and in order, and its t
     const view = await troupe.json<{ state: string; queue_length: number }>(200, "/v1/sessions/good");
     return view.state === "idle" && view.queue_length === 0;
   };
-  expect(await until(idle, 20_000, 100)).toBe(true);
+  expect(await until(idle, 60_000, 100)).toBe(true);
   const journal = await troupe.journal("demo/session/good");
   const entries = journal.flatMap((message) => message.entries);
   expect(entries.flatMap((entry) => (entry.t === "command" && entry.type === "message.send" ? [entry.body["content"]] : []))).toEqual(acknowledged);
@@ -263,16 +264,16 @@ test("every acknowledged message is in the journal, once and in order, and its t
 
 test("no inbox holds anything back, and no process had to be started again", async () => {
   const bus = await troupe.bus();
-  expect(await until(async () => (await bus.bounds("COMMANDS")).messages === 0, 5_000, 100)).toBe(true);
+  expect(await until(async () => (await bus.bounds("COMMANDS")).messages === 0, 60_000, 100)).toBe(true);
   expect(running()).toEqual(processes);
   for (const { role, id } of troupe.dev().processes.filter((one) => one.role === "worker")) {
-    const health = await troupe.cli(["show", `system/worker/${id}`, "--json"]);
+    const health = await typed(troupe, ["show", `system/worker/${id}`, "--json"]);
     expect({ role, id, health: JSON.parse(health.stdout) as unknown }).toMatchObject({ health: { state: "ready" } });
   }
   // A worker's journal holds what the supervisors decided about it, and its story tells that once.
-  const { story } = JSON.parse((await troupe.cli(["explain", "system/worker/w1", "--json"])).stdout) as { story: { what: string; text: string }[] };
+  const { story } = JSON.parse((await typed(troupe, ["explain", "system/worker/w1", "--json"])).stdout) as { story: { what: string; text: string }[] };
   expect(story.filter(({ text }) => text === "worker.state from joining to ready")).toHaveLength(1);
-  const verified = await troupe.cli(["verify", "--json"]);
+  const verified = await typed(troupe, ["verify", "--json"]);
   expect(verified).toMatchObject({ code: 0, stdout: expect.stringContaining('"violations":0') });
 });
 

@@ -6,13 +6,14 @@ import { beforeAll, expect, test, vi } from "vitest";
 import { sendSignal } from "../../deploy/local/server-process.ts";
 import { decodeReply } from "../../protocol/reply.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 180_000 });
 
 let troupe: Troupe;
 let other_key: string;
 
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 40_000): Promise<T> {
+async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
   for (const give_up_ms = performance.now() + patience_ms; ; await later(200, undefined)) {
     const value = await read();
     if (good(value) || performance.now() > give_up_ms) return value;
@@ -38,10 +39,10 @@ const send = (session: string, key?: string): Promise<Response> =>
 
 beforeAll(async () => {
   troupe = await startTroupe({ workers: 2, env: { TROUPE_TENANT_COMMANDS_STORED_MAX: "10000", TROUPE_TENANT_COMMANDS_WAITING_MAX: "100000" } });
-  expect(await troupe.cli(["tenants", "create", "other"])).toMatchObject({ code: 0 });
-  other_key = (await troupe.cli(["keys", "create", "--tenant", "other"])).stdout.trim();
+  expect(await typed(troupe, ["tenants", "create", "other"])).toMatchObject({ code: 0 });
+  other_key = (await typed(troupe, ["keys", "create", "--tenant", "other"])).stdout.trim();
   const agent = JSON.stringify({ agent: "assistant", model: "simulated/echo" });
-  for (const tenant of ["demo", "other"]) expect(await troupe.cli(["agents", "put", "--tenant", tenant, "-"], { stdin: agent })).toMatchObject({ code: 0 });
+  for (const tenant of ["demo", "other"]) expect(await typed(troupe, ["agents", "put", "--tenant", tenant, "-"], { stdin: agent })).toMatchObject({ code: 0 });
   await troupe.json(201, "/v1/sessions", { json: { id: "s1", agent: "assistant" } });
   await troupe.json(201, "/v1/sessions", { json: { id: "s1", agent: "assistant" }, key: other_key });
 }, 120_000);
@@ -99,7 +100,7 @@ test("ten thousand waiting commands of one tenant close the door to it, and to n
   const { headers } = await import("nats");
   const said = headers();
   said.set("Troupe-Reply-To", "_INBOX_other.answers");
-  const ack = await theirs.request("tenant.other.session.s2.command", bytes("session.create", { agent: "assistant" }), { timeout: 5_000, headers: said });
+  const ack = await theirs.request("tenant.other.session.s2.command", bytes("session.create", { agent: "assistant" }), { timeout: 30_000, headers: said });
   expect(ack.string()).toContain('"stream":"COMMANDS"');
   expect(replies, "nothing of the ten thousand is decided").toBe(0);
 

@@ -16,7 +16,7 @@ vi.setConfig({ testTimeout: 120_000 });
 let troupe: Troupe;
 beforeAll(async () => {
   troupe = await startTroupe();
-}, 90_000);
+}, 120_000);
 
 const SESSIONS = 20;
 /** Long enough that all of them still run when the worker is asked to go. */

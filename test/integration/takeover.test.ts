@@ -14,7 +14,7 @@ vi.setConfig({ testTimeout: 120_000 });
 let troupe: Troupe;
 beforeAll(async () => {
   troupe = await startTroupe();
-}, 90_000);
+}, 120_000);
 
 /** So long that what is done to it in its middle is done in its middle on a slow machine too. */
 const slow = (tokens: number, token_ms: number): string => JSON.stringify([{ say: "one two three four five six seven ", tokens, token_ms }]);
