@@ -304,7 +304,7 @@ Exit codes: 0 done, 1 refused or found a violation, 2 wrong usage, 3 unreachable
   add(program, {
     name: "usage",
     summary: "what a tenant's model calls used and cost",
-    about: "Sums by agent and model; with --json one object per model attempt, newest first.",
+    about: "Sums by agent and model; with --json one object per model attempt, and per call of a tool that has a price, newest first.",
     json: "lines",
     examples: [
       "troupe usage --tenant demo",
