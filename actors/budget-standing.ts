@@ -14,7 +14,7 @@ import type { JsonObject } from "../protocol/json.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
-import { budgetContextOf, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget.ts";
+import { budgetContextOf, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget-context.ts";
 import { tableRows } from "../state-machines/budget-table.ts";
 import { viewOf } from "../state-machines/step.ts";
 import { ROOM_PATIENCE_MS } from "./model-money.ts";

@@ -4,7 +4,7 @@ import type { JsonObject } from "../protocol/json.ts";
 import { COST_PROJECTION_DEFAULT } from "../protocol/cost-projection.ts";
 import { timestamp } from "../protocol/world.ts";
 import { type ActionCounts, actionsIn } from "../state-machines/budget-actions.ts";
-import { type BudgetContext, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget.ts";
+import { type BudgetContext, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget-context.ts";
 import { headroom, utilisation } from "../state-machines/budget-decision.ts";
 import { PERIODS, periodEnd, periodStart } from "../state-machines/budget-period.ts";
 import { type RateLimit, type RateWindow, rateUsed } from "../state-machines/budget-rate.ts";

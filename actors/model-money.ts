@@ -27,7 +27,7 @@ import { estimateInputTokens } from "../providers/estimate.ts";
 import { affordableOutputTokens, costAtMost } from "../providers/prices.ts";
 import type { ModelRequest } from "../providers/provider.ts";
 import type { Providers } from "../providers/registry.ts";
-import { holdId } from "../state-machines/budget.ts";
+import { holdId } from "../state-machines/budget-holds.ts";
 import type { ModelWaitFor } from "../state-machines/model-wait.ts";
 import { MODEL_PATIENCE_MS } from "../state-machines/session-model-calls.ts";
 import { toolAsModel, type ToolPrice } from "../state-machines/tool-dues.ts";

@@ -1,7 +1,7 @@
 // slot-caller: hears in the budgets' live journals whose turn it is for a slot, and that something came back to a provider's window, and wakes
 // the call of this process that waits for it.
 //
-// What is not heard costs time and nothing else: who stands in line asks again by itself (LINE_ASK_MS of state-machines/budget.ts), and who waits
+// What is not heard costs time and nothing else: who stands in line asks again by itself (LINE_ASK_MS of state-machines/budget-line.ts), and who waits
 // for a window when it was told to.
 import type { Bus } from "../bus/port.ts";
 import { decodeJournal } from "../protocol/journal.ts";

@@ -7,7 +7,7 @@ import { budgetActor, tenantActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
 import { rateTier } from "../protocol/rate-tiers.ts";
 import type { Reply } from "../protocol/reply.ts";
-import { type BudgetContext, budgetContextOf } from "../state-machines/budget.ts";
+import { type BudgetContext, budgetContextOf } from "../state-machines/budget-context.ts";
 import { PERIODS } from "../state-machines/budget-period.ts";
 import type { RateLimit } from "../state-machines/budget-rate.ts";
 import { cores } from "../state-machines/kinds.ts";

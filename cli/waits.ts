@@ -3,7 +3,7 @@
 import { errorBody, TroupeError } from "../protocol/errors.ts";
 import { type ActorAddress, actorPath, budgetActor } from "../protocol/ids.ts";
 import { turnAt } from "../protocol/priority.ts";
-import { budgetContextOf, type InLine } from "../state-machines/budget.ts";
+import { budgetContextOf, type InLine } from "../state-machines/budget-context.ts";
 import { tableRows } from "../state-machines/budget-table.ts";
 import { viewOf } from "../state-machines/step.ts";
 import { askHost, type HostReply } from "../supervisors/host-service.ts";

@@ -20,7 +20,7 @@ import type { JsonObject } from "../protocol/json.ts";
 import { RATE_TIER_NAMES, rateTier } from "../protocol/rate-tiers.ts";
 import type { Scope } from "../protocol/scopes.ts";
 import type { World } from "../protocol/world.ts";
-import { budgetContextOf } from "../state-machines/budget.ts";
+import { budgetContextOf } from "../state-machines/budget-context.ts";
 import { viewOf } from "../state-machines/step.ts";
 import type { Handler, RouteInfo } from "./route.ts";
 

@@ -10,7 +10,7 @@
 import type { ActorEvent } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
 import { actorPath, budgetActor } from "../protocol/ids.ts";
-import { holdId } from "./budget.ts";
+import { holdId } from "./budget-holds.ts";
 import type { RateUse } from "./budget-windows.ts";
 import type { Emitted, EndedAttempt } from "./definition.ts";
 

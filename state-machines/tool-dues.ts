@@ -8,7 +8,7 @@
 // As with calls of models (model-dues.ts) it goes out with the commit that ends the attempt: said once, whatever dies. A tool without a price owes nothing.
 import { actorPath, budgetActor } from "../protocol/ids.ts";
 import type { JsonObject } from "../protocol/json.ts";
-import { holdId } from "./budget.ts";
+import { holdId } from "./budget-holds.ts";
 import type { Emitted, EndedAttempt } from "./definition.ts";
 
 /** What a call of a tool costs, and in which category it is counted. */

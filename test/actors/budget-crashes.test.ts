@@ -21,7 +21,7 @@ import type { Json } from "../../protocol/json.ts";
 import { silentLog } from "../../protocol/log.ts";
 import { pause } from "../../protocol/world.ts";
 import { createProviders } from "../../providers/registry.ts";
-import { budgetContextOf, TENANT_LEVEL } from "../../state-machines/budget.ts";
+import { budgetContextOf, TENANT_LEVEL } from "../../state-machines/budget-context.ts";
 import { tableGet, tableRows } from "../../state-machines/budget-table.ts";
 import { cores } from "../../state-machines/kinds.ts";
 import { viewOf } from "../../state-machines/step.ts";

@@ -4,7 +4,8 @@
 import { expect, test } from "vitest";
 import { createLedger } from "../../actors/budget-ledger.ts";
 import type { JsonObject } from "../../protocol/json.ts";
-import { budgetContextOf, budgetDefinition } from "../../state-machines/budget.ts";
+import { budgetContextOf } from "../../state-machines/budget-context.ts";
+import { budgetDefinition } from "../../state-machines/budget.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { seededRandom } from "../simulation/virtual-world.ts";
 import { Drive } from "../state-machines/drive.ts";

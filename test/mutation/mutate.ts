@@ -472,14 +472,14 @@ const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: "B1: more is granted than there is",
-    file: "state-machines/budget.ts",
+    file: "state-machines/budget-holds.ts",
     from: "Math.min(asked, Math.max(room, 0)); // B1",
     to: "asked; // B1",
     tests: ["test/state-machines/budget.test.ts"],
   },
   {
     name: "B4: an attempt that ended reserves again",
-    file: "state-machines/budget.ts",
+    file: "state-machines/budget-holds.ts",
     from: "open === undefined ? this.#isClosed(hold) : part < open.part",
     to: "open === undefined ? false : part < open.part",
     tests: ["test/state-machines/budget.test.ts"],

@@ -4,7 +4,8 @@
 import { expect, test } from "vitest";
 import { COST_PROJECTIONS } from "../../protocol/cost-projection.ts";
 import type { JsonObject } from "../../protocol/json.ts";
-import { budgetContextOf, budgetDefinition } from "../../state-machines/budget.ts";
+import { budgetContextOf } from "../../state-machines/budget-context.ts";
+import { budgetDefinition } from "../../state-machines/budget.ts";
 import { PERIODS } from "../../state-machines/budget-period.ts";
 import { type ProjectedCall, PROJECTIONS } from "../../state-machines/budget-projection.ts";
 import { coreOf } from "../../state-machines/step.ts";

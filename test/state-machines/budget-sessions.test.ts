@@ -4,7 +4,8 @@
 import { expect, test } from "vitest";
 import { checkCommand } from "../../protocol/commands.ts";
 import type { JsonObject } from "../../protocol/json.ts";
-import { budgetContextOf, budgetDefinition } from "../../state-machines/budget.ts";
+import { budgetContextOf } from "../../state-machines/budget-context.ts";
+import { budgetDefinition } from "../../state-machines/budget.ts";
 import { DOUBTED_AFTER_MS } from "../../state-machines/budget-sessions.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { seededRandom } from "../simulation/virtual-world.ts";

@@ -5,7 +5,8 @@
 import { describe, expect, test } from "vitest";
 import { checkCommand } from "../../protocol/commands.ts";
 import type { JsonObject } from "../../protocol/json.ts";
-import { budgetContextOf, budgetDefinition } from "../../state-machines/budget.ts";
+import { budgetContextOf } from "../../state-machines/budget-context.ts";
+import { budgetDefinition } from "../../state-machines/budget.ts";
 import { type RateLimit, rateUsed } from "../../state-machines/budget-rate.ts";
 import { coreOf } from "../../state-machines/step.ts";
 import { seededRandom } from "../simulation/virtual-world.ts";

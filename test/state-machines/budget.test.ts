@@ -4,7 +4,9 @@
 import { describe, expect, test } from "vitest";
 import { checkCommand, MONEY_USD_MICROS_MAX } from "../../protocol/commands.ts";
 import type { Json, JsonObject } from "../../protocol/json.ts";
-import { budgetContextOf, budgetDefinition, CLOSED_MAX, HOLD_LIFE_MS, type Level, RATES_MAX, TENANT_LEVEL } from "../../state-machines/budget.ts";
+import { budgetContextOf, HOLD_LIFE_MS, type Level, RATES_MAX, TENANT_LEVEL } from "../../state-machines/budget-context.ts";
+import { CLOSED_MAX } from "../../state-machines/budget-holds.ts";
+import { budgetDefinition } from "../../state-machines/budget.ts";
 import { periodStart } from "../../state-machines/budget-period.ts";
 import { tableGet, tableRows } from "../../state-machines/budget-table.ts";
 import { coreOf } from "../../state-machines/step.ts";

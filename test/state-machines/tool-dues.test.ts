@@ -3,7 +3,8 @@
 // Method: each way in which an attempt can end, written out; then a life of a budget in which the categories sum to what is settled.
 import { expect, test } from "vitest";
 import type { Json, JsonObject } from "../../protocol/json.ts";
-import { budgetContextOf, budgetDefinition } from "../../state-machines/budget.ts";
+import { budgetContextOf } from "../../state-machines/budget-context.ts";
+import { budgetDefinition } from "../../state-machines/budget.ts";
 import type { AttemptEnd, Emitted } from "../../state-machines/definition.ts";
 import { modelCallDues } from "../../state-machines/model-dues.ts";
 import { coreOf } from "../../state-machines/step.ts";
