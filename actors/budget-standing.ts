@@ -11,13 +11,13 @@ import { type ErrorBody, errorBody } from "../protocol/errors.ts";
 import { budgetActor } from "../protocol/ids.ts";
 import { type ActorEvent, decodeJournal } from "../protocol/journal.ts";
 import type { JsonObject } from "../protocol/json.ts";
+import { ROOM_PATIENCE_MS } from "../protocol/limits.ts";
 import { errorFields, type Log } from "../protocol/log.ts";
 import { parseActorSubject } from "../protocol/subjects.ts";
 import type { World } from "../protocol/world.ts";
 import { budgetContextOf, type Level, levelName, TENANT_LEVEL } from "../state-machines/budget-context.ts";
 import { tableRows } from "../state-machines/budget-table.ts";
 import { viewOf } from "../state-machines/step.ts";
-import { ROOM_PATIENCE_MS } from "./model-money.ts";
 import type { Restorer } from "./restore.ts";
 
 /** Who would spend. */

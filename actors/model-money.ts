@@ -21,6 +21,7 @@ import { MONEY_USD_MICROS_MAX } from "../protocol/commands.ts";
 import { actorPath, budgetActor } from "../protocol/ids.ts";
 import type { Entry } from "../protocol/journal.ts";
 import type { Json, JsonObject } from "../protocol/json.ts";
+import { ROOM_PATIENCE_MS } from "../protocol/limits.ts";
 import { type Priority, PRIORITY_DEFAULT } from "../protocol/priority.ts";
 import type { World } from "../protocol/world.ts";
 import { estimateInputTokens } from "../providers/estimate.ts";
@@ -113,10 +114,8 @@ export interface ModelMoney {
   spend(spending: OneSpending): Promise<void>;
 }
 
-/** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
-export const ROOM_PATIENCE_MS = 30_000;
 /**
- * And how long one stands in the line for a slot: a batch of work may well take minutes until its turn. Half of what a session waits for a model
+ * How long one stands in the line for a slot: a batch of work may well take minutes until its turn. Half of what a session waits for a model
  * call (MODEL_PATIENCE_MS), so that the call has time to be made, and a line that does not move is named in the failure.
  */
 const LINE_PATIENCE_MS = 5 * 60_000;

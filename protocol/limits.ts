@@ -32,6 +32,8 @@ export const CALLS_MAX_MAX = 100_000;
 /** What a call of a model or a tool may take when its agent says nothing; and at most, since a worker that is to be stopped waits for nobody longer. */
 export const CALL_TIMEOUT_MS = 300_000;
 export const CALL_TIMEOUT_MS_MAX = 3_600_000;
+/** How long money that others hold, a slot or a window is waited for. Most calls end within this; a person's patience does not go further. */
+export const ROOM_PATIENCE_MS = 30_000;
 /** Calls of one tenant that wait in one worker: more than a minute's work of the slots that tenants have. Near it new messages are refused (REFUSE_PERCENT_…). */
 export const TENANT_CALLS_WAITING_MAX = 1_000;
 /** Commands of a tenant that wait to be decided in one worker: some seconds of its work. Near it more are refused. */
