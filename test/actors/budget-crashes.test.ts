@@ -1,6 +1,6 @@
-// Goal: whatever step a host dies at, a budget that is asked before every model call pays for all that was called and never above its limit, and
-// every hold comes back.
-// Method: hosts on the in-memory bus in virtual time, as in host-crashes.test.ts, but with the real performers of model calls, the simulated
+// Goal: whatever step a host dies at, a budget that is asked before every model call, and before every call of a tool that has a price, pays for all
+// that was called and never above its limit, and every hold comes back.
+// Method: hosts on the in-memory bus in virtual time, as in host-crashes.test.ts, but with the real performers of model and tool calls, the simulated
 // models and the budget actors of two tenants in the same shards. A seed draws limits, messages, cancellations and the operations at which the
 // owner dies. A provider's own count, kept beside everything else, is compared with the ledger; then the verifier reads the streams.
 import { describe, expect, test } from "vitest";
@@ -9,9 +9,11 @@ import type { Performer } from "../../actors/performer.ts";
 import { createCallAccount } from "../../actors/call-account.ts";
 import { createCommandClient } from "../../actors/client.ts";
 import { callModel } from "../../actors/effects/call-model.ts";
+import { callTool } from "../../actors/effects/call-tool.ts";
 import { createModelMoney, noHold } from "../../actors/model-money.ts";
 import { createRestorer } from "../../actors/restore.ts";
 import { createShardHost, type ShardHost } from "../../actors/shard-host.ts";
+import { createTimedCalls, type TimedCalls } from "../../actors/timed-calls.ts";
 import { verifyAll, type Violation } from "../../actors/verify.ts";
 import { createMemoryBroker, type Operation } from "../../bus/memory.ts";
 import type { Bus } from "../../bus/port.ts";
@@ -31,6 +33,7 @@ const SHARDS = 2;
 const RUNS = 60;
 const TENANTS = ["acme", "other"] as const;
 const OUTPUT_TOKENS_MAX = 12;
+const PRICE = { usd_micros: 15, category: "retrieval" } as const;
 
 interface Met {
   crashes: number;
@@ -39,6 +42,7 @@ interface Met {
   assumed: number;
   stopped: number;
   degraded: number;
+  tools: number;
 }
 
 async function run(seed: number): Promise<Met> {
@@ -47,7 +51,7 @@ async function run(seed: number): Promise<Met> {
   const world = new VirtualWorld(seed ^ 0xb0d6e7);
   let crashes = 0;
   let countdown = 1 + pick(70);
-  let deaths_left = 1 + pick(6);
+  let deaths_left = 2 + pick(9);
   let generation = 0;
   let owner: { name: string; host: ShardHost; bus: Bus; alive: boolean } | undefined;
   const broker = createMemoryBroker({
@@ -95,12 +99,27 @@ async function run(seed: number): Promise<Met> {
       },
     };
     const client = createCommandClient({ bus, world });
-    const call = callModel({
-      world,
-      providers: billing,
-      breakers: createBreakerBoard({ world, log: silentLog, worker: name }),
-      money: createModelMoney({ client, world, providers }),
-    });
+    const money = createModelMoney({ client, world, providers });
+    const call = callModel({ world, providers: billing, breakers: createBreakerBoard({ world, log: silentLog, worker: name }), money });
+    const timed = createTimedCalls({ world });
+    const call_tool: Performer = (input, scope) => {
+      const { tenant } = scope.actor;
+      const counting: Pick<TimedCalls, "run"> = {
+        run: (ms, signal, work, ...more) =>
+          timed.run(
+            ms,
+            signal,
+            async (stop) => {
+              const answer = await work(stop);
+              billed.set(tenant, (billed.get(tenant) ?? 0) + PRICE.usd_micros);
+              await pause(world, pick(100));
+              return answer;
+            },
+            ...more,
+          ),
+      };
+      return callTool(world, counting, money)(input, scope);
+    };
     const call_model: Performer = (input, scope) => call(input, scope, createCallAccount(scope), noHold());
     let commits = 0;
     me.host = createShardHost({
@@ -111,11 +130,13 @@ async function run(seed: number): Promise<Met> {
       restorer: createRestorer({ bus, cores, log: silentLog }),
       performers: {
         call_model,
+        call_tool,
         load_configuration: (async () => ({
           config: {
             model: "simulated/script",
             instructions: "",
-            tools: [],
+            tools: ["now"],
+            tool_prices: { now: PRICE },
             mode: "multi",
             max_loops: 4,
             max_output_tokens: OUTPUT_TOKENS_MAX,
@@ -146,7 +167,7 @@ async function run(seed: number): Promise<Met> {
   }
 
   // The same ids under two tenants; one of them may be poor.
-  const limits = new Map(TENANTS.map((tenant) => [tenant, 60 + pick(600)] as const));
+  const limits = new Map(TENANTS.map((tenant) => [tenant, 100 + pick(800)] as const));
   const pending: Promise<void>[] = [];
   for (const tenant of TENANTS) {
     pending.push(
@@ -159,7 +180,8 @@ async function run(seed: number): Promise<Met> {
             await say(session, "session.create", { agent: "a" }, `${session.id}-create`);
             for (let n = 0; n < 3 + pick(4); n++) {
               const words = 1 + pick(10);
-              const script = [{ say: "word", tokens: words, first_token_ms: pick(40), token_ms: pick(30) }];
+              const tools = Array.from({ length: Math.max(0, pick(5) - 2) }, () => ({ call: "now", args: {} }));
+              const script = [...tools, { say: "word", tokens: words, first_token_ms: pick(40), token_ms: pick(30) }];
               await say(session, "message.send", { content: JSON.stringify(script) }, `${session.id}-${n}`);
               if (draw() < 0.2) await say(session, "turn.cancel", {}, `${session.id}-${n}-cancel`);
               await pause(world, pick(600));
@@ -181,7 +203,7 @@ async function run(seed: number): Promise<Met> {
   const violations: Violation[] = [];
   await verifyAll({ bus: observer, cores, report: (violation) => violations.push(violation) });
   expect(violations, `seed ${seed}`).toEqual([]);
-  const met: Met = { crashes, completed: 0, refused: 0, assumed: 0, stopped: 0, degraded: 0 };
+  const met: Met = { crashes, completed: 0, refused: 0, assumed: 0, stopped: 0, degraded: 0, tools: 0 };
   const restorer = createRestorer({ bus: observer, cores, log: silentLog });
   for (const tenant of TENANTS) {
     const events: ActorEvent[] = [];
@@ -196,6 +218,9 @@ async function run(seed: number): Promise<Met> {
     expect(ledger, `seed ${seed} ${tenant}: within the limit`).toBeLessThanOrEqual(limits.get(tenant) ?? 0);
     expect(billed.get(tenant) ?? 0, `seed ${seed} ${tenant}: what was called is paid`).toBeLessThanOrEqual(ledger);
     expect(events.some(({ type }) => type === "budget.overrun" || type === "budget.unreserved")).toBe(false);
+    const categories = Object.values(context.categories).reduce((sum, one) => sum + one, 0);
+    expect(categories, `seed ${seed} ${tenant}: the categories sum to what is settled`).toBe(ledger);
+    met.tools += events.filter((event) => event.type === "budget.settled" && event["category"] === PRICE.category && event["cost_usd_micros"] !== 0).length;
     const opened = events.filter(({ type }) => type === "turn.started").length;
     const ended = events.filter(({ type }) => type === "turn.completed" || type === "turn.failed" || type === "turn.cancelled").length;
     expect(ended, `seed ${seed} ${tenant}: every turn has ended`).toBeGreaterThanOrEqual(opened);
@@ -216,7 +241,7 @@ describe("budgets of two tenants under a host that dies at any step", () => {
   test(`pay for every call and stay within their limits in ${RUNS} runs`, { timeout: 240_000 }, async () => {
     const only = process.env["SEED"];
     const seeds = only === undefined ? Array.from({ length: RUNS }, (_, index) => index + 1) : [Number(only)];
-    const total: Met = { crashes: 0, completed: 0, refused: 0, assumed: 0, stopped: 0, degraded: 0 };
+    const total: Met = { crashes: 0, completed: 0, refused: 0, assumed: 0, stopped: 0, degraded: 0, tools: 0 };
     for (const seed of seeds) {
       const one = await run(seed);
       for (const name of Object.keys(total) as (keyof Met)[]) total[name] += one[name];
