@@ -344,3 +344,11 @@ export function later<Value>(ms: number, value: Value): Promise<Value> {
     setTimeout(() => resolve(value), ms).unref();
   });
 }
+
+/** What was read once it is good, or what was read last when the patience is over: the expectation after it says what is missing. */
+export async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
+  for (const give_up_ms = performance.now() + patience_ms; ; await later(100, undefined)) {
+    const value = await read();
+    if (good(value) || performance.now() > give_up_ms) return value;
+  }
+}

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import type { ActorEvent } from "../../protocol/journal.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import { type ModelAnswer, type ModelServer, type ModelServerRequest, startModelServer } from "../contract/model-server.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -77,12 +77,6 @@ beforeAll(async () => {
 }, 120_000);
 afterAll(() => server?.close());
 
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(100, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
-}
 const eventsOf = async (session: string): Promise<ActorEvent[]> => (await troupe.journal(`demo/session/${session}`)).flatMap(({ events }) => events);
 const TURN_ENDS = ["turn.completed", "turn.failed", "turn.cancelled"];
 

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import type { ActorEvent } from "../../protocol/journal.ts";
 import { costAtMost, costOf } from "../../providers/prices.ts";
 import { type ModelServer, startModelServer } from "../contract/model-server.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, later, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 import { seededRandom } from "../simulation/virtual-world.ts";
 
@@ -36,12 +36,6 @@ async function cli(args: readonly string[]): Promise<string> {
   const ran = await typed(troupe, args);
   expect(ran, args.join(" ")).toMatchObject({ code: 0 });
   return ran.stdout;
-}
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms: number): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(150, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
 }
 const eventsOf = async (path: string): Promise<ActorEvent[]> => (await troupe.journal(path)).flatMap(({ events }) => events);
 

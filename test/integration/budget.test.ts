@@ -3,7 +3,7 @@
 // Method: the real `up`; simulated models that are priced; kill -9 of workers; the numbers are read by the commands that operators type.
 import { beforeAll, expect, test } from "vitest";
 import type { ActorEvent } from "../../protocol/journal.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, later, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 let troupe: Troupe;
@@ -35,13 +35,6 @@ async function usageOf(tenant: string): Promise<{ cost_usd_micros: number | null
   return lines === "" ? [] : lines.split("\n").map((line) => JSON.parse(line) as never);
 }
 const eventsOf = async (path: string): Promise<ActorEvent[]> => (await troupe.journal(path)).flatMap(({ events }) => events);
-
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(200, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
-}
 
 /** Rows come when the projector has read them; the sum is compared once it stands where the ledger does. */
 async function agrees(tenant: string): Promise<Shown> {

@@ -4,7 +4,7 @@
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import type { ActorEvent } from "../../protocol/journal.ts";
 import { type ModelAnswer, type ModelServer, startModelServer } from "../contract/model-server.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -17,12 +17,6 @@ let troupe: Troupe;
 let server: ModelServer;
 let answer: ModelAnswer = { text: "well", usage: { input: 10, output: 1 } };
 
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(100, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
-}
 const eventsOf = async (path: string): Promise<ActorEvent[]> => (await troupe.journal(path)).flatMap(({ events }) => events);
 const END = /^turn\.(completed|failed|cancelled)$/;
 const turnOf = (session: string): Promise<ActorEvent[]> =>

@@ -5,7 +5,7 @@ import { connect, type NatsConnection } from "nats";
 import { beforeAll, expect, test, vi } from "vitest";
 import { sendSignal } from "../../deploy/local/server-process.ts";
 import { decodeReply } from "../../protocol/reply.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, later, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 180_000 });
@@ -13,12 +13,6 @@ vi.setConfig({ testTimeout: 180_000 });
 let troupe: Troupe;
 let other_key: string;
 
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(200, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
-}
 const bytes = (type: string, body: object): Uint8Array => new TextEncoder().encode(JSON.stringify({ type, body }));
 const workers = (): number[] =>
   troupe

@@ -5,7 +5,7 @@
 import { beforeAll, expect, test, vi } from "vitest";
 import type { ActorEvent } from "../../protocol/journal.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, later, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -17,12 +17,6 @@ const script = (...steps: object[]): string => JSON.stringify(steps);
 const SLOW = script({ say: "one two three", tokens: 100, token_ms: 80 });
 const QUICK = script({ say: "done" });
 
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(100, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
-}
 async function session(id: string, more: object = {}, key?: string): Promise<string> {
   await troupe.json(201, "/v1/sessions", {
     json: { id, agent: "assistant", overrides: { model: "simulated/script" }, ...more },

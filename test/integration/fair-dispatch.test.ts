@@ -6,7 +6,7 @@ import { beforeAll, expect, test } from "vitest";
 import type { ConcurrencyReport } from "../../actors/concurrency-report.ts";
 import type { ActorEvent } from "../../protocol/journal.ts";
 import { decodeReply, type Reply } from "../../protocol/reply.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 let troupe: Troupe;
@@ -23,12 +23,6 @@ async function cli(args: readonly string[]): Promise<string> {
 }
 const send = (id: string, body: object, key?: string): Promise<Response> =>
   troupe.api(`/v1/sessions/${id}/messages`, { json: body, ...(key === undefined ? {} : { key }) });
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(100, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
-}
 const eventsOf = async (path: string): Promise<ActorEvent[]> => (await troupe.journal(path)).flatMap(({ events }) => events);
 const completed = async (path: string): Promise<number> => (await eventsOf(path)).filter(({ type }) => type === "turn.completed").length;
 const ended = async (path: string): Promise<boolean> => (await completed(path)) > 0;

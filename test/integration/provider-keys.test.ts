@@ -5,7 +5,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type ModelServer, startModelServer } from "../contract/model-server.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 const PLATFORM_KEY = "platform-0123456789abcdefghij";
@@ -54,14 +54,6 @@ async function turn(tenant: string, model = OPENAI): Promise<{ end: string; reas
     if (event?.startsWith("turn.")) last = data;
   const shown = server.requests.slice(before).map(({ headers }) => String(headers["authorization"] ?? headers["x-api-key"]).replace("Bearer ", ""));
   return { end: String(last["type"]), reason: last["reason"], message: last["message"], shown: [...new Set(shown)] };
-}
-
-/** Until every process has heard of a change. */
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean): Promise<T> {
-  for (const give_up_ms = performance.now() + 60_000; ; await later(100, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
 }
 
 test("before a tenant has a key of its own it is served with the platform's, and a provider without one is not there for it", async () => {

@@ -3,7 +3,7 @@
 // Method: the real `up` with two workers; a tenant for each reason, whose only slot, permit or money another session of it has; kill -9 in the wait.
 import { beforeAll, expect, test, vi } from "vitest";
 import type { JsonObject } from "../../protocol/json.ts";
-import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
+import { eventually, startTroupe, type Troupe } from "../harness/troupe.ts";
 import { typed } from "../harness/typed-command.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -16,13 +16,6 @@ async function cli(args: readonly string[]): Promise<string> {
   expect(ran, args.join(" ")).toMatchObject({ code: 0 });
   return ran.stdout;
 }
-async function eventually<T>(read: () => Promise<T>, good: (value: T) => boolean, patience_ms = 60_000): Promise<T> {
-  for (const give_up_ms = performance.now() + patience_ms; ; await later(50, undefined)) {
-    const value = await read();
-    if (good(value) || performance.now() > give_up_ms) return value;
-  }
-}
-
 interface View extends JsonObject {
   readonly state: string;
   readonly wait_reason: string | null;
