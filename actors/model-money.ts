@@ -14,6 +14,8 @@
 //        has said that rates may stay undecided and no limit applies (undecided-rates.ts).
 //   MM2. The output tokens asked of a model cost no more than what is held for them.
 //   MM3. Waiting has an end: for money that others hold, a slot, a window, or a budget that moves to another owner.
+//   MM5. Nothing is reserved before the budget is there. A reservation that is on its way when its call is called off may come after the settlement;
+//        a budget that was there refuses it then, one that was not has refused the settlement, and would keep the hold.
 //   MM4. Where the tenant has windows, each call of a model has a place in its provider's: one that fits what is held asks for its place alone.
 import { assert } from "../protocol/assert.ts";
 import type { AgentConfig } from "../protocol/commands.ts";
@@ -125,6 +127,8 @@ const ASK_PATIENCE_MS = 60_000;
 const ASK_ONCE_MS = 10_000;
 /** Where the call may go on without an answer: longer than a budget's owner needs on its worst day, and no take-over. */
 const UNDECIDED_PATIENCE_MS = 5_000;
+/** Beyond so many tenants each is asked once more whether its budget is there. */
+const KNOWN_MAX = 10_000;
 const BACKOFF_MS = [100, 200, 400, 800, 1000] as const;
 
 interface Ask {
@@ -205,6 +209,9 @@ export function createModelMoney({
   /** Absent: what cannot be decided is refused. */
   readonly undecided?: UndecidedRates;
 }): ModelMoney {
+  /** MM5. Tenants whose budget is there: it never leaves. */
+  const known = new Set<string>();
+
   /** As the model's own provider counts, where it can say; else rather too many. */
   function inputTokensOf(model: string, request: Request): number {
     const resolved = providers.resolve(model);
@@ -251,19 +258,27 @@ export function createModelMoney({
     key: string,
     inLine: () => void,
   ): Promise<Answer> {
-    const budget = budgetActor(scope.actor.tenant);
+    const { tenant } = scope.actor;
+    const budget = budgetActor(tenant);
     const began_ms = world.monotonic_ms();
-    let created = false;
     for (let tries = 0; ; tries++) {
       if (scope.signal.aborted) throw new EffectFailure("cancelled", "the call was cancelled before it was made");
       const pause_ms = BACKOFF_MS[Math.min(tries, BACKOFF_MS.length - 1)]! * (0.75 + world.random() / 2);
       const waited_ms = world.monotonic_ms() - began_ms;
       // A refusal that may end is an outcome like any other, so a repeat asks under a key of its own; the hold's id keeps it one hold.
+      const is_known = known.has(tenant);
+      const question = is_known ? { type, body, key: tries === 0 ? key : `${key}~${tries}` } : { type: "budget.create", body: {} };
       const outcome = await client.command(
         budget,
-        { type, body, key: tries === 0 ? key : `${key}~${tries}`, channel: "control", trace: scope.trace },
+        { ...question, channel: "control", trace: scope.trace },
         { patience_ms: Math.min(ASK_ONCE_MS, patience_ms) },
       );
+      if (!is_known && outcome.kind === "decided" && outcome.reply.ok) {
+        if (known.size >= KNOWN_MAX) known.clear();
+        known.add(tenant); // MM5
+        tries -= 1;
+        continue;
+      }
       if (outcome.kind === "decided" && outcome.reply.ok) {
         const refused = outcome.reply.result["refused"] as unknown as Refused | undefined;
         if (refused === undefined) return { kind: "granted", result: outcome.reply.result };
@@ -291,12 +306,7 @@ export function createModelMoney({
       }
       const error = outcome.kind === "decided" && !outcome.reply.ok ? outcome.reply.error : outcome.kind === "refused" ? outcome.error : undefined;
       assert(error !== undefined, "what is not granted has its reason");
-      // Tenants that are older than budgets, or whose first call this is.
-      if (error.code === "not_found" && !created) {
-        created = true;
-        await client.command(budget, { type: "budget.create", body: {}, channel: "control" }, { patience_ms: ASK_ONCE_MS });
-        continue;
-      }
+      if (error.code === "not_found") known.delete(tenant);
       const passes = error.code === "unavailable" || error.code === "overloaded" || error.code === "internal" || error.code === "not_found";
       if (!passes || world.monotonic_ms() - began_ms + pause_ms > patience_ms) {
         const code = passes ? "unavailable" : error.code;

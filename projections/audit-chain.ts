@@ -9,12 +9,12 @@
 // Invariants:
 //   H1. Equal rows in equal order give equal chains, whoever computes them: from the journal, from the table, or from an export.
 //   H2. Each difference is told once, by its row, where it begins; what follows from it is not told again.
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { canonicalJson } from "../protocol/json.ts";
 import type { JournalMessage } from "../protocol/journal.ts";
 import { actorPath } from "../protocol/ids.ts";
 import { timestamp } from "../protocol/world.ts";
-import { type AuditRecord, auditRecords, storable } from "./rows.ts";
+import { type AuditRecord, auditRecords, isStorable, storable } from "./rows.ts";
 import type { OpenTool } from "./tool-audit.ts";
 
 /** The last row of a tenant's audit, as the projector keeps it. */
@@ -24,7 +24,7 @@ export interface AuditHead {
   readonly chain: string;
 }
 
-const sha256 = (text: string): string => createHash("sha256").update(text).digest("hex");
+const sha256 = (text: string): string => hash("sha256", text, "hex");
 
 /** Where a tenant's chain begins: another place for each, so that no piece of one fits into another. */
 export function genesisOf(tenant: string): string {
@@ -36,11 +36,13 @@ const LATER = new Set(["principal", "tool", "args_hash", "result_hash", "decisio
 
 /** A row as it will be read back: times in one form, text as Postgres can hold it. */
 function canonicalRow(row: AuditRecord): string {
-  const { chain: _, ...known } = row as AuditRecord & { chain?: string };
-  const rest = Object.fromEntries(Object.entries(known).filter(([column, value]) => !LATER.has(column) || (value !== null && value !== undefined)));
+  const rest: Record<string, unknown> = {};
+  for (const [column, value] of Object.entries(row)) if (column !== "chain" && (value !== null || !LATER.has(column))) rest[column] = value;
   const at_ms = Date.parse(row.at);
   // What is no time is refused by the table.
-  return canonicalJson(storable({ ...rest, at: Number.isNaN(at_ms) ? row.at : timestamp(at_ms) }));
+  rest["at"] = Number.isNaN(at_ms) ? row.at : timestamp(at_ms);
+  const text = canonicalJson(rest);
+  return isStorable(text) ? text : canonicalJson(storable(rest));
 }
 
 export function chainOf(previous: string, row: AuditRecord): string {

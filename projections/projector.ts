@@ -21,24 +21,12 @@ import { assert, BrokenPromise, unreachable } from "../protocol/assert.ts";
 import type { Bus, StoredMessage } from "../bus/port.ts";
 import { type Metrics, silentMetrics } from "../telemetry/metrics.ts";
 import { type AuditHead, chained } from "./audit-chain.ts";
-import { type Database, faultOf, type Transaction } from "./database.ts";
-import {
-  type AgentRecord,
-  type AuditRecord,
-  type Batch,
-  emptyBatch,
-  type KeyRecord,
-  PROJECTION_NAME,
-  projectMessage,
-  rowKey,
-  rowsJson,
-  sessionKey,
-  type SessionRecord,
-  type TenantRecord,
-  Unprojectable,
-} from "./rows.ts";
+import { type Database, faultOf } from "./database.ts";
+import { postgresRows, resetProjection } from "./postgres-rows.ts";
+import type { Position, RowStore, RowTransaction } from "./row-store.ts";
+import { type AuditRecord, type Batch, emptyBatch, PROJECTION_STREAM, projectMessage, rowKey, sessionKey, settledCosts, Unprojectable } from "./rows.ts";
 
-const STREAM = "EVENTS";
+const STREAM = PROJECTION_STREAM;
 const FILTER = "tenant.>";
 
 /** A transaction of this many takes about 50 ms; above it others wait longer than they gain. */
@@ -54,8 +42,6 @@ const WAITING_BYTES_MAX = 2 * BATCH_BYTES_MAX;
 /** Back-off while Postgres or the broker is away: quick enough for a restart, slow enough not to be a load. */
 const BACKOFF_MIN_MS = 100;
 const BACKOFF_MAX_MS = 1_000;
-/** Another projector holds the position at most for one batch; the server ends a forgotten transaction after 15 s. */
-const LOCK_PATIENCE_MS = 5_000;
 const LAG_EVERY_MS = 5_000;
 
 export interface ProjectionFault {
@@ -76,7 +62,7 @@ export type ProjectorStatus =
 
 export interface ProjectorOptions {
   readonly bus: Pick<Bus, "follow" | "bounds" | "on_state">;
-  readonly database: Database;
+  readonly rows: RowStore;
   readonly world: World;
   readonly log: Log;
   readonly metrics?: Metrics;
@@ -118,7 +104,7 @@ type Applied =
 /** Starts at once; it needs neither Postgres nor the broker to be there yet. */
 export function createProjector({
   bus,
-  database,
+  rows,
   world,
   log,
   metrics = silentMetrics,
@@ -170,7 +156,7 @@ export function createProjector({
 
   /** Reads where the tables stand and whether the stream is still the one they were made of. P4 */
   async function agree(): Promise<ProjectionFault | undefined> {
-    const row = await persist("Postgres cannot be asked for the position", () => readPosition(database));
+    const row = await persist("Postgres cannot be asked for the position", () => rows.position());
     if (row === undefined) return undefined;
     const bounds = await persist("the broker cannot be asked for the stream", () => bus.bounds(STREAM));
     if (bounds === undefined) return undefined;
@@ -357,28 +343,14 @@ export function createProjector({
     assert(first !== undefined && first.after <= expected && expected < first.sequence, "P3: the batch begins with the message after the position");
     const decoded = messages.map(decode);
     const end = messages.at(-1)?.sequence ?? expected;
-    return database.transaction(async (transaction) => {
-      // Rows and position are lost together when Postgres dies with its last milliseconds unwritten, and P2 reads them again: waiting
-      // for the disk here would protect nothing and take the disk from the journal.
-      // As a role that may add to the audit and not change it, whoever the connection belongs to.
-      await transaction.query(
-        "select set_config('role', 'troupe_projector', true), set_config('synchronous_commit', 'off', true), set_config('lock_timeout', $1, true)",
-        [String(LOCK_PATIENCE_MS)],
-      );
-      const [row] = await transaction.query<{ position: number; incarnation: string | null }>(
-        "select position, incarnation from projection_positions where name = $1 for update",
-        [PROJECTION_NAME],
-      );
+    return rows.transaction(async (transaction) => {
+      const row = await transaction.position();
       if (row === undefined || row.position !== expected) return { kind: "elsewhere", position: row?.position ?? -1 }; // P2
       if (row.incarnation !== null && row.incarnation !== incarnation) return { kind: "fault", fault: replaced(row.incarnation, incarnation) }; // P4
       const batch = await load(transaction, decoded);
       for (const one of decoded) projectOrName(batch, one);
       const written = await write(transaction, batch);
-      await transaction.query("update projection_positions set position = $2, incarnation = $3, updated_at = now() where name = $1", [
-        PROJECTION_NAME,
-        end,
-        incarnation,
-      ]); // P1
+      await transaction.moveTo({ position: end, incarnation }); // P1
       return { kind: "applied", messages, position: end, ...written };
     });
   }
@@ -440,18 +412,6 @@ export function readinessOf(status: ProjectorStatus): { readonly ok: boolean; re
   }
 }
 
-interface Position {
-  readonly position: number;
-  readonly incarnation: string | null;
-}
-
-async function readPosition(database: Database): Promise<Position> {
-  await database.query("insert into projection_positions (name, stream) values ($1, $2) on conflict do nothing", [PROJECTION_NAME, STREAM]);
-  const [row] = await database.query<Position>("select position, incarnation from projection_positions where name = $1", [PROJECTION_NAME]);
-  assert(row !== undefined, "the position that was made is there");
-  return row;
-}
-
 const replaced = (was: string, is: string): ProjectionFault => ({
   name: "stream_replaced",
   message: `the tables were made from the ${STREAM} stream of ${was}, and this one is of ${is}; to throw the rows away and project this stream, run \`troupe projector --rebuild\``,
@@ -504,54 +464,38 @@ function projectOrName(batch: Batch, { message, sequence }: Decoded): void {
 }
 
 /** Loads the rows that these messages will read. */
-async function load(transaction: Transaction, decoded: readonly Decoded[]): Promise<Batch> {
+async function load(transaction: RowTransaction, decoded: readonly Decoded[]): Promise<Batch> {
   const batch = emptyBatch();
   const actors = decoded.map(({ message }) => message.actor);
   const sessions = new Map(actors.filter((actor) => actor.kind === "session").map((actor) => [sessionKey(actor), actor]));
   if (sessions.size > 0) {
-    const wanted = JSON.stringify([...sessions.values()].map(({ tenant, id }) => ({ tenant, session: id })));
-    const rows = await transaction.query<SessionRecord>(
-      "select sessions.* from json_to_recordset($1::json) as wanted (tenant text, session text) join sessions using (tenant, session)",
-      [wanted],
-    );
-    for (const row of rows) batch.sessions.set(rowKey(row.tenant, row.session), row);
+    const wanted = [...sessions.values()].map(({ tenant, id }) => ({ tenant, session: id }));
+    for (const row of await transaction.sessions(wanted)) batch.sessions.set(rowKey(row.tenant, row.session), row);
   }
   // A session's calls ask their tenant's row whose key they were made with.
   const named = [...new Set(actors.filter(({ kind }) => kind === "tenant" || kind === "session").map((actor) => actor.tenant))];
-  if (named.length > 0)
-    for (const row of await transaction.query<TenantRecord>("select * from tenants where tenant = any($1::text[])", [named]))
-      batch.tenants.set(row.tenant, row);
+  if (named.length > 0) for (const row of await transaction.tenants(named)) batch.tenants.set(row.tenant, row);
   const tenants = [...new Set(actors.filter((actor) => actor.kind === "tenant").map((actor) => actor.tenant))];
   if (tenants.length > 0) {
-    for (const row of await transaction.query<KeyRecord>("select * from keys where tenant = any($1::text[])", [tenants]))
-      batch.keys.set(rowKey(row.tenant, row.key_id), row);
-    const newest = "select distinct on (tenant, agent) * from agents where tenant = any($1::text[]) order by tenant, agent, version desc";
-    for (const row of await transaction.query<AgentRecord>(newest, [tenants])) batch.agents.set(rowKey(row.tenant, row.agent), row);
+    for (const row of await transaction.keys(tenants)) batch.keys.set(rowKey(row.tenant, row.key_id), row);
+    for (const row of await transaction.newestAgents(tenants)) batch.agents.set(rowKey(row.tenant, row.agent), row);
   }
   return batch;
 }
 
 /** Writes what changed, one statement a table. */
-async function write(transaction: Transaction, batch: Batch): Promise<{ rows: Record<string, number>; usage_repeats: number }> {
+async function write(transaction: RowTransaction, batch: Batch): Promise<{ rows: Record<string, number>; usage_repeats: number }> {
   const changed = <T>(rows: ReadonlyMap<string, T>, keys: ReadonlySet<string>): T[] => [...keys].map((key) => rows.get(key)).filter((row) => row !== undefined);
   const sessions = changed(batch.sessions, batch.changed.sessions);
   const tenants = changed(batch.tenants, batch.changed.tenants);
   const keys = changed(batch.keys, batch.changed.keys);
   if (batch.audit.length > 0) await writeAudit(transaction, batch.audit);
-  if (sessions.length > 0) await transaction.query(UPSERT_SESSIONS, [rowsJson(sessions)]);
-  if (tenants.length > 0) await transaction.query(UPSERT_TENANTS, [rowsJson(tenants)]);
-  if (keys.length > 0) await transaction.query(UPSERT_KEYS, [rowsJson(keys)]);
-  if (batch.agent_versions.length > 0)
-    await transaction.query("insert into agents select * from json_populate_recordset(null::agents, $1::json)", [rowsJson(batch.agent_versions)]);
-  let usage_repeats = 0;
-  if (batch.usage.length > 0) {
-    const written = await transaction.query(
-      "insert into llm_usage_events select * from json_populate_recordset(null::llm_usage_events, $1::json) on conflict do nothing returning attempt",
-      [rowsJson(batch.usage)],
-    );
-    usage_repeats = batch.usage.length - written.length;
-  }
-  if (batch.settlements.length > 0) await transaction.query(SETTLE_USAGE, [rowsJson(batch.settlements)]);
+  if (sessions.length > 0) await transaction.putSessions(sessions);
+  if (tenants.length > 0) await transaction.putTenants(tenants);
+  if (keys.length > 0) await transaction.putKeys(keys);
+  if (batch.agent_versions.length > 0) await transaction.addAgents(batch.agent_versions);
+  const usage_repeats = batch.usage.length === 0 ? 0 : batch.usage.length - (await transaction.addUsage(batch.usage));
+  if (batch.settlements.length > 0) await writeCosts(transaction, batch);
   return {
     rows: {
       audit: batch.audit.length,
@@ -566,75 +510,18 @@ async function write(transaction: Transaction, batch: Batch): Promise<{ rows: Re
 }
 
 /** P6. Under the lock of the position, so nobody else continues the same chains. */
-async function writeAudit(transaction: Transaction, rows: readonly AuditRecord[]): Promise<void> {
-  const tenants = [...new Set(rows.map((row) => row.tenant))];
+async function writeAudit(transaction: RowTransaction, audit: readonly AuditRecord[]): Promise<void> {
+  const tenants = [...new Set(audit.map((row) => row.tenant))];
   const heads = new Map<string, AuditHead>();
-  for (const { tenant, ...head } of await transaction.query<AuditHead & { tenant: string }>(
-    "select tenant, rows, stream_sequence, chain from audit_heads where tenant = any($1::text[])",
-    [tenants],
-  ))
-    heads.set(tenant, head);
-  const links = chained(heads, rows);
-  await transaction.query("insert into audit select * from json_populate_recordset(null::audit, $1::json)", [rowsJson(links)]);
-  await transaction.query(UPSERT_HEADS, [rowsJson([...heads].map(([tenant, head]) => ({ tenant, ...head })))]);
+  for (const { tenant, ...head } of await transaction.auditHeads(tenants)) heads.set(tenant, head);
+  await transaction.addAudit(chained(heads, audit));
+  await transaction.putAuditHeads([...heads].map(([tenant, head]) => ({ tenant, ...head })));
 }
 
-const UPSERT_HEADS = `
-  insert into audit_heads select * from json_populate_recordset(null::audit_heads, $1::json)
-  on conflict (tenant) do update set rows = excluded.rows, stream_sequence = excluded.stream_sequence, chain = excluded.chain`;
-const UPSERT_SESSIONS = `
-  insert into sessions select * from json_populate_recordset(null::sessions, $1::json)
-  on conflict (tenant, session) do update set
-    agent = excluded.agent, agent_version = excluded.agent_version, config_hash = excluded.config_hash, mode = excluded.mode, model = excluded.model,
-    state = excluded.state, reason = excluded.reason, turn = excluded.turn, updated_at = excluded.updated_at, seq = excluded.seq, epoch = excluded.epoch,
-    worker = excluded.worker, machine = excluded.machine, stream_sequence = excluded.stream_sequence, open_call = excluded.open_call,
-    open_tools = excluded.open_tools`;
-const UPSERT_TENANTS = `
-  insert into tenants select * from json_populate_recordset(null::tenants, $1::json)
-  on conflict (tenant) do update set state = excluded.state, updated_at = excluded.updated_at, seq = excluded.seq, stream_sequence = excluded.stream_sequence,
-    own_keys = excluded.own_keys`;
-const UPSERT_KEYS = `
-  insert into keys select * from json_populate_recordset(null::keys, $1::json)
-  on conflict (tenant, key_id) do update set hash = excluded.hash, scopes = excluded.scopes, label = excluded.label, created_at = excluded.created_at,
-    revoked_at = excluded.revoked_at`;
-
-/**
- * What the budget settled for an attempt, shared out over its calls: each costs what it said, as far as the sum goes; what is left over is that of
- * the call whose cost nobody knew, the last one of several. So the rows of an attempt sum to the ledger, whatever was known of them.
- */
-const SETTLE_USAGE = `
-  with shares as (
-    select tenant, session, inst, attempt, try, settled.cost_usd_micros as total, settled.assumed, coalesce(used.cost_usd_micros, 0) as known,
-      coalesce(sum(coalesce(used.cost_usd_micros, 0)) over (calls rows between unbounded preceding and 1 preceding), 0) as known_before,
-      sum(coalesce(used.cost_usd_micros, 0)) over (partition by tenant, session, inst, attempt) as known_all,
-      row_number() over (partition by tenant, session, inst, attempt order by used.cost_usd_micros is not null, try desc) = 1 as takes_rest
-    from json_to_recordset($1::json) as settled (tenant text, session text, inst text, attempt integer, cost_usd_micros bigint, assumed boolean)
-    join llm_usage_events as used using (tenant, session, inst, attempt)
-    window calls as (partition by tenant, session, inst, attempt order by try)
-  ), costs as (
-    select tenant, session, inst, attempt, try, assumed and takes_rest as assumed,
-      (least(known, greatest(total - known_before, 0)) + case when takes_rest then greatest(total - known_all, 0) else 0 end)::bigint as cost_usd_micros
-    from shares
-  )
-  update llm_usage_events as used set cost_usd_micros = costs.cost_usd_micros, estimated = used.estimated or costs.assumed
-  from costs
-  where used.tenant = costs.tenant and used.session = costs.session and used.inst = costs.inst and used.attempt = costs.attempt and used.try = costs.try
-    and (used.cost_usd_micros is distinct from costs.cost_usd_micros or (costs.assumed and not used.estimated))`;
-
-const PROJECTED_TABLES = "tenants, keys, agents, sessions, audit, audit_heads, llm_usage_events";
-
-/**
- * Empties the projected tables and sets the position before the first message. Running projectors begin anew by themselves.
- * With the credential of the tables' owner: those that project may not empty the audit.
- */
-export async function resetProjection(database: Database): Promise<void> {
-  await readPosition(database);
-  await database.transaction(async (transaction) => {
-    // The position first, as every projector does: so nobody writes between the emptying and the commit.
-    await transaction.query("select 1 from projection_positions where name = $1 for update", [PROJECTION_NAME]);
-    await transaction.query(`truncate ${PROJECTED_TABLES}`);
-    await transaction.query("update projection_positions set position = 0, incarnation = null, updated_at = now() where name = $1", [PROJECTION_NAME]);
-  });
+/** R3. The rows of this batch are among those that are read. */
+async function writeCosts(transaction: RowTransaction, { settlements }: Batch): Promise<void> {
+  const costs = settledCosts(settlements, await transaction.usageOf(settlements));
+  if (costs.length > 0) await transaction.setCosts(costs);
 }
 
 export type RebuildOutcome =
@@ -647,13 +534,17 @@ export type RebuildOutcome =
  * Promises: the tables are as if they had been projected from the first message on (R1).
  * Limits:   `patience_ms`, an hour; what is projected by then stays, and any projector goes on from there.
  */
-export async function rebuild(options: ProjectorOptions & { readonly patience_ms?: number }): Promise<RebuildOutcome> {
-  const { bus, database, world, log, patience_ms = 3_600_000 } = options;
+export async function rebuild({
+  database,
+  patience_ms = 3_600_000,
+  ...options
+}: Omit<ProjectorOptions, "rows"> & { readonly database: Database; readonly patience_ms?: number }): Promise<RebuildOutcome> {
+  const { bus, world, log } = options;
   const began_ms = world.monotonic_ms();
   const { last_sequence } = await bus.bounds(STREAM);
   await resetProjection(database);
   log.info("the projection is rebuilt", { to_sequence: last_sequence });
-  const projector = createProjector(options);
+  const projector = createProjector({ ...options, rows: postgresRows(database) });
   const done = await projector.reached(last_sequence, patience_ms);
   const status = projector.status();
   await projector.stop();

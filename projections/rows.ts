@@ -20,6 +20,8 @@ import { type OpenTool, toolRows } from "./tool-audit.ts";
 
 /** Under which name the projection keeps its position. */
 export const PROJECTION_NAME = "troupe";
+/** What it is made of. */
+export const PROJECTION_STREAM = "EVENTS";
 
 /** The model call in flight, kept in the session's row until it ends. */
 export interface OpenCall {
@@ -692,6 +694,38 @@ function projectTenant(batch: Batch, message: JournalMessage, stream_sequence: n
   batch.changed.tenants.add(tenant);
 }
 
+/** What a usage row costs after its attempt was settled. */
+export type UsageCost = Pick<UsageRecord, "tenant" | "session" | "inst" | "attempt" | "try" | "cost_usd_micros" | "estimated">;
+
+const attemptKey = ({ tenant, session, inst, attempt }: Pick<UsageRecord, "tenant" | "session" | "inst" | "attempt">): string =>
+  `${tenant}/${session}/${inst}/${attempt}`;
+
+/**
+ * R3. What the budget settled for an attempt, shared out over its calls: each costs what it said, as far as the sum goes; what is left over is that
+ * of the call whose cost nobody knew, the last one of several. So the rows of an attempt sum to the ledger, whatever was known of them.
+ * `rows` are all rows of these attempts; answers those that change.
+ */
+export function settledCosts(settlements: readonly SettlementRecord[], rows: readonly UsageRecord[]): UsageCost[] {
+  const calls = new Map<string, UsageRecord[]>();
+  for (const row of rows) calls.set(attemptKey(row), [...(calls.get(attemptKey(row)) ?? []), row]);
+  return settlements.flatMap((settled) => {
+    const of_attempt = (calls.get(attemptKey(settled)) ?? []).toSorted((a, b) => a.try - b.try);
+    const known_all = of_attempt.reduce((sum, row) => sum + (row.cost_usd_micros ?? 0), 0);
+    const takes_rest = of_attempt.findLast((row) => row.cost_usd_micros === null) ?? of_attempt.at(-1);
+    let known_before = 0;
+    return of_attempt.flatMap((row): UsageCost[] => {
+      const known = row.cost_usd_micros ?? 0;
+      const rest = row === takes_rest ? Math.max(settled.cost_usd_micros - known_all, 0) : 0;
+      const cost_usd_micros = Math.min(known, Math.max(settled.cost_usd_micros - known_before, 0)) + rest;
+      known_before += known;
+      const estimated = row.estimated || (settled.assumed && row === takes_rest);
+      if (cost_usd_micros === row.cost_usd_micros && estimated === row.estimated) return [];
+      const { tenant, session, inst, attempt, try: number } = row;
+      return [{ tenant, session, inst, attempt, try: number, cost_usd_micros, estimated }];
+    });
+  });
+}
+
 /** A text as it can rest in Postgres: no NUL, no half of a character. Commands with such text are refused; what others write is mended. */
 function storableText(text: string): string {
   return text.replaceAll("\u0000", "\ufffd").toWellFormed();
@@ -704,11 +738,16 @@ export function storable(value: unknown): unknown {
   return value;
 }
 
+/**
+ * Has this JSON nothing that Postgres cannot hold? JSON writes both kinds as escapes. The answer may be no for an innocent text (a backslash before
+ * "u0000"); then mending changes nothing.
+ */
+export const isStorable = (json: string): boolean => !/\\u(0000|d[89a-f])/i.test(json);
+
 /** Rows as the one parameter of a bulk insert. */
 export function rowsJson(rows: Iterable<unknown>): string {
   const all = [...rows];
   const json = JSON.stringify(all);
   assert(json !== undefined, "rows are JSON");
-  // JSON writes both as escapes. The test may be true for an innocent text (a backslash before "u0000"); then mending changes nothing.
-  return /\\u(0000|d[89a-f])/i.test(json) ? JSON.stringify(storable(all)) : json;
+  return isStorable(json) ? json : JSON.stringify(storable(all));
 }

@@ -140,7 +140,7 @@ function shareTexts(entry: Entry, texts: ReadonlyMap<string, string>): RestingEn
 export function encodeJournal(message: JournalMessage): Uint8Array {
   const texts = textsOf(message.events);
   const entries = texts.size === 0 ? message.entries : message.entries.map((entry) => shareTexts(entry, texts));
-  return new TextEncoder().encode(JSON.stringify({ ...message, entries }));
+  return JOURNAL_BYTES.encode(JSON.stringify({ ...message, entries }));
 }
 
 function restoreTexts(entry: RestingEntry, events: readonly ActorEvent[]): Entry {
@@ -157,6 +157,7 @@ function restoreTexts(entry: RestingEntry, events: readonly ActorEvent[]): Entry
 }
 
 const JOURNAL_TEXT = new TextDecoder();
+const JOURNAL_BYTES = new TextEncoder();
 
 /**
  * Reads a journal message back.

@@ -34,10 +34,13 @@ const replyShape = z.union([
 /** A process of ours asks on the fast lane with the inbox that it will name when it makes the command durable, and this behind it. */
 export const FAST_REPLY_SUFFIX = "-fast";
 
+const ENCODER = new TextEncoder();
+const DECODER = new TextDecoder();
+
 export function encodeReply(reply: Reply): Uint8Array {
-  return new TextEncoder().encode(JSON.stringify(reply));
+  return ENCODER.encode(JSON.stringify(reply));
 }
 /** Reads a reply; throws on bytes that are none, since only our own hosts send them. */
 export function decodeReply(data: Uint8Array): Reply {
-  return replyShape.parse(JSON.parse(new TextDecoder().decode(data))) as Reply;
+  return replyShape.parse(JSON.parse(DECODER.decode(data))) as Reply;
 }

@@ -2,6 +2,7 @@
 // does not migrate: `up` does, or `troupe migrate` with the owner's credential, and until then it waits and says so. --rebuild empties the
 // tables, the audit among them: it too takes the owner's.
 import { createDatabase } from "../projections/database.ts";
+import { postgresRows } from "../projections/postgres-rows.ts";
 import { createProjector, rebuild } from "../projections/projector.ts";
 import { startStatusServer } from "../telemetry/http.ts";
 import { connect, observeBus, type Runtime } from "./runtime.ts";
@@ -22,15 +23,15 @@ export async function runProjector(runtime: Runtime, options: ProjectorRoleOptio
   const bus = await connect(runtime, `projector-${options.id}`);
   observeBus(bus, metrics);
   const database = createDatabase({ url: settings.TROUPE_POSTGRES_URL, application_name: `troupe-projector-${options.id}`, log });
-  const parts = { bus, database, world, log, metrics };
+  const parts = { bus, world, log, metrics };
   if (options.rebuild) {
-    const outcome = await rebuild(parts);
+    const outcome = await rebuild({ ...parts, database });
     log.info("rebuilt", { outcome: outcome.kind });
     await database.close();
     await bus.close();
     return outcome.kind === "rebuilt" ? 0 : 1;
   }
-  const projector = createProjector(parts);
+  const projector = createProjector({ ...parts, rows: postgresRows(database) });
   const http = await startStatusServer({
     port: options.http_port,
     metrics,

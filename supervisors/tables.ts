@@ -54,14 +54,17 @@ export function shardOfKey(key: string, shards: number): number | undefined {
   return shard < shards ? shard : undefined;
 }
 
+const ENCODER = new TextEncoder();
+const DECODER = new TextDecoder();
+
 export function encodeRecord(record: WorkerLease | LeaderLease | PlacementEntry): Uint8Array {
-  return new TextEncoder().encode(JSON.stringify(record));
+  return ENCODER.encode(JSON.stringify(record));
 }
 
 function decodeWith<T>(schema: z.ZodType<T>, data: Uint8Array): T | undefined {
   let value: unknown;
   try {
-    value = JSON.parse(new TextDecoder().decode(data));
+    value = JSON.parse(DECODER.decode(data));
   } catch {
     return undefined; // not JSON: the same as a record of the wrong shape, and the caller names the key in its log
   }

@@ -252,6 +252,6 @@ describe("budgets of two tenants under a host that dies at any step", () => {
         .join(", ")}`,
     );
     if (only !== undefined) return;
-    for (const [name, count] of Object.entries(total)) expect(count, `the walk met ${name}`).toBeGreaterThan(RUNS / 6);
+    for (const [name, count] of Object.entries(total)) expect(count, `the walk met ${name}`).toBeGreaterThan(RUNS / 10);
   });
 });

@@ -32,6 +32,8 @@ function ground(limit: number | null, undecided?: UndecidedRates) {
   if (limit !== null) drive.create({}).tell("budget.configure", { level: "tenant", limit_usd_micros: limit });
   const client: CommandClient = {
     async command(actor, { type, body, key }) {
+      if (type === "budget.create" && exists && away === undefined)
+        return { kind: "decided", reply: { ok: true, actor: "", seq: drive.seq, state: drive.at, result: { created: false } } };
       said.push({ type, key, body });
       if (away !== undefined) return away;
       const checked = checkCommand("budget", "control", type, body);
@@ -203,10 +205,12 @@ describe("before a call", () => {
     expect(await (await begin(more)).pay("openai/no-such-model", [])).toEqual({ kind: "paid", max_output_tokens: 50 });
   });
 
-  test("a budget that is not there yet is made, once", async () => {
+  test("MM5: a budget that is not there yet is made before anything is reserved, once", async () => {
     const { begin, said } = ground(null);
     await begin();
-    expect(said.map(({ type }) => type)).toEqual(["budget.reserve", "budget.create", "budget.reserve"]);
+    expect(said.map(({ type }) => type)).toEqual(["budget.create", "budget.reserve"]);
+    await begin();
+    expect(said.map(({ type }) => type)).toEqual(["budget.create", "budget.reserve", "budget.reserve"]);
   });
 
   test("MM1: a budget that does not answer refuses in the end, and is believed when it answers in time", async () => {
@@ -221,7 +225,7 @@ describe("before a call", () => {
     back.goAway({ kind: "refused", error: errorBody("unavailable", "the bus cannot take it now") });
     back.world.after(5_000, () => back.goAway(undefined));
     expect(await (await back.begin()).pay("simulated/echo", [])).toMatchObject({ kind: "paid" });
-    expect(new Set(back.said.map(({ body }) => body["hold"])).size).toBe(1);
+    expect(new Set(back.said.flatMap(({ body }) => body["hold"] ?? [])).size).toBe(1);
   });
 
   test("MM3: money that others hold is waited for, and had when it comes back", async () => {

@@ -40,6 +40,7 @@ async function ground({ deaf = false } = {}) {
   await tell("budget.configure", { level: "tenant", concurrency_max: 1 });
   const client: CommandClient = {
     async command(_, { type, body }) {
+      if (type === "budget.create") return { kind: "decided", reply: { ok: true, actor: "", seq: 1, state: "healthy", result: { created: false } } };
       asked += 1;
       return { kind: "decided", reply: { ok: true, actor: "", seq: 1, state: "healthy", result: await tell(type, body) } };
     },

@@ -27,6 +27,7 @@ const LEASE = "test/supervisors/lease.test.ts";
 const FENCES = "test/actors/fences.test.ts";
 const RESTORE = "test/actors/restore.test.ts";
 const STEP = "test/state-machines/step.test.ts";
+const SIMULATION = "test/simulation/cluster.test.ts";
 
 const MUTATIONS: readonly Mutation[] = [
   {
@@ -83,7 +84,7 @@ const MUTATIONS: readonly Mutation[] = [
     file: "actors/cell.ts",
     from: "await Promise.all([this.#append(data), marked]);",
     to: "await Promise.all([this.#append(data)]);",
-    tests: ["test/simulation/cluster.test.ts"],
+    tests: [SIMULATION],
   },
   {
     name: "C6: what cannot be judged is answered away",
@@ -573,7 +574,7 @@ const MUTATIONS: readonly Mutation[] = [
     file: "supervisors/member.ts",
     from: 'return this.#lease.is_valid() ? { kind: "take", entry } : { kind: "rest" };',
     to: 'return { kind: "take", entry };',
-    tests: [SUPERVISION, "test/simulation/cluster.test.ts"],
+    tests: [SUPERVISION, SIMULATION],
   },
   {
     name: "O1: an older entry of the table is believed",
@@ -665,6 +666,62 @@ const MUTATIONS: readonly Mutation[] = [
     from: "const answer = (): void => (same() ? resolve(true) : unsure());",
     to: "const answer = (): void => resolve(true);",
     tests: ["test/contract/bus-faults.test.ts", "test/actors/lost-answers.test.ts"],
+  },
+  {
+    name: "B1 of slots: one more call runs than may",
+    file: "state-machines/budget-line.ts",
+    from: "    if (free > ahead) {",
+    to: "    if (free >= ahead) {",
+    tests: [SIMULATION],
+  },
+  {
+    name: "B2: who has head-room is refused",
+    file: "state-machines/budget-decision.ts",
+    from: "headroom(inputs) < minimum_usd_micros)",
+    to: "headroom(inputs) < 2 * minimum_usd_micros)",
+    tests: [SIMULATION],
+  },
+  {
+    name: "B3: what nobody knew the cost of stays reserved",
+    file: "state-machines/budget-holds.ts",
+    from: "this.#levels.add(open.levels, cost, -amount_usd_micros);",
+    to: "this.#levels.add(open.levels, cost, assumed ? 0 : -amount_usd_micros);",
+    tests: [SIMULATION],
+  },
+  {
+    name: "MM5: something is reserved before the budget is there",
+    file: "actors/model-money.ts",
+    from: "const is_known = known.has(tenant);",
+    to: "const is_known = tries === 0 || known.has(tenant);",
+    tests: ["test/actors/budget-money.test.ts"],
+  },
+  {
+    name: "MW1: a call that waits does not say so",
+    file: "actors/call-account.ts",
+    from: "        told = true;\n        tell({ wait:",
+    to: "        if (told) tell({ wait:",
+    tests: [SIMULATION],
+  },
+  {
+    name: "P2 of rows: another position than the table's is believed",
+    file: "projections/projector.ts",
+    from: "if (row === undefined || row.position !== expected) return",
+    to: "if (row === undefined) return",
+    tests: [SIMULATION],
+  },
+  {
+    name: "P1 of rows: the position is not moved with them",
+    file: "projections/projector.ts",
+    from: "await transaction.moveTo({ position: end, incarnation }); // P1",
+    to: "if (decoded.length < 3) await transaction.moveTo({ position: end, incarnation }); // P1",
+    tests: [SIMULATION],
+  },
+  {
+    name: "R3 of rows: what nobody knew costs nothing",
+    file: "projections/rows.ts",
+    from: "const rest = row === takes_rest ?",
+    to: "const rest = row === takes_rest && row.try > 1 ?",
+    tests: [SIMULATION],
   },
 ];
 

@@ -4,6 +4,7 @@
 import { beforeEach, expect, test } from "vitest";
 import { chained, chainOf, genesisOf, type AuditFinding, type AuditHead, type ChainedRow, verifyAudit } from "../../projections/audit-chain.ts";
 import { createDatabase, type Database } from "../../projections/database.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector } from "../../projections/projector.ts";
 import { createQueries, type Queries } from "../../projections/queries.ts";
 import { auditRecords } from "../../projections/rows.ts";
@@ -35,7 +36,7 @@ beforeEach(async () => {
   atEndOfFile(drop);
   await database.migrate();
   queries = createQueries(database);
-  const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_messages_max: 37 });
+  const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog, batch_messages_max: 37 });
   expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
   await projector.stop();
 });

@@ -4,6 +4,7 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { createDatabase, type Database } from "../../projections/database.ts";
 import { bypassesIsolation, isolationFaults, letIn, urlAs } from "../../projections/isolation.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector } from "../../projections/projector.ts";
 import { createQueries } from "../../projections/queries.ts";
 import { silentLog } from "../../protocol/log.ts";
@@ -74,7 +75,7 @@ beforeAll(async () => {
     session.commit(command("message.send", { content: "hi" }));
     session.commit(answered(session.inst("model") ?? "", "hello", 1, 2));
   }
-  const projecting = createProjector({ bus: stream.bus, database: projector, world: realWorld, log: silentLog });
+  const projecting = createProjector({ bus: stream.bus, rows: postgresRows(projector), world: realWorld, log: silentLog });
   const reached = await projecting.reached(stream.messages.length, 60_000);
   expect([reached, projecting.status()]).toEqual([true, { kind: "following", position: stream.messages.length }]);
   await projecting.stop();

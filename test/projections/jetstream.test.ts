@@ -4,6 +4,7 @@ import { expect, test } from "vitest";
 import { connectJetStream } from "../../bus/jetstream.ts";
 import type { Bus } from "../../bus/port.ts";
 import { createDatabase, type Database } from "../../projections/database.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector } from "../../projections/projector.ts";
 import { createQueries } from "../../projections/queries.ts";
 import { silentLog } from "../../protocol/log.ts";
@@ -61,7 +62,7 @@ test("a backlog is projected quickly, a fresh message as it comes", async () => 
   const { last_sequence } = await bus.bounds("EVENTS");
   expect(last_sequence).toBe(stream.messages.length);
   const began_ms = performance.now();
-  const projector = createProjector({ bus, database, world: realWorld, log: silentLog });
+  const projector = createProjector({ bus, rows: postgresRows(database), world: realWorld, log: silentLog });
   atEndOfFile(() => projector.stop());
   expect(await projector.reached(last_sequence, 60_000)).toBe(true);
   const took_ms = performance.now() - began_ms;
@@ -88,7 +89,7 @@ test("a backlog is projected quickly, a fresh message as it comes", async () => 
 test("a broker that is killed while journals grow leaves every entry with one row", { timeout: 180_000 }, async () => {
   const { bus, database, kill9, start } = await grounds();
   const { stream, journals } = livedStream(43, 8, 400);
-  const projector = createProjector({ bus, database, world: realWorld, log: silentLog });
+  const projector = createProjector({ bus, rows: postgresRows(database), world: realWorld, log: silentLog });
   atEndOfFile(() => projector.stop());
   let committed = 0;
   let broken: Promise<void> | undefined;

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, describe, expect, test } from "vitest";
 import { createDatabase, type Database, type Transaction } from "../../projections/database.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector, type Projector, readinessOf, rebuild } from "../../projections/projector.ts";
 import { createQueries } from "../../projections/queries.ts";
 import { silentLog } from "../../protocol/log.ts";
@@ -38,7 +39,7 @@ async function emptyTables(url?: string): Promise<Database> {
 }
 
 function project(stream: EventStream, database: Database, more: { batch_messages_max?: number; batch_wait_ms?: number } = {}): Projector {
-  const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, ...more });
+  const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog, ...more });
   atEndOfFile(() => projector.stop());
   return projector;
 }
@@ -399,7 +400,7 @@ describe("time and texts", () => {
     const stream = createEventStream();
     const database = await emptyTables();
     const metrics = createMetrics("projector");
-    const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, metrics });
+    const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog, metrics });
     atEndOfFile(() => projector.stop());
     const journal = readySession(stream, "acme", "s1");
     expect(await projector.reached(endOf(stream), 60_000)).toBe(true);

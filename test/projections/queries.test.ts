@@ -2,6 +2,7 @@
 // Postgres, rows projected from journals.
 import { beforeAll, describe, expect, test } from "vitest";
 import { createDatabase, type Database } from "../../projections/database.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector } from "../../projections/projector.ts";
 import { createQueries, digestOf, type Page, type Queries } from "../../projections/queries.ts";
 import { auditHash } from "../../projections/rows.ts";
@@ -23,7 +24,7 @@ const BEGAN_MS = Date.parse("2026-11-21T05:00:00.000Z");
 const journals: Journal[] = [];
 
 async function projected(): Promise<void> {
-  const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog });
+  const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog });
   expect(await projector.reached(stream.messages.at(-1)?.sequence ?? 0, 60_000)).toBe(true);
   await projector.stop();
 }

@@ -2,6 +2,7 @@
 // through its machine, folded at times; the tables compared with the machine's context.
 import { beforeAll, expect, test } from "vitest";
 import { createDatabase, type Database } from "../../projections/database.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector } from "../../projections/projector.ts";
 import type { Entry } from "../../protocol/journal.ts";
 import type { JsonObject } from "../../protocol/json.ts";
@@ -46,7 +47,7 @@ beforeAll(async () => {
   }
   journal.commit(control("tenant.suspend", { reason: "unpaid" }));
   context = journal.state()?.snapshot.context as TenantContext;
-  const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_messages_max: 9 });
+  const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog, batch_messages_max: 9 });
   expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
   await projector.stop();
 });
@@ -108,7 +109,7 @@ test("a call that nobody said the key of was made with the tenant's own where th
   turn("with", told, { model: "openai-responses/m" }, { model: "anthropic/m" }, { model: "anthropic/m", key_source: "tenant" });
   owner.commit(control("provider_key.remove", { provider: "simulated" }));
   turn("after", told);
-  const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_wait_ms: 1 });
+  const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog, batch_wait_ms: 1 });
   expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
   await projector.stop();
   const rows = await database.query<{ session: string; model: string; key_source: string }>(

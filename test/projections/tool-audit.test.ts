@@ -4,6 +4,7 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { verifyAudit, type AuditFinding } from "../../projections/audit-chain.ts";
 import { createDatabase, type Database } from "../../projections/database.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector } from "../../projections/projector.ts";
 import { type AuditRow, createQueries, type Queries } from "../../projections/queries.ts";
 import { decodeJournal, type Entry, type JournalMessage } from "../../protocol/journal.ts";
@@ -138,7 +139,7 @@ describe("rows of tools", () => {
     atEndOfFile(drop);
     await database.migrate();
     queries = createQueries(database);
-    const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_messages_max: 5 });
+    const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog, batch_messages_max: 5 });
     expect(await projector.reached(stream.messages.length, 60_000)).toBe(true);
     await projector.stop();
     rows = [];

@@ -3,6 +3,7 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { createMoneyCheck } from "../../actors/verify-money.ts";
 import { createDatabase, type Database } from "../../projections/database.ts";
+import { postgresRows } from "../../projections/postgres-rows.ts";
 import { createProjector } from "../../projections/projector.ts";
 import { createQueries } from "../../projections/queries.ts";
 import { decodeJournal, type Entry } from "../../protocol/journal.ts";
@@ -63,7 +64,7 @@ function begun(id: string): Journal {
 
 async function projected(): Promise<void> {
   deliver();
-  const projector = createProjector({ bus: stream.bus, database, world: realWorld, log: silentLog, batch_wait_ms: 1 });
+  const projector = createProjector({ bus: stream.bus, rows: postgresRows(database), world: realWorld, log: silentLog, batch_wait_ms: 1 });
   expect(await projector.reached(stream.messages.at(-1)?.sequence ?? 0, 60_000), JSON.stringify(projector.status())).toBe(true);
   await projector.stop();
 }
@@ -222,7 +223,7 @@ test("however attempts end and whatever of them is known: no row is negative, ea
   atEndOfFile(() => step.close());
   await step.migrate();
   const partial = createEventStream();
-  const projector = createProjector({ bus: partial.bus, database: step, world: realWorld, log: silentLog, batch_wait_ms: 0 });
+  const projector = createProjector({ bus: partial.bus, rows: postgresRows(step), world: realWorld, log: silentLog, batch_wait_ms: 0 });
   const places = new Set(Array.from({ length: 40 }, () => 1 + upTo(stream.messages.length)));
   let checked = 0;
   for (const [index, stored] of stream.messages.entries()) {

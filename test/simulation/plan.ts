@@ -5,7 +5,7 @@
 import type { Operation } from "../../bus/memory.ts";
 import type { JsonObject } from "../../protocol/json.ts";
 import type { CommandChannel } from "../../protocol/subjects.ts";
-import { seededRandom } from "./virtual-world.ts";
+import { BEGIN_MS, seededRandom } from "./virtual-world.ts";
 
 export type StrikeEffect =
   | { readonly kind: "crash" }
@@ -63,6 +63,10 @@ export type Act =
   /** For a while, operations are late by chance, so that they overtake each other. */
   | { readonly kind: "weather"; readonly process: string; readonly ms: number; readonly chance: number; readonly late_ms_max: number }
   | { readonly kind: "clock"; readonly process: string; readonly jump_ms: number }
+  /** The database ends, and is back later. Who asks meanwhile hears so at once, or (silent) hears nothing until he gives up. */
+  | { readonly kind: "postgres_away"; readonly ms: number; readonly silent: boolean }
+  /** The nth commit of rows from now on is struck. Before: it is lost. After: it was done, and nobody is told. */
+  | { readonly kind: "commit"; readonly side: "before" | "after"; readonly nth: number; readonly effect: "crash" | "lose" }
   /** Somebody begins to read a session, from its beginning or from where a reader of it stands. */
   | { readonly kind: "read"; readonly actor: string; readonly slow_ms: number }
   /** A reader's connection is lost; it comes back with its cursor. */
@@ -77,14 +81,43 @@ export interface Plan {
   readonly hang_one_in: number;
   /** Every operation takes up to this long to arrive, so that they overlap; 0: an instant. */
   readonly latency_ms_max: number;
+  /** What is set of each tenant's budget before anything begins: bodies of `budget.configure`. */
+  readonly budgets: readonly BudgetSetting[];
+  /** The agents that each tenant has. */
+  readonly agents: Readonly<Record<string, readonly string[]>>;
+  /** Services take slots by name. */
+  readonly names_slots: boolean;
+  /** When it begins: some runs see midnight, when periods end. */
+  readonly begin_ms: number;
+}
+
+export interface BudgetSetting extends JsonObject {
+  readonly tenant: string;
+  readonly level: string;
 }
 
 export const WORKERS = ["w1", "w2", "w3"] as const;
 export const SUPERVISORS = ["s1", "s2"] as const;
 export const SERVICES = ["svc1", "svc2"] as const;
 export const GATEWAY = "g1";
+export const PROJECTOR = "p1";
+/** Slots that services take by name. */
+export const SLOTS = ["s0", "s1"] as const;
+export const USERS = ["ann", "bob"] as const;
 export const SESSIONS = ["acme/session/a0", "acme/session/a1", "acme/session/a2", "globex/session/b0", "globex/session/b1"] as const;
 export const TENANTS = ["acme", "globex"] as const;
+
+/** Few output tokens, so that what a call holds and what it costs are of one size. */
+const CONFIG = { model: "simulated/echo", instructions: "", tools: ["now", "wait_ms", "charge"], mode: "multi", max_loops: 4, max_output_tokens: 14 } as const;
+export const AGENTS: Readonly<Record<string, JsonObject>> = {
+  assistant: { ...CONFIG },
+  // Its timers are far enough to rest in the broker, and near enough to come due within a run.
+  brief: { ...CONFIG, idle_ttl_ms: 70_000, suspended_ttl_ms: 90_000 },
+  // It has another model to ask, and says less when money is short.
+  thrifty: { ...CONFIG, priority: "low", fallbacks: { models: ["simulated/script"] }, degrade: { model: "simulated/script", max_output_tokens: 3 } },
+  // Its answers are judged by one more call, which is paid for as they are.
+  guarded: { ...CONFIG, guardrails: [{ name: "judge", on: "output", kind: "judge", model: "simulated/script", policy: "be kind" }] },
+};
 
 /** Faults of every kind that a plan can have; each is seen in a walk of some hundred seeds. */
 export const isFault = (act: Act): boolean => !["pass", "say", "publish", "garbage", "read"].includes(act.kind);
@@ -152,13 +185,15 @@ function drawStrike(draw: Draw): Act {
 
 function drawFault(draw: Draw, readers: number): Act {
   const roll = draw.below(100);
-  const anybody = (): string => draw.any([...WORKERS, ...WORKERS, ...SUPERVISORS, GATEWAY, ...SERVICES]);
-  if (roll < 52) return drawStrike(draw);
-  if (roll < 58) return { kind: "crash", process: draw.any([...WORKERS, ...WORKERS, ...SUPERVISORS, GATEWAY]) };
+  const anybody = (): string => draw.any([...WORKERS, ...WORKERS, ...SUPERVISORS, GATEWAY, ...SERVICES, PROJECTOR]);
+  if (roll < 46) return drawStrike(draw);
+  if (roll < 49) return { kind: "postgres_away", ms: draw.skewed(200, 30_000), silent: draw.chance(0.3) };
+  if (roll < 52) return { kind: "commit", side: draw.any(["before", "after", "after"]), nth: draw.between(1, 6), effect: draw.any(["crash", "lose", "lose"]) };
+  if (roll < 58) return { kind: "crash", process: draw.any([...WORKERS, ...WORKERS, ...SUPERVISORS, GATEWAY, PROJECTOR]) };
   if (roll < 66)
     return {
       kind: "stop",
-      process: draw.any([...WORKERS, ...WORKERS, ...WORKERS, ...SUPERVISORS, GATEWAY]),
+      process: draw.any([...WORKERS, ...WORKERS, ...WORKERS, ...SUPERVISORS, GATEWAY, PROJECTOR]),
       ms: draw.any([500, 2_000, 4_000, 7_000, 11_000, 20_000]),
     };
   if (roll < 74) return { kind: "cut", process: anybody(), ms: draw.skewed(100, 15_000) };
@@ -166,7 +201,7 @@ function drawFault(draw: Draw, readers: number): Act {
   if (roll < 79) return { kind: "restart", ms: draw.skewed(300, 7_000) };
   if (roll < 83) return { kind: "drain", process: draw.any(WORKERS), deadline_ms: draw.any([500, 3_000, 20_000]) };
   if (roll < 85) return { kind: "join", process: "w4" };
-  if (roll < 87) return { kind: "twin", process: draw.any(WORKERS) };
+  if (roll < 87) return { kind: "twin", process: draw.any([...WORKERS, PROJECTOR]) };
   if (roll < 94)
     return { kind: "weather", process: anybody(), ms: draw.between(500, 8_000), chance: draw.any([0.05, 0.2, 0.5]), late_ms_max: draw.any([20, 150, 1_200]) };
   if (roll < 97) return { kind: "clock", process: draw.any(WORKERS), jump_ms: draw.between(-5_000, 5_000) };
@@ -199,8 +234,62 @@ function drawCommand(draw: Draw, actor: string): { type: string; body: JsonObjec
   return { type: "session.create", channel, body: { agent: "assistant" } };
 }
 
-function drawSaying(draw: Draw, step: number): Act {
+/** Limits of about as much as some calls cost (a hundred micro-dollars and more), or of few calls at once. */
+function drawLimit(draw: Draw, level: string): JsonObject {
+  switch (level) {
+    case "tenant":
+      return draw.chance(0.5) ? { concurrency_max: draw.any([0, 1, 1, 2, 3, null]) } : { limit_usd_micros: draw.any([0, null, draw.between(300, 6_000)]) };
+    case "agent":
+      return { id: draw.any(Object.keys(AGENTS)), limit_usd_micros: draw.any([null, draw.between(150, 3_000)]) };
+    case "user":
+      return { id: draw.any(USERS), limit_usd_micros: draw.any([null, draw.between(150, 3_000)]) };
+    default:
+      return { id: draw.any(SESSIONS).split("/")[2] ?? "", limit_usd_micros: draw.any([null, draw.between(0, 1_500)]) };
+  }
+}
+
+const LEVELS = ["tenant", "agent", "user", "session"] as const;
+
+function drawBudgets(draw: Draw): BudgetSetting[] {
+  return TENANTS.flatMap((tenant): BudgetSetting[] => {
+    const kind = draw.any(["free", "free", "tight", "tight", "crowded", "counted"]);
+    const period = draw.any(["none", "none", "day"]);
+    switch (kind) {
+      case "tight":
+        return [
+          { tenant, level: "tenant", limit_usd_micros: draw.between(400, 9_000), period },
+          ...Array.from({ length: draw.below(3) }, () => draw.any(["agent", "user", "session"])).map((level) => ({ tenant, level, ...drawLimit(draw, level) })),
+        ];
+      case "crowded":
+        return [{ tenant, level: "tenant", concurrency_max: draw.between(1, 2) }];
+      case "counted":
+        return [{ tenant, level: "tenant", limit_usd_micros: 1_000_000, period, concurrency_max: 3 }];
+      default:
+        return [];
+    }
+  });
+}
+
+/** Somebody turns at a budget while it is used. */
+function drawBudgeting(draw: Draw, step: number, names_slots: boolean): Act {
+  const slot = names_slots && draw.chance(0.4);
+  const level = draw.any(LEVELS);
+  return {
+    kind: "say",
+    service: draw.any(SERVICES),
+    actor: `${draw.any(TENANTS)}/budget/main`,
+    channel: "control",
+    type: slot ? draw.any(["slot.acquire", "slot.release"]) : "budget.configure",
+    body: slot ? { slot: draw.any(SLOTS) } : { level, ...drawLimit(draw, level) },
+    key: `k${step}`,
+    fast: draw.chance(0.5),
+    repeats: 0,
+  };
+}
+
+function drawSaying(draw: Draw, step: number, names_slots: boolean): Act {
   const service = draw.any(SERVICES);
+  if (draw.chance(0.04)) return drawBudgeting(draw, step, names_slots);
   if (draw.chance(0.06)) {
     const body: JsonObject = draw.chance(0.5)
       ? { key_id: `k${draw.below(4)}`, hash: "0123456789abcdef".repeat(4), scopes: [] }
@@ -227,20 +316,30 @@ function drawSaying(draw: Draw, step: number): Act {
   return { kind: "say", service, actor, channel, type, body, key: `k${step}`, fast: draw.chance(0.5), repeats: draw.chance(0.15) ? draw.between(1, 2) : 0 };
 }
 
+/** `assistant` always: sessions of it are created later too. */
+function agentsOf(acts: readonly Act[], tenant: string): string[] {
+  const named = acts.flatMap((act) =>
+    act.kind === "say" && act.type === "session.create" && act.actor.startsWith(`${tenant}/`) ? [String(act.body["agent"])] : [],
+  );
+  return [...new Set(["assistant", ...named])];
+}
+
 /** Draws what happens in `steps` steps. Equal arguments give equal plans. */
 export function drawPlan(seed: number, steps: number): Plan {
   const draw = drawing(seed);
   const acts: Act[] = [];
   let readers = 0;
+  const budgets = drawBudgets(draw);
+  const names_slots = draw.chance(0.3);
   for (const actor of SESSIONS) {
-    const agent = draw.any(["assistant", "assistant", "brief"]);
+    const agent = draw.any(["assistant", "assistant", "assistant", "brief", "brief", "thrifty", "guarded"]);
     acts.push({
       kind: "say",
       service: draw.any(SERVICES),
       actor,
       channel: "command",
       type: "session.create",
-      body: { agent, ...(draw.chance(0.1) ? { mode: "single" } : {}) },
+      body: { agent, ...(draw.chance(0.1) ? { mode: "single" } : {}), ...(draw.chance(0.4) ? { user: draw.any(USERS) } : {}) },
       key: `create-${actor}`,
       fast: draw.chance(0.5),
       repeats: 0,
@@ -257,7 +356,7 @@ export function drawPlan(seed: number, steps: number): Plan {
       ? drawFault(draw, readers)
       : draw.chance(0.04)
         ? ({ kind: "read", actor: draw.any(SESSIONS), slow_ms: 0 } as const)
-        : drawSaying(draw, step);
+        : drawSaying(draw, step, names_slots);
     if (act.kind === "read") readers++;
     acts.push(act);
     acts.push({ kind: "pass", ms: draw.chance(0.06) ? draw.between(1_000, 9_000) : draw.skewed(0, 600) });
@@ -268,6 +367,10 @@ export function drawPlan(seed: number, steps: number): Plan {
     poison: draw.chance(0.08) ? draw.any(SESSIONS) : undefined,
     hang_one_in: draw.chance(0.04) ? 12 : 0,
     latency_ms_max: draw.any([0, 0, 2, 12]),
+    budgets,
+    agents: Object.fromEntries(TENANTS.map((tenant) => [tenant, agentsOf(acts, tenant)])),
+    names_slots,
+    begin_ms: BEGIN_MS - (draw.chance(0.15) ? draw.between(5_000, 40_000) : 0),
   };
 }
 

@@ -15,24 +15,110 @@ export function seededRandom(seed: number): () => number {
 interface Alarm {
   readonly at_ms: number;
   readonly order: number;
-  readonly callback: () => void;
+  /** Undefined: it was called off. */
+  callback: (() => void) | undefined;
 }
 
-const BEGIN_MS = Date.UTC(2026, 0, 1);
+const isSooner = (one: Alarm, other: Alarm): boolean => one.at_ms < other.at_ms || (one.at_ms === other.at_ms && one.order < other.order);
+
+/** Alarms, the next one first. Most are called off before they ring, so that costs nothing: they leave when they come up, or when they are most. */
+class Alarms {
+  #heap: Alarm[] = [];
+  #off = 0;
+
+  add(alarm: Alarm): void {
+    this.#heap.push(alarm);
+    this.#rise(this.#heap.length - 1);
+  }
+
+  callOff(alarm: Alarm): void {
+    if (alarm.callback === undefined) return;
+    alarm.callback = undefined;
+    if (++this.#off > 64 && this.#off * 2 > this.#heap.length) {
+      const standing = this.#heap.filter(({ callback }) => callback !== undefined);
+      // In order is in heap order.
+      this.#heap = standing.sort((one, other) => (isSooner(one, other) ? -1 : 1));
+      this.#off = 0;
+    }
+  }
+
+  get standing(): number {
+    return this.#heap.length - this.#off;
+  }
+
+  get next(): Alarm | undefined {
+    while (this.#heap[0] !== undefined && this.#heap[0].callback === undefined) {
+      this.#shift();
+      this.#off--;
+    }
+    return this.#heap[0];
+  }
+
+  /** The next one rings. */
+  ring(): () => void {
+    const alarm = this.#shift();
+    const { callback } = alarm!;
+    alarm!.callback = undefined;
+    return callback!;
+  }
+
+  #shift(): Alarm | undefined {
+    const [first] = this.#heap;
+    const last = this.#heap.pop();
+    if (last !== undefined && last !== first) {
+      this.#heap[0] = last;
+      this.#sink();
+    }
+    return first;
+  }
+
+  #rise(from: number): void {
+    const heap = this.#heap;
+    const alarm = heap[from]!;
+    let at = from;
+    while (at > 0) {
+      const parent = (at - 1) >>> 1;
+      if (!isSooner(alarm, heap[parent]!)) break;
+      heap[at] = heap[parent]!;
+      at = parent;
+    }
+    heap[at] = alarm;
+  }
+
+  #sink(): void {
+    const heap = this.#heap;
+    const alarm = heap[0]!;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= heap.length) break;
+      if (child + 1 < heap.length && isSooner(heap[child + 1]!, heap[child]!)) child += 1;
+      if (!isSooner(heap[child]!, alarm)) break;
+      heap[at] = heap[child]!;
+      at = child;
+    }
+    heap[at] = alarm;
+  }
+}
+
+export const BEGIN_MS = Date.UTC(2026, 0, 1);
 
 export class VirtualWorld implements World {
   readonly random: () => number;
   #elapsed_ms = 0;
   #order = 0;
   #ids = 0;
-  #alarms: Alarm[] = [];
+  readonly #alarms = new Alarms();
 
-  constructor(seed: number) {
+  readonly #begin_ms: number;
+
+  constructor(seed: number, begin_ms = BEGIN_MS) {
     this.random = seededRandom(seed);
+    this.#begin_ms = begin_ms;
   }
 
   now_ms(): number {
-    return BEGIN_MS + this.#elapsed_ms;
+    return this.#begin_ms + this.#elapsed_ms;
   }
   monotonic_ms(): number {
     return this.#elapsed_ms;
@@ -42,25 +128,13 @@ export class VirtualWorld implements World {
   }
   after(delay_ms: number, callback: () => void): () => void {
     const alarm: Alarm = { at_ms: this.#elapsed_ms + Math.max(0, delay_ms), order: this.#order++, callback };
-    // Sorted insertion: earliest last, so that the next one is popped.
-    let low = 0;
-    let high = this.#alarms.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      const other = this.#alarms[middle]!;
-      if (other.at_ms > alarm.at_ms || (other.at_ms === alarm.at_ms && other.order > alarm.order)) low = middle + 1;
-      else high = middle;
-    }
-    this.#alarms.splice(low, 0, alarm);
-    return () => {
-      const index = this.#alarms.indexOf(alarm);
-      if (index >= 0) this.#alarms.splice(index, 1);
-    };
+    this.#alarms.add(alarm);
+    return () => this.#alarms.callOff(alarm);
   }
 
   /** How many callbacks wait for their time, at whatever distance. */
   get pending(): number {
-    return this.#alarms.length;
+    return this.#alarms.standing;
   }
 
   /** Lets everything that needs no time happen: a tick comes when no promise has anything left to do. The loop itself does not turn. */
@@ -72,10 +146,9 @@ export class VirtualWorld implements World {
   async advance(ms: number): Promise<void> {
     const until_ms = this.#elapsed_ms + ms;
     await this.settle();
-    for (let next = this.#alarms.at(-1); next !== undefined && next.at_ms <= until_ms; next = this.#alarms.at(-1)) {
-      this.#alarms.pop();
+    for (let next = this.#alarms.next; next !== undefined && next.at_ms <= until_ms; next = this.#alarms.next) {
       this.#elapsed_ms = Math.max(this.#elapsed_ms, next.at_ms);
-      next.callback();
+      this.#alarms.ring()();
       await this.settle();
     }
     this.#elapsed_ms = until_ms;
@@ -86,7 +159,7 @@ export class VirtualWorld implements World {
     const until_ms = this.#elapsed_ms + patience_ms;
     await this.settle();
     while (!condition()) {
-      const next = this.#alarms.at(-1);
+      const next = this.#alarms.next;
       if (next === undefined || next.at_ms > until_ms) {
         await this.advance(Math.max(0, until_ms - this.#elapsed_ms));
         return condition();

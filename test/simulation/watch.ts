@@ -7,7 +7,7 @@ import { type Delivery, headerOf } from "../../bus/port.ts";
 import { HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO } from "../../protocol/commands.ts";
 import { HEADER_SCHEDULE } from "../../bus/memory-stream.ts";
 import { bucketStream } from "../../bus/streams.ts";
-import { replayMessage } from "../../actors/verify.ts";
+import { type ReplayedMessage, replayMessage } from "../../actors/verify.ts";
 import { type ActorAddress, actorPath } from "../../protocol/ids.ts";
 import { type ActorEvent, decodeJournal, type Entry, entrySeq, firstSeq, type JournalMessage } from "../../protocol/journal.ts";
 import { canonicalJson } from "../../protocol/json.ts";
@@ -32,6 +32,8 @@ export interface Journal {
   readonly ended: Set<string>;
   readonly decided: Decided[];
   readonly workers: Map<number, string>;
+  /** What came out of each message, by its seq, and what was before it. */
+  readonly replays: Map<number, { readonly before: ActorState | undefined; readonly replayed: ReplayedMessage }>;
 }
 
 export interface Start {
@@ -51,6 +53,8 @@ export interface WatchDeps {
   fail(what: string): void;
   trace(line: string): void;
   count(what: string): void;
+  /** It is in the journal as the watch has it. */
+  on_append?(journal: Journal, message: JournalMessage): void;
 }
 
 const entryWords = (entry: Entry): string =>
@@ -62,9 +66,13 @@ const entryWords = (entry: Entry): string =>
         ? `upgrade to ${entry.to}`
         : `${entry.t} ${entry.inst}`;
 
+const DECODER = new TextDecoder();
+
 export class Watch {
   readonly journals = new Map<string, Journal>();
   readonly starts: Start[] = [];
+  /** Everything, in the order of the stream. */
+  readonly told: { readonly message: JournalMessage; readonly sequence: number }[] = [];
   readonly #deps: WatchDeps;
   readonly #started = new Map<string, Start>();
   readonly #inputs = new Map<string, string>();
@@ -81,11 +89,23 @@ export class Watch {
     const path = actorPath(actor);
     let journal = this.journals.get(path);
     if (journal === undefined) {
-      journal = { actor, state: undefined, head: undefined, messages: [], events: [], ended: new Set(), decided: [], workers: new Map() };
+      journal = { actor, state: undefined, head: undefined, messages: [], events: [], ended: new Set(), decided: [], workers: new Map(), replays: new Map() };
       this.journals.set(path, journal);
     }
     return journal;
   }
+
+  /** For who verifies in the end: every message was replayed when it came. */
+  readonly replay: typeof replayMessage = (core, before, message, on_entry) => {
+    const known = this.journals.get(actorPath(message.actor))?.replays.get(message.seq);
+    if (known === undefined || known.before !== before) return replayMessage(core, before, message, on_entry);
+    let state = before;
+    for (const one of known.replayed.entries) {
+      on_entry?.(state, one);
+      state = one.step.state;
+    }
+    return known.replayed;
+  };
 
   /** To be called whenever something may have been stored. */
   look(): void {
@@ -99,7 +119,11 @@ export class Watch {
       }
       const parsed = parseActorSubject(stored.subject);
       if (parsed.kind === "malformed") this.#deps.fail(`J3: ${stored.subject} is no actor's`);
-      else this.#append(this.journal(parsed.actor), decodeJournal(stored.data, parsed.actor));
+      else {
+        const message = decodeJournal(stored.data, parsed.actor);
+        this.told.push({ message, sequence: stored.sequence });
+        this.#append(this.journal(parsed.actor), message);
+      }
     }
   }
 
@@ -128,6 +152,7 @@ export class Watch {
       const replayed = replayMessage(core, before, message);
       for (const difference of replayed.differences) fail(`A5: ${path} seq ${message.seq}: ${difference}`);
       journal.state = replayed.state;
+      journal.replays.set(message.seq, { before, replayed });
     } catch (error) {
       fail(`A5: ${path} seq ${message.seq} cannot be replayed: ${error instanceof Error ? error.message : String(error)}`);
     }
@@ -139,6 +164,7 @@ export class Watch {
     journal.messages.push(message);
     journal.events.push(...message.events);
     this.#debt(journal, message);
+    this.#deps.on_append?.(journal, message);
   }
 
   #entries(journal: Journal, message: JournalMessage): void {
@@ -258,15 +284,20 @@ export class Watch {
     const decided = this.journals.get(actorPath(parsed.actor))?.decided ?? [];
     const known = decided.some(({ entry }) => entry.source?.seq === source.seq || (key !== undefined && entry.key === key));
     // Creating again what exists is answered and not journaled.
-    const again = decided.length > 0 && new TextDecoder().decode(message.data).includes("session.create");
+    const again = decided.length > 0 && DECODER.decode(message.data).includes("session.create");
     if (!known && !again) this.#deps.fail(`A1: ${worker} acknowledges message ${source.seq} of COMMANDS to ${actorPath(parsed.actor)}, which no journal has`);
   }
 
   /** A1: a worker says that a command has been decided. */
-  replied(worker: string, inbox: string, reply: Reply): void {
-    if (!reply.ok) this.#refused.add(inbox);
-    if (!reply.ok) return;
+  replied(worker: string, inbox: string, data: Uint8Array): void {
+    const reply = JSON.parse(DECODER.decode(data)) as Partial<Reply>;
+    // What a worker answers to the leader is no command's reply.
+    if (reply.actor === undefined) return;
+    if (reply.ok !== true) {
+      this.#refused.add(inbox);
+      return;
+    }
     const seq = this.journals.get(reply.actor)?.head?.seq ?? 0;
-    if (reply.seq > seq) this.#deps.fail(`A1: ${worker} says that ${reply.actor} is at ${reply.seq}, and the journal is at ${seq}`);
+    if (Number(reply.seq) > seq) this.#deps.fail(`A1: ${worker} says that ${reply.actor} is at ${reply.seq}, and the journal is at ${seq}`);
   }
 }

@@ -18,6 +18,7 @@ const REACHED_OTHERWISE: Readonly<Record<string, string>> = {
   "bus/memory-stream.ts": SIMULATED_BUS,
   "cli/troupe.mjs": "what `npx troupe` runs: it starts main.ts on the right Node",
   "deploy/local/bootstrap.mjs": "what npm start and npm test run: it runs on any Node, before anything is installed, and starts main.ts",
+  "projections/memory-rows.ts": "the projection's rows in one process, for the same simulation: the row store's other implementation, under the same contract",
   "deploy/local/lifeline.mjs": "bootstrap.mjs has it loaded into what it starts, by --import",
 };
 
