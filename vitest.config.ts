@@ -6,7 +6,8 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 const setupFiles = ["test/harness/setup.ts"];
 
 /** Begun first, so that none of them is the last to run, alone. Vitest would begin with the largest files, on a machine that never ran them. */
-const LONG = /\/(cluster|budget-crashes|projector|crowded-tenant|fair-dispatch|breakers|waits|takeover|command-line|budget|drain)\.test\.ts$/;
+const LONG =
+  /\/(cluster|budget|budget-windows|budget-crashes|host-crashes|session-lives|projector|crowded-tenant|fair-dispatch|breakers|waits|takeover|command-line|drain)\.test\.ts$/;
 class LongOnesFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const sorted = await super.sort(files);

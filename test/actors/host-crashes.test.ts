@@ -263,7 +263,7 @@ function hashOfText(text: string): number {
 }
 
 describe("a host that dies at any step of its loop", () => {
-  test(`keeps every promise in ${RUNS} runs`, { timeout: 240_000 }, async () => {
+  test(`keeps every promise in ${RUNS} runs`, { timeout: 900_000 }, async () => {
     const only = process.env["SEED"];
     const seeds = only === undefined ? Array.from({ length: RUNS }, (_, index) => index + 1) : [Number(only)];
     const total = { crashes: 0, restarts: 0, entries: 0, points: new Set<string>() };

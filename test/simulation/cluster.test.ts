@@ -12,7 +12,7 @@ const SEEDS = 320;
 const STEPS = 36;
 
 describe("a simulated cluster", () => {
-  test(`keeps every promise in ${SEEDS} drawn runs`, { timeout: 400_000 }, async () => {
+  test(`keeps every promise in ${SEEDS} drawn runs`, { timeout: 900_000 }, async () => {
     const total: Record<string, number> = {};
     for (let seed = 1; seed <= SEEDS; seed++) {
       const result = await runPlan(drawPlan(seed, STEPS));

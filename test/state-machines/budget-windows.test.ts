@@ -251,7 +251,7 @@ function run(seed: number): { grants: number; refusals: number; back: number; re
   return met;
 }
 
-test(`no window has more than its limit and nobody is refused who has room, in ${RUNS} drawn runs`, { timeout: 240_000 }, () => {
+test(`no window has more than its limit and nobody is refused who has room, in ${RUNS} drawn runs`, { timeout: 900_000 }, () => {
   const total = { grants: 0, refusals: 0, back: 0, regained: 0, crashes: 0 };
   const only = process.env["SEED"];
   const seeds = only === undefined ? Array.from({ length: RUNS }, (_, index) => index + 1) : [Number(only)];

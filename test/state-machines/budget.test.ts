@@ -756,7 +756,7 @@ function run(seed: number): { grants: number; clamps: number; refusals: number; 
   return met;
 }
 
-test(`the accountant agrees with every step of ${RUNS} drawn runs`, { timeout: 240_000 }, () => {
+test(`the accountant agrees with every step of ${RUNS} drawn runs`, { timeout: 900_000 }, () => {
   const total = { grants: 0, clamps: 0, refusals: 0, crashes: 0, repeats: 0, late: 0, rolls: 0 };
   const only = process.env["SEED"];
   const seeds = only === undefined ? Array.from({ length: RUNS }, (_, index) => index + 1) : [Number(only)];
