@@ -140,5 +140,5 @@ test("a tool that has a price is paid for out of the budget before it runs: its 
     { session: "paid1", model: "tool/now", user: "ann", agent: "assistant", outcome: "completed", cost_usd_micros: 1_500 },
     { session: "paid2", model: "tool/now", outcome: "failed", code: "budget_exceeded", cost_usd_micros: 0 },
   ]);
-  expect((await troupe.cli(["verify", "demo"])).code).toBe(0);
+  expect((await typed(troupe, ["verify", "demo"])).code).toBe(0);
 });

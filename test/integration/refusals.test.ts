@@ -119,7 +119,7 @@ test("429: as many sessions as the bound says of many that come at once, then th
   const nats = await overNats("full", "more", "session.create", { agent: "assistant" });
   expect(nats).toMatchObject({ ok: false, error: { code: "sessions_exceeded", message: problem["detail"], details: problem["details"] } });
   expect(JSON.parse(await cli(["budget", "show", "--tenant", "full", "--json"]))).toMatchObject({ sessions: 3, sessions_max: 3 });
-  expect((await troupe.cli(["budget", "show", "--tenant", "full"])).stderr).toContain("3 sessions of at most 3");
+  expect((await typed(troupe, ["budget", "show", "--tenant", "full"])).stderr).toContain("3 sessions of at most 3");
 
   // An end gives its place back with the commit that ends it.
   const begun = async (id: string): Promise<number> => {
