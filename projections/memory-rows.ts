@@ -235,9 +235,13 @@ export class MemoryRows {
       addAudit: add(this.audit),
       addUsage: (rows) =>
         statement(() => {
-          const fresh = rows.filter((row) => !this.usage.has(row));
-          for (const row of fresh) this.usage.add(row, undo);
-          return fresh.length;
+          let added = 0;
+          for (const row of rows) {
+            if (this.usage.has(row)) continue;
+            this.usage.add(row, undo);
+            added += 1;
+          }
+          return added;
         }),
       setCosts: (costs) =>
         statement(() => {

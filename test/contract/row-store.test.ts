@@ -161,7 +161,7 @@ describe.each(Object.entries(STORES))("rows in %s", (_, open) => {
       await rows.position();
       await rows.addAgents([agent(1)]);
       expect(await rows.addUsage([usage(1, 5)])).toBe(1);
-      expect(await rows.addUsage([usage(1, 6), usage(2, 6)])).toBe(1);
+      expect(await rows.addUsage([usage(1, 6), usage(2, 6), usage(2, 7)])).toBe(1);
       const found = await rows.usageOf([{ tenant: "acme", session: "s1", inst: "3:model", attempt: 1 }]);
       expect(found.map((row) => row.cost_usd_micros).sort()).toEqual([5, 6]);
     });
