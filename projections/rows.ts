@@ -394,6 +394,9 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
     { t: "done" | "fail" }
   >[];
 
+  /** Those whose call no event has told of yet. */
+  const untold = [...ends];
+
   /** Of a call that was lost, and of those from before calls said it: the tenant's, where it has a key of its own. */
   const keySourceOf = (called: string): UsageRecord["key_source"] => {
     const provider = providerOf(called);
@@ -508,7 +511,9 @@ function projectSession(batch: Batch, message: JournalMessage, stream_sequence: 
       case "model.completed":
       case "model.failed": {
         const told = spentIn(event);
-        const entry: Extract<Entry, { t: "done" | "fail" }> | undefined = ends.find((candidate) => candidate.inst === open?.inst) ?? ends[0];
+        const entry: Extract<Entry, { t: "done" | "fail" }> | undefined = untold.find((candidate) => candidate.inst === open?.inst) ?? untold[0];
+        // An entry ends one call: another that this commit began and called off at once ended without one.
+        if (entry !== undefined) untold.splice(untold.indexOf(entry), 1);
         const stopped = open === null ? undefined : stoppedIn(message, open.inst);
         const output = spentIn(stopped ?? (entry?.t === "done" ? objectOf(entry.output) : entry?.t === "fail" ? (entry.error.details ?? null) : null));
         const inst = stopped === undefined ? (entry?.inst ?? open?.inst) : open?.inst;
