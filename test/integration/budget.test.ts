@@ -138,7 +138,7 @@ test("the daily report says the same from the usage rows and from the ledger, an
   );
   expect(days.flatMap(({ rows }) => rows)[0]).toMatchObject({ agent: "assistant", model: "simulated/script", key_source: "platform" });
   expect(sum((day) => day.ledger.refused["budget_exceeded"] ?? 0)).toBeGreaterThan(0);
-  expect(await cli(["usage", "--tenant", "demo", "--daily"])).toMatch(/projections of confidence 0\.\d+: \d+ of \d+ held/);
+  expect(await cli(["usage", "--tenant", "demo", "--daily"])).toMatch(/projections by beside_twice of confidence 0\.\d+: \d+ of \d+ held/);
 
   // Over HTTP the same days: to the tenant's administrators its own, to operators any tenant's.
   const admin = (await cli(["keys", "create", "--tenant", "demo", "--scope", "admin"])).trim();
