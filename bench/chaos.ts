@@ -1,12 +1,14 @@
-// chaos: `npm run chaos -- [--scenario NAME]… [--trials N] [--seed S] [--lanes N] [--workers N] [--away-ms N] [--home FOLDER]`: trouble on the real thing, and the proof that it cost nothing.
+// chaos: `npm run chaos` (`-- --help` lists what can be chosen): trouble on the real thing, and the proof that it cost nothing.
 //
 // Each scenario gets a ground of its own (chaos-ground.ts), services at work on it (chaos-load.ts), its trials (chaos-scenarios.ts), and at
 // its end the audit (chaos-audit.ts). Prints a table; exits 1 when anything was lost, repeated, or not as it must be. `--json` prints one
-// object a scenario instead; `--home` keeps logs and data there.
+// object a scenario instead.
 import { cpus, loadavg, totalmem } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
+import { Option } from "commander";
+import { wholeNumber } from "../cli/arguments.ts";
 import { startGround, wait } from "./chaos-ground.ts";
+import { script } from "./script.ts";
 import { CALM_MS, runScenario, type ScenarioResult, SCENARIOS, scenarioNamed } from "./chaos-scenarios.ts";
 
 /** Small, fast, and the same numbers for the same seed everywhere (mulberry32). */
@@ -46,21 +48,22 @@ export const TABLE_HEAD = [
 ];
 
 async function main(): Promise<number> {
-  const { values } = parseArgs({
-    options: {
-      scenario: { type: "string", multiple: true },
-      trials: { type: "string" },
-      seed: { type: "string" },
-      lanes: { type: "string" },
-      workers: { type: "string" },
-      "away-ms": { type: "string" },
-      home: { type: "string" },
-      json: { type: "boolean", default: false },
-    },
-  });
-  const names = (values.scenario ?? []).flatMap((one) => one.split(","));
-  const scenarios = names.length === 0 ? SCENARIOS : names.map(scenarioNamed);
-  const seed = Number(values.seed ?? Date.now() % 1_000_000);
+  const values = script(
+    "npm run chaos --",
+    "Trouble on real processes, a real broker and a real database, with services at work on them; then the audit of every promise.",
+  )
+    .addOption(new Option("--scenario <name...>", "only these").choices(SCENARIOS.map(({ name }) => name)))
+    .option("--trials <n>", "how often each is done (default: each scenario's own)", wholeNumber(1))
+    .option("--seed <n>", "what is drawn: victims, moments (default: the clock)", wholeNumber(0))
+    .option("--lanes <n>", "sessions that stream at once (default 50)", wholeNumber(1))
+    .option("--workers <n>", "worker processes (default: each scenario's own)", wholeNumber(1))
+    .option("--away-ms <ms>", "how long what is taken away stays away", wholeNumber(1))
+    .option("--home <folder>", "keep logs and data there")
+    .option("--json", "print one JSON object a scenario")
+    .parse()
+    .opts<{ scenario?: string[]; trials?: number; seed?: number; lanes?: number; workers?: number; awayMs?: number; home?: string; json?: true }>();
+  const scenarios = values.scenario === undefined ? SCENARIOS : values.scenario.map(scenarioNamed);
+  const seed = values.seed ?? Date.now() % 1_000_000;
   const say = (line: string): void => void process.stderr.write(`${line}\n`);
   say(
     `seed ${seed}; ${cpus().length} × ${cpus()[0]?.model ?? "?"}, ${Math.round(totalmem() / 2 ** 30)} GiB; node ${process.version}; load before ${loadavg()
@@ -73,16 +76,16 @@ async function main(): Promise<number> {
     say(`── ${scenario.name}: ${scenario.what}`);
     const ground = await startGround({
       ...scenario.ground,
-      ...(values.workers === undefined ? {} : { workers: Number(values.workers) }),
+      ...(values.workers === undefined ? {} : { workers: values.workers }),
       ...(values.home === undefined ? {} : { home: join(values.home, scenario.name) }),
     });
     try {
       await wait(CALM_MS);
       const result = await runScenario(ground, scenario, {
-        trials: Number(values.trials ?? scenario.trials),
+        trials: values.trials ?? scenario.trials,
         random: drawFrom(seed),
-        ...(values.lanes === undefined ? {} : { load: { lanes: Number(values.lanes) } }),
-        ...(values["away-ms"] === undefined ? {} : { away_ms: Number(values["away-ms"]) }),
+        ...(values.lanes === undefined ? {} : { load: { lanes: values.lanes } }),
+        ...(values.awayMs === undefined ? {} : { away_ms: values.awayMs }),
         say: (line) => say(`   ${line}`),
       });
       results.push(result);

@@ -10,6 +10,7 @@ import { benchDurableCommand } from "./durable-command.ts";
 import { benchLatencies } from "./latencies.ts";
 import { benchMemory } from "./memory.ts";
 import { benchSessionStart } from "./session-start.ts";
+import { script } from "./script.ts";
 
 const RESULTS = fileURLToPath(new URL("./RESULTS.md", import.meta.url));
 const ms = (value: number): string => value.toFixed(2);
@@ -141,7 +142,9 @@ function machine(): string {
     .join(" ")}`;
 }
 
-const named = process.argv.slice(2);
+const named = script("npm run bench --", "Measures, and writes bench/RESULTS.md when all of it was measured.")
+  .argument("[name...]", `only these: ${Object.keys(SECTIONS).join(", ")}`)
+  .parse().args;
 for (const name of named) {
   if (Object.hasOwn(SECTIONS, name)) continue;
   console.error(`there is no benchmark '${name}'; there are ${Object.keys(SECTIONS).join(", ")}`);

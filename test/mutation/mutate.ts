@@ -7,6 +7,7 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { script } from "../../bench/script.ts";
 
 interface Mutation {
   /** The invariant, and what is broken. */
@@ -726,8 +727,23 @@ const MUTATIONS: readonly Mutation[] = [
 ];
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
-const asked = process.argv.slice(2);
+const command = script(
+  "npm run mutate --",
+  "Takes one guard after another out of a copy of the program, and sees that a test notices. Exit code 1 when one survives.",
+)
+  .argument("[part...]", "only mutations with one of these in their name")
+  .option("--list", "say their names, and do nothing")
+  .parse();
+const asked = command.args;
 const chosen = MUTATIONS.filter(({ name }) => asked.length === 0 || asked.some((part) => name.includes(part)));
+if (command.opts<{ list?: true }>().list) {
+  for (const { name, file } of chosen) console.log(`${name}  (${file})`);
+  process.exit(0);
+}
+if (chosen.length === 0) {
+  console.error(`no mutation's name has ${asked.join(" or ")} in it; --list says their names`);
+  process.exit(2);
+}
 const copy = mkdtempSync(join(tmpdir(), "troupe-mutate-"));
 let survivors = 0;
 try {

@@ -3,34 +3,47 @@
 //   npm run simulate -- --seed 7 --steps 60        one run, its story
 //   npm run simulate -- --from 1 --count 1000      many; --jobs 2 goes through them on two threads
 //   npm run simulate -- --soak --from 1            until told (Ctrl-C)
-import { parseArgs } from "node:util";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
+import { script } from "../../bench/script.ts";
+import { wholeNumber } from "../../cli/arguments.ts";
 import { describeAct, drawPlan, isFault, type Plan } from "./plan.ts";
 import { type RunResult, runPlan } from "./simulation.ts";
 import { shrink } from "./shrink.ts";
 
-const { values } = parseArgs({
-  options: {
-    seed: { type: "string" },
-    steps: { type: "string", default: "60" },
-    from: { type: "string", default: "1" },
-    count: { type: "string", default: "100" },
-    jobs: { type: "string", default: "1" },
-    soak: { type: "boolean", default: false },
-    "keep-going": { type: "boolean", default: false },
-    "no-shrink": { type: "boolean", default: false },
-    trace: { type: "string", default: "60" },
-    verbose: { type: "boolean", default: false },
-  },
-});
+const values = script(
+  "npm run simulate --",
+  "A whole cluster in one thread and in virtual time, under faults drawn from a seed. Stops at the first run that breaks a promise.",
+)
+  .option("--seed <n>", "one run, and its story", wholeNumber(0))
+  .option("--steps <n>", "acts of a run", wholeNumber(1), 60)
+  .option("--from <n>", "the first seed of many", wholeNumber(0), 1)
+  .option("--count <n>", "how many seeds", wholeNumber(1), 100)
+  .option("--jobs <n>", "threads that share them", wholeNumber(1), 1)
+  .option("--soak", "go on until told (Ctrl-C)")
+  .option("--keep-going", "go on after a run that broke")
+  .option("--no-shrink", "do not make a run that broke smaller")
+  .option("--trace <n>", "lines of the story that are printed; 0 for none", wholeNumber(0), 60)
+  .option("--verbose", "print each seed")
+  .parse()
+  .opts<{
+    seed?: number;
+    steps: number;
+    from: number;
+    count: number;
+    jobs: number;
+    soak?: true;
+    keepGoing?: true;
+    shrink: boolean;
+    trace: number;
+    verbose?: true;
+  }>();
 
 const PROGRESS_EACH = 500;
-const steps = Number(values.steps);
+const { steps, trace: trace_lines } = values;
 const single = values.seed !== undefined;
-const first = Number(values.seed ?? values.from);
-const count = single ? 1 : values.soak ? Number.POSITIVE_INFINITY : Number(values.count);
-const jobs = single ? 1 : Number(values.jobs);
-const trace_lines = Number(values.trace);
+const first = values.seed ?? values.from;
+const count = single ? 1 : values.soak ? Number.POSITIVE_INFINITY : values.count;
+const jobs = single ? 1 : values.jobs;
 
 /** What a thread tells of one seed. */
 interface Told {
@@ -73,7 +86,7 @@ async function main(): Promise<void> {
       console.log(broke);
     }
     if (runs % PROGRESS_EACH === 0) progress();
-    return !interrupted && (broke === undefined || values["keep-going"]);
+    return !interrupted && (broke === undefined || values.keepGoing === true);
   };
 
   if (jobs === 1) {
@@ -111,7 +124,7 @@ function lastOf(trace: readonly string[]): readonly string[] {
 
 async function story(plan: Plan, result: RunResult): Promise<string> {
   const lines = [`seed ${plan.seed} (--steps ${steps}) broke:`, ...result.failures.map((what) => `  ${what}`)];
-  if (values["no-shrink"]) return [...lines, ...lastOf(result.trace)].join("\n");
+  if (!values.shrink) return [...lines, ...lastOf(result.trace)].join("\n");
   const small = await shrink(plan, result, { deadline_ms: performance.now() + 60_000, now_ms: () => performance.now() });
   lines.push(
     `It also breaks with ${small.plan.acts.filter(isFault).length} faults and ${small.plan.acts.length} acts (${small.runs} runs to find out):`,
