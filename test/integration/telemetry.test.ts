@@ -10,7 +10,7 @@ import { type AddressInfo, connect as dial, type Socket } from "node:net";
 import { join } from "node:path";
 import { connect } from "nats";
 import { afterAll, beforeAll, expect, test, vi } from "vitest";
-import { until } from "../../deploy/local/server-process.ts";
+import { sendSignal, until } from "../../deploy/local/server-process.ts";
 import { INSTRUMENTS } from "../../telemetry/metrics.ts";
 import { attributesOf, type SpanCollector, startSpanCollector } from "../harness/span-collector.ts";
 import { later, startTroupe, type Troupe } from "../harness/troupe.ts";
@@ -106,6 +106,9 @@ beforeAll(async () => {
       TROUPE_OPENAI_COMPATIBLE: `broken=http://127.0.0.1:${(broken.address() as AddressInfo).port}/v1`,
       TROUPE_TENANT_CALLS_WAITING_MAX: "4",
       TROUPE_MODEL_CALLS_MAX: "6",
+      TROUPE_RATES_UNDECIDED: "open",
+      // Longer than a call waits for its budget: who stands still for that long keeps its shards.
+      TROUPE_LEASE_TTL_MS: "20000",
     },
   });
   scraped = (async () => {
@@ -211,6 +214,19 @@ test("every instrument that is declared moves in a deployment, and every kind of
   const crowd = many.map((id) => turn(id, [{ say: "slowly now", tokens: 20, token_ms: 100 }]));
   expect(await until(() => (moved.get("troupe_tenants_refused") ?? 0) > 0, 60_000, 100)).toBe(true);
   await Promise.all(crowd);
+
+  // A budget's owner stands still, and a call at the other worker goes on without a place in its window.
+  const owner = (await troupe.journal(`${TENANT}/budget/main`)).at(-1)?.worker ?? "";
+  const views = await Promise.all(many.map((id) => troupe.json<{ id: string; worker: string }>(200, `/v1/sessions/${id}`)));
+  const neighbour = views.find(({ worker }) => worker !== owner);
+  const pid = troupe.processOf("worker", owner);
+  sendSignal(pid, "SIGSTOP");
+  try {
+    await troupe.json(202, `/v1/sessions/${neighbour?.id}/messages`, { json: { content: JSON.stringify([{ say: "by myself" }]) } });
+    expect(await until(() => (moved.get("troupe_rates_undecided_total") ?? 0) > 0, 60_000, 100)).toBe(true);
+  } finally {
+    sendSignal(pid, "SIGCONT");
+  }
 
   // A worker is killed in the middle of a call.
   await session("taken", "player");
