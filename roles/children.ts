@@ -13,6 +13,8 @@ import type { World } from "../protocol/world.ts";
 const RESTARTS_MAX = 20;
 const RESTART_WINDOW_MS = 60_000;
 const BACK_OFF_MS = [0, 100, 500, 1000, 2000] as const;
+/** Where others of its role live they take its work over, in a fraction of a second; its next process would take the processors away from that. */
+const OTHERS_FIRST_MS = 500;
 
 export interface ChildSpec {
   readonly role: string;
@@ -93,7 +95,9 @@ export function createChildren({ program, main, log_directory, world, say, on_ch
       return;
     }
     say(`${name} ended (${how}); starting it again`);
-    void world.after(BACK_OFF_MS[Math.min(recent.length - 1, BACK_OFF_MS.length - 1)]!, () => start(spec));
+    const back_off_ms = BACK_OFF_MS[Math.min(recent.length - 1, BACK_OFF_MS.length - 1)]!;
+    const has_others = [...live.values()].some((other) => other.spec.role === spec.role);
+    void world.after(has_others ? Math.max(OTHERS_FIRST_MS, back_off_ms) : back_off_ms, () => start(spec));
   }
 
   return {
