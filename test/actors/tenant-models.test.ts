@@ -15,6 +15,7 @@ import { realWorld } from "../../roles/real-world.ts";
 import type { ProviderKey } from "../../state-machines/tenant.ts";
 import { type ModelAnswer, type ModelServer, startModelServer } from "../contract/model-server.ts";
 import { VirtualWorld } from "../simulation/virtual-world.ts";
+import { eventually } from "../harness/troupe.ts";
 
 const PLATFORM_KEY = "platform-key-0123456789abcdef";
 const keyOf = (tenant: string, n = 1): string => `own-key-of-${tenant}-${n}-0123456789`;
@@ -218,7 +219,7 @@ test("a provider that fails a tenant's own key trips the breaker of that tenant 
   records.set("poor", record());
   const world = realWorld();
   const breakers = createBreakerBoard({ world, log: silentLog, worker: "w1" });
-  const route = (tenant: string): Promise<RouteOutcome> =>
+  const route = (tenant: string, signal = new AbortController().signal): Promise<RouteOutcome> =>
     routeModelCall(
       { world, models: models.of(tenant), breakers, account: createCallAccount({ attempt: 1, progress: () => undefined, so_far: () => undefined }) },
       {
@@ -227,11 +228,18 @@ test("a provider that fails a tenant's own key trips the breaker of that tenant 
         attempt: 1,
         request: { instructions: "", messages: [{ role: "user", text: "hi" }], tools: [], max_output_tokens: 9, idempotency_key: "i" },
       },
-      { signal: new AbortController().signal, on_delta: () => undefined },
+      { signal, on_delta: () => undefined },
     );
   answer = { refusal: { status: 503, body: { error: { message: "down for this account" } } } };
-  const failed = await Promise.all([1, 2, 3].map(() => route("acme")));
-  expect(failed.map((one) => one.kind)).toEqual(["failed", "failed", "failed"]);
+  // With no other model to go to they would wait for the breaker's probe.
+  const enough = new AbortController();
+  const failing = [1, 2, 3].map(() => route("acme", enough.signal));
+  await eventually(
+    async () => breakers.readings(),
+    (all) => all.some(({ state }) => state === "open"),
+  );
+  enough.abort();
+  expect((await Promise.allSettled(failing)).filter((one) => one.status === "fulfilled" && one.value.kind === "completed")).toEqual([]);
   answer = { text: "hello" };
   expect(breakers.readings().filter(({ state }) => state !== "closed")).toMatchObject([{ provider: "openai", owner: "tenant.acme", state: "open" }]);
   for (const tenant of ["rival", "poor"])
