@@ -14,9 +14,10 @@ import { assert } from "../protocol/assert.ts";
 import { HANDOVER_DEADLINE_MS } from "../protocol/limits.ts";
 import type { Log } from "../protocol/log.ts";
 import { timestamp, type World } from "../protocol/world.ts";
-import { leastLoaded, type PlacementDecision, type PlacementStrategy, planPlacement } from "./placement.ts";
+import { leastLoaded, type PlacementDecision, type PlacementStrategy, type PlacementWorker, planPlacement } from "./placement.ts";
 import type { PlacementTable } from "./placement-table.ts";
 import { Preparations } from "./preparations.ts";
+import type { WorkerLease } from "./tables.ts";
 import type { Verdicts } from "./verdicts.ts";
 import { isAlive, type WorkerJournals } from "./worker-journals.ts";
 
@@ -63,6 +64,8 @@ export class Assignments {
   /** Planned moves that begin when their target is ready. */
   readonly #preparations: Preparations;
   readonly #unowned_since_ms = new Map<number, number>();
+  /** Who released a shard to nobody, by incarnation, with its lease as it was heard last by then. */
+  readonly #released_under = new Map<string, WorkerLease>();
 
   constructor(options: AssignmentsOptions) {
     this.#options = options;
@@ -71,12 +74,12 @@ export class Assignments {
 
   /** Plans on what is known now, and carries it out as far as nothing of it is in doubt. */
   async make(): Promise<void> {
-    const { bus, world, journals, verdicts, table } = this.#options;
+    const { bus, world, journals, table } = this.#options;
     const now_ms = world.monotonic_ms();
     const { decisions, unplaced } = planPlacement(
       {
         shards: bus.shards,
-        workers: verdicts.living(),
+        workers: this.#workers(),
         table: table.entries(),
         epochs: journals.epochs(),
         required_versions: this.#options.required_versions(),
@@ -90,6 +93,23 @@ export class Assignments {
     this.#preparations.keep(new Set(decisions.flatMap((decision) => (decision.kind === "move" ? [decision.shard] : []))));
     const known = [...decisions, ...this.#overdue(decided)].filter(({ shard }) => !table.is_doubtful(shard));
     await Promise.all(known.map((decision) => this.#carryOut(decision)));
+  }
+
+  /**
+   * The living. Who releases a shard to nobody is leaving, and its lease says so; until that is heard it is given nothing: it would release that at once
+   * as well, and be the emptiest again.
+   */
+  #workers(): PlacementWorker[] {
+    const { verdicts, table } = this.#options;
+    for (const { worker, from, incarnation } of table.entries().values()) {
+      if (worker !== "" || typeof from !== "string" || this.#released_under.has(incarnation)) continue;
+      const lease = verdicts.lease(from);
+      if (lease?.incarnation === incarnation) this.#released_under.set(incarnation, lease);
+    }
+    const living = verdicts.living();
+    const heard = new Map(living.map(({ id, incarnation }) => [incarnation, verdicts.lease(id)]));
+    for (const [incarnation, lease] of this.#released_under) if (heard.get(incarnation) !== lease) this.#released_under.delete(incarnation);
+    return living.map((one) => (one.condition === "ready" && this.#released_under.has(one.incarnation) ? { ...one, condition: "suspected" } : one));
   }
 
   /** Owners write the table themselves when they hand over; their journals tell it too. */
