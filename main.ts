@@ -2,17 +2,14 @@
 //
 // Rooms are imported when they are needed: a worker does not wait for what only a gateway uses.
 import { randomBytes } from "node:crypto";
-import { existsSync } from "node:fs";
-import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { CliPorts } from "./cli/ports.ts";
 import { runCli } from "./cli/run.ts";
-import { readDevFile } from "./cli/dev-file.ts";
-import { MASTER_KEYS_FILE } from "./deploy/local/secrets.ts";
+import { commandLineMasterKeysFile, commandLineSettings } from "./roles/command-line.ts";
 import { addMasterKey, openMasterKeys } from "./roles/master-keys.ts";
 import { realWorld } from "./roles/real-world.ts";
 import { connect, type Runtime } from "./roles/runtime.ts";
-import { readSettings, type Settings } from "./roles/settings.ts";
+import { readSettings } from "./roles/settings.ts";
 import type { Log } from "./protocol/log.ts";
 import { crashFields, secretsOf } from "./telemetry/crash.ts";
 import { createLog } from "./telemetry/log.ts";
@@ -100,26 +97,11 @@ function endSoon(): void {
 
 const fresh = (): string => world.id().slice(0, 8);
 
-/** Where the command line finds the broker and the database: what the environment says, else what `up` wrote down. */
-async function commandLineSettings(): Promise<Settings> {
-  const dev = await readDevFile(settings.TROUPE_HOME);
-  if (dev.kind !== "read" || settings.TROUPE_NATS_URL !== undefined) return settings;
-  const { nats_url, nats_operator, nats_monitor_url, postgres_url } = dev.file;
-  return {
-    ...settings,
-    TROUPE_NATS_URL: nats_url,
-    TROUPE_NATS_USER: nats_operator?.user,
-    TROUPE_NATS_PASSWORD: nats_operator?.password,
-    TROUPE_NATS_MONITOR_URL: settings.TROUPE_NATS_MONITOR_URL ?? nats_monitor_url,
-    TROUPE_POSTGRES_URL: settings.TROUPE_POSTGRES_URL ?? postgres_url,
-  };
-}
-
 const log = createLog({ level: "warn", fields: { role: "cli" }, for_people: process.stderr.isTTY });
 const commandLine = async (): Promise<Runtime> => ({
   world,
   log,
-  settings: await commandLineSettings(),
+  settings: await commandLineSettings(settings),
   tracing: noTracing,
   metrics: createMetrics("all"),
   asked_to_end: new Promise(() => undefined),
@@ -129,22 +111,16 @@ const commandLine = async (): Promise<Runtime> => ({
 /** What the environment says, else the file that `up` keeps. */
 const commandLineMasterKeys: CliPorts["master_keys"] = {
   read() {
-    const keys = openMasterKeys({ ...settings, TROUPE_MASTER_KEYS_FILE: masterKeysFile() }, log)();
+    const keys = openMasterKeys({ ...settings, TROUPE_MASTER_KEYS_FILE: commandLineMasterKeysFile(settings) }, log)();
     if (keys.length === 0) throw new Error("there are no master keys here: set TROUPE_MASTER_KEYS_FILE or TROUPE_MASTER_KEYS");
     return keys;
   },
   add() {
-    const file = masterKeysFile();
+    const file = commandLineMasterKeysFile(settings);
     if (file === undefined) throw new Error("a master key is added to a file, and none is named here: set TROUPE_MASTER_KEYS_FILE");
     return addMasterKey(file, (count) => randomBytes(count));
   },
 };
-
-function masterKeysFile(): string | undefined {
-  const kept = join(settings.TROUPE_HOME, MASTER_KEYS_FILE);
-  if (settings.TROUPE_MASTER_KEYS !== undefined || settings.TROUPE_MASTER_KEYS_FILE !== undefined) return settings.TROUPE_MASTER_KEYS_FILE;
-  return existsSync(kept) ? kept : undefined;
-}
 
 const ports: CliPorts = {
   world,
@@ -169,11 +145,11 @@ const ports: CliPorts = {
     return connect(await commandLine(), "troupe-cli", { ensure: false, first_connection_patience_ms: COMMAND_LINE_PATIENCE_MS });
   },
   async login() {
-    return (await commandLineSettings()).TROUPE_NATS_USER ?? "nobody";
+    return (await commandLineSettings(settings)).TROUPE_NATS_USER ?? "nobody";
   },
   master_keys: commandLineMasterKeys,
   async openDatabase() {
-    const { TROUPE_POSTGRES_URL: url } = await commandLineSettings();
+    const { TROUPE_POSTGRES_URL: url } = await commandLineSettings(settings);
     if (url === undefined) throw new Error("no Postgres is configured: TROUPE_POSTGRES_URL is not set and dev.json names none");
     const { createDatabase } = await import("./projections/database.ts");
     const database = createDatabase({ url, application_name: "troupe-cli", log });

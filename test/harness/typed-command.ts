@@ -3,36 +3,19 @@
 //
 // Troupe.cli starts the real process: what main.ts itself does (the environment, the streams, the exit code) is seen there. This is for all else.
 import { randomBytes } from "node:crypto";
-import { join } from "node:path";
 import { Readable } from "node:stream";
 import { auditSubstrate } from "../../bus/jetstream.ts";
-import { readDevFile } from "../../cli/dev-file.ts";
 import { runCli } from "../../cli/run.ts";
-import { MASTER_KEYS_FILE } from "../../deploy/local/secrets.ts";
 import { createDatabase } from "../../projections/database.ts";
 import { silentLog } from "../../protocol/log.ts";
+import { commandLineMasterKeysFile, commandLineSettings } from "../../roles/command-line.ts";
 import { addMasterKey, openMasterKeys } from "../../roles/master-keys.ts";
 import { realWorld } from "../../roles/real-world.ts";
 import { connect } from "../../roles/runtime.ts";
-import { readSettings, type Settings } from "../../roles/settings.ts";
+import { readSettings } from "../../roles/settings.ts";
 import { createMetrics } from "../../telemetry/metrics.ts";
 import { noTracing } from "../../telemetry/tracing.ts";
 import type { CliOutcome, Troupe } from "./troupe.ts";
-
-/** What the environment says, else what `up` wrote down: as main.ts has it. */
-async function whereThingsAre(settings: Settings): Promise<Settings> {
-  const dev = await readDevFile(settings.TROUPE_HOME);
-  if (dev.kind !== "read" || settings.TROUPE_NATS_URL !== undefined) return settings;
-  const { nats_url, nats_operator, nats_monitor_url, postgres_url } = dev.file;
-  return {
-    ...settings,
-    TROUPE_NATS_URL: nats_url,
-    TROUPE_NATS_USER: nats_operator?.user,
-    TROUPE_NATS_PASSWORD: nats_operator?.password,
-    TROUPE_NATS_MONITOR_URL: settings.TROUPE_NATS_MONITOR_URL ?? nats_monitor_url,
-    TROUPE_POSTGRES_URL: settings.TROUPE_POSTGRES_URL ?? postgres_url,
-  };
-}
 
 /** As Troupe.cli answers, also when the command was refused. */
 export async function typed(
@@ -43,11 +26,11 @@ export async function typed(
   const env = { ...troupe.env, ...more };
   const read = readSettings(env, troupe.home);
   if (read.kind === "invalid") throw new Error(`the environment cannot be used: ${read.faults.join("; ")}`);
-  const settings = await whereThingsAre(read.settings);
+  const settings = await commandLineSettings(read.settings);
   const world = realWorld();
   const log = silentLog;
   const random_bytes = (count: number): Uint8Array => randomBytes(count);
-  const master_keys_file = settings.TROUPE_MASTER_KEYS_FILE ?? join(troupe.home, MASTER_KEYS_FILE);
+  const master_keys_file = commandLineMasterKeysFile(settings);
   const no_role = (): Promise<number> => Promise.reject(new Error("a role is a process of its own: Troupe.cli starts one"));
   let stdout = "";
   let stderr = "";
@@ -72,7 +55,7 @@ export async function typed(
     login: async () => settings.TROUPE_NATS_USER ?? "nobody",
     master_keys: {
       read: () => openMasterKeys({ ...settings, TROUPE_MASTER_KEYS_FILE: master_keys_file }, log)(),
-      add: () => addMasterKey(master_keys_file, random_bytes),
+      add: () => addMasterKey(master_keys_file ?? "", random_bytes),
     },
     async openDatabase() {
       if (settings.TROUPE_POSTGRES_URL === undefined) throw new Error("no Postgres is configured");
